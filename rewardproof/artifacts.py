@@ -1,0 +1,183 @@
+"""Run directories: what a verb leaves behind, and the rules for creating, resuming and overwriting them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rewardproof.config import Section, dump_yaml
+from rewardproof.errors import CheckpointError
+
+PACKAGES = ("rewardproof", "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "scipy")
+MARKER = "provenance.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a verb returns: where its files lie and the one number to remember.
+
+    Attributes:
+        path: The run directory (or file) that was written.
+        headline: One sentence with the headline number and its 95 % interval.
+        results: The content of `report.json`.
+    """
+
+    path: Path
+    headline: str
+    results: Mapping[str, Any]
+
+
+class RunDirectory:
+    """A directory that one run owns. It is created once, never overwritten by accident, and written atomically."""
+
+    def __init__(self, path: Path | str, config: Section, *, overwrite: bool = False, resume: bool = False) -> None:
+        """Create the directory and write `config.yaml` and `provenance.json`.
+
+        Args:
+            path: The run directory.
+            config: The resolved configuration.
+            overwrite: Delete what an earlier run left there.
+            resume: Continue an interrupted run with the same configuration.
+
+        Raises:
+            CheckpointError: The directory holds something and neither option was given, belongs to no run of ours,
+                or was made with another configuration.
+        """
+        self.path = Path(path)
+        self.started = time.perf_counter()
+        self.config = config
+        text = dump_yaml(config)
+        if self.path.exists() and not self.path.is_dir():
+            raise CheckpointError(f"{self.path} is a file; expected a directory to write to. Name another one.")
+        occupied = self.path.exists() and any(self.path.iterdir())
+        if occupied and not overwrite and not resume:
+            raise CheckpointError(
+                f"{self.path} is not empty; a run never overwrites another. Name a new directory, "
+                "or pass --overwrite to delete it, or --resume to continue an interrupted run."
+            )
+        if occupied and overwrite and not resume:
+            if not (self.path / MARKER).exists():
+                raise CheckpointError(f"{self.path} was not written by rewardproof (no {MARKER}); refusing to delete it.")
+            shutil.rmtree(self.path)
+        if occupied and resume:
+            written = self.path / "config.yaml"
+            if written.exists() and written.read_text() != text:
+                raise CheckpointError(
+                    f"{self.path}/config.yaml differs from the settings given now; --resume continues a run with the same "
+                    "settings. Restore them, or pass --overwrite to start again."
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_text("config.yaml", text)
+        self.write_json(MARKER, provenance())
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a text file atomically and return its path."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(text)
+        os.replace(partial, target)
+        return target
+
+    def write_json(self, name: str, value: object) -> Path:
+        """Write JSON atomically; dataclasses become objects, numbers that are not finite become null."""
+        return self.write_text(name, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one record to `log.jsonl`."""
+        with (self.path / "log.jsonl").open("a") as stream:
+            stream.write(json.dumps(plain(record), allow_nan=False) + "\n")
+
+    def finish(self, headline: str, results: Mapping[str, Any]) -> Report:
+        """Write `report.json` with the run's seconds and peak memory, and return the report."""
+        full = {
+            "headline": headline,
+            **results,
+            "seconds": round(time.perf_counter() - self.started, 1),
+            "peak_memory_gb": peak_memory_gb(),
+        }
+        self.write_json("report.json", full)
+        return Report(self.path, headline, full)
+
+
+def plain(value: object) -> Any:
+    """Turn dataclasses, tuples, paths and NumPy or torch scalars into JSON values; non-finite floats into `None`."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())  # pyright: ignore[reportAttributeAccessIssue]
+    return str(value)
+
+
+def provenance() -> dict[str, Any]:
+    """The command, commit, versions and machine of this process."""
+    versions: dict[str, str] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "versions": versions,
+        "machine": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        shown = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return shown.stdout.strip()
+
+
+def _processor() -> str:
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        for line in listing.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far, in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e9 if sys.platform == "darwin" else 1e6), 2)
+
+
+def require_directory(path: Path | str, *, what: str) -> Path:
+    """Return `path` if it is a directory.
+
+    Raises:
+        CheckpointError: It is not; the message says what was expected there.
+    """
+    found = Path(path)
+    if not found.is_dir():
+        raise CheckpointError(f"No directory at {found}; expected {what}. Check the path.")
+    return found

@@ -1,0 +1,38 @@
+"""Preference data: one noun (`Group`), readers of the field's formats, checks, splits, pairs, label noise and the embedded world.
+
+Tokens are another matter: `rewardproof.data.encoding` and `rewardproof.data.packing` are imported by their own names, because they load
+torch and transformers.
+"""
+
+from rewardproof.data.checks import REASONS, BadRow, check_group
+from rewardproof.data.formats import FORMATS, Format, detect, find_format, to_row
+from rewardproof.data.group import ROLES, Group, Message
+from rewardproof.data.pairs import Pair, merge_single_answers, ordered_pairs, with_label_noise
+from rewardproof.data.reading import GroupSet, ReadCounts, Row, iter_rows, read_groups
+from rewardproof.data.splitting import prompt_overlap, split_by_prompt, split_position
+
+__all__ = [
+    "FORMATS",
+    "REASONS",
+    "ROLES",
+    "BadRow",
+    "Format",
+    "Group",
+    "GroupSet",
+    "Message",
+    "Pair",
+    "ReadCounts",
+    "Row",
+    "check_group",
+    "detect",
+    "find_format",
+    "iter_rows",
+    "merge_single_answers",
+    "ordered_pairs",
+    "prompt_overlap",
+    "read_groups",
+    "split_by_prompt",
+    "split_position",
+    "to_row",
+    "with_label_noise",
+]

@@ -1,0 +1,219 @@
+"""Pair accuracy: how often the reward orders two answers as the data does, with what a length rule alone would reach on the same pairs.
+
+A group of n answers has a pair for every two answers whose scores differ. Its pairs are averaged first and every group counts once: a
+list of nine answers has 36 pairs but is one judgement of one prompt. Intervals resample prompts.
+"""
+
+# Shapes: G ordered groups, A answers of them, P ordered pairs.
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rewardproof.data.group import Group
+from rewardproof.errors import EvaluationError
+from rewardproof.statistics import Interval, Reliability, cluster_bootstrap, reliability, wilson, within_cluster_correlation
+from rewardproof.statistics.checks import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyReport:
+    """What `pair_accuracy` found. Accuracies are shares in [0, 1]; a tie counts as half a correct pair.
+
+    Attributes:
+        overall: Accuracy over all ordered groups.
+        by_subset: Accuracy by the groups' subset; empty where there is only one.
+        by_category: Accuracy by the groups' category; empty where there is only one.
+        length_only: Accuracy of the rule "the longer answer wins" (characters) on the same pairs.
+        n_pairs: Ordered pairs.
+        n_groups: Groups with at least one ordered pair.
+        unordered: Groups left out because nothing orders their answers.
+        tied: Pairs to whose answers the reward gives the same number.
+        reward_mean: Mean reward over the answers of ordered groups.
+        reward_std: Its standard deviation.
+        gap_mean: Mean reward gap, better answer minus worse, every group counting once.
+        gap_std: Standard deviation of that gap over groups' pairs, weighted alike.
+        length_correlation: Correlation of reward and length in characters among the answers of one prompt; `None` where either is constant.
+        calibration: Confidence sigmoid(|gap|) in the answer that the reward favours, against how often the data agrees.
+    """
+
+    overall: Interval
+    by_subset: dict[str, Interval]
+    by_category: dict[str, Interval]
+    length_only: Interval
+    n_pairs: int
+    n_groups: int
+    unordered: int
+    tied: int
+    reward_mean: float
+    reward_std: float
+    gap_mean: float
+    gap_std: float
+    length_correlation: float | None
+    calibration: Reliability
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error of sigmoid(gap)."""
+        return self.calibration.error
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = dataclasses.asdict(self)
+        values["overall"], values["length_only"] = self.overall.as_dict(), self.length_only.as_dict()
+        for part in ("by_subset", "by_category"):
+            values[part] = {name: interval.as_dict() for name, interval in getattr(self, part).items()}
+        values["ece"] = self.ece
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """All ordered pairs in flat arrays; `group_P` says whose they are."""
+
+    gap_P: FloatArray
+    longer_P: FloatArray
+    group_P: np.ndarray
+    weight_P: FloatArray
+
+    def by_group(self, values_P: FloatArray) -> FloatArray:
+        return np.bincount(self.group_P, weights=values_P) / np.bincount(self.group_P)
+
+
+def pair_accuracy(groups: Sequence[Group], rewards: Sequence[Sequence[float]], *, seed: int = 0) -> AccuracyReport:
+    """How often the reward orders two answers as the data does.
+
+    Args:
+        groups: Prompts with their answers and the data's scores.
+        rewards: The rewards of every group's answers, in the groups' order.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Accuracy overall and by part, with intervals over prompts, and what helps to read it.
+
+    Raises:
+        EvaluationError: If rewards and groups do not match, a reward or a score is not finite, or no group is ordered.
+
+    Example:
+        >>> from rewardproof.data.group import Message
+        >>> def pair(prompt, chosen, rejected):
+        ...     answers = ((Message("assistant", chosen),), (Message("assistant", rejected),))
+        ...     return Group((Message("user", prompt),), answers, scores=(1.0, 0.0))
+        >>> report = pair_accuracy([pair("a", "yes", "no"), pair("b", "hm", "well")], [[2.0, 1.0], [0.5, 0.7]])
+        >>> report.overall.estimate, report.length_only.estimate, report.n_pairs
+        (0.5, 0.5, 2)
+    """
+    if len(groups) != len(rewards):
+        raise EvaluationError(
+            f"{len(rewards)} lists of rewards for {len(groups)} groups; expected one a group. Score the same rows that you evaluate."
+        )
+    arrays = [_finite_row(group, row) for group, row in zip(groups, rewards, strict=True)]
+    kept = [(group, row) for group, row in zip(groups, arrays, strict=True) if _ordered(group)]
+    if not kept:
+        raise EvaluationError(
+            f"none of {len(groups)} groups has an order; expected at least one with two different scores. "
+            "Accuracy needs a preference: give pairs (chosen, rejected) or rows with scores."
+        )
+    ordered, pairs = [group for group, _ in kept], _all_pairs(kept)
+    prompts = [group.prompt_key for group in ordered]
+    correct_P = _wins(pairs.gap_P)
+    correct_G = pairs.by_group(correct_P)
+    gap_mean = float(np.average(pairs.gap_P, weights=pairs.weight_P))
+    rewards_A = np.concatenate([row for _, row in kept])
+    return AccuracyReport(
+        overall=_share(correct_G, prompts, seed),
+        by_subset=_by_part(ordered, correct_G, prompts, seed, lambda group: group.subset),
+        by_category=_by_part(ordered, correct_G, prompts, seed, lambda group: group.category),
+        length_only=_share(pairs.by_group(pairs.longer_P), prompts, seed),
+        n_pairs=len(pairs.gap_P),
+        n_groups=len(ordered),
+        unordered=len(groups) - len(ordered),
+        tied=int((pairs.gap_P == 0).sum()),
+        reward_mean=float(rewards_A.mean()),
+        reward_std=float(rewards_A.std()),
+        gap_mean=gap_mean,
+        gap_std=float(np.sqrt(np.average((pairs.gap_P - gap_mean) ** 2, weights=pairs.weight_P))),
+        length_correlation=_length_correlation(ordered, rewards_A),
+        calibration=reliability(1 / (1 + np.exp(-np.abs(pairs.gap_P))), correct_P, span=(0.5, 1.0), weights=pairs.weight_P),
+    )
+
+
+def _finite_row(group: Group, row: Sequence[float]) -> FloatArray:
+    values = np.asarray(row, dtype=np.float64)
+    name = group.origin or group.id or repr(group.prompt_text[:60])
+    if values.shape != (len(group.answers),):
+        raise EvaluationError(
+            f"{name}: {values.size} rewards for {len(group.answers)} answers; expected one an answer, or the comparison is of other rows. "
+            "Score the same rows that you evaluate."
+        )
+    for what, numbers in (("reward", values), ("score", np.asarray(group.scores or (), dtype=np.float64))):
+        bad = np.flatnonzero(~np.isfinite(numbers))
+        if len(bad):
+            cure = "Check the model: half precision may overflow." if what == "reward" else "Fix the row."
+            raise EvaluationError(
+                f"{name}: the {what} of answer {bad[0] + 1} is {numbers[bad[0]]}; expected a finite number. "
+                f"A comparison with it would silently count as a wrong pair. {cure}"
+            )
+    return values
+
+
+def _ordered(group: Group) -> bool:
+    return group.scores is not None and len(set(group.scores)) > 1
+
+
+def _all_pairs(kept: list[tuple[Group, FloatArray]]) -> _Pairs:
+    gaps, longer, sizes = [], [], []
+    for group, rewards in kept:
+        scores, lengths = np.asarray(group.scores), _lengths(group)
+        better, worse = np.nonzero(scores[:, None] > scores[None, :])
+        gaps.append(rewards[better] - rewards[worse])
+        longer.append(_wins(lengths[better] - lengths[worse]))
+        sizes.append(len(better))
+    group_P = np.repeat(np.arange(len(kept)), sizes)
+    return _Pairs(np.concatenate(gaps), np.concatenate(longer), group_P, np.repeat(1.0 / np.asarray(sizes), sizes))
+
+
+def _wins(difference_P: FloatArray) -> FloatArray:
+    return np.where(difference_P > 0, 1.0, np.where(difference_P == 0, 0.5, 0.0))
+
+
+def _lengths(group: Group) -> FloatArray:
+    return np.asarray([len(text) for text in group.answer_texts], dtype=np.float64)
+
+
+def _share(correct_G: FloatArray, prompts: Sequence[str], seed: int) -> Interval:
+    """Bootstrap over prompts; Wilson over prompts where every group agrees and resampling would claim certainty."""
+    interval = cluster_bootstrap(correct_G, prompts, seed=seed)
+    if correct_G.min() < correct_G.max() or correct_G[0] not in (0.0, 1.0):
+        return interval
+    honest = wilson(interval.n_clusters * correct_G[0], interval.n_clusters)
+    return dataclasses.replace(interval, low=honest.low, high=honest.high)
+
+
+def _by_part(
+    groups: list[Group], correct_G: FloatArray, prompts: list[str], seed: int, part: Callable[[Group], str]
+) -> dict[str, Interval]:
+    rows: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        rows.setdefault(part(group) or "(none)", []).append(index)
+    if len(rows) == 1:
+        return {}
+    return {name: _share(correct_G[rows[name]], [prompts[i] for i in rows[name]], seed) for name in sorted(rows)}
+
+
+def _length_correlation(groups: list[Group], rewards_A: FloatArray) -> float | None:
+    lengths_A = np.concatenate([_lengths(group) for group in groups])
+    prompts_A = [group.prompt_key for group in groups for _ in group.answers]
+    if not (_varies_within(lengths_A, prompts_A) and _varies_within(rewards_A, prompts_A)):
+        return None
+    return within_cluster_correlation(rewards_A, lengths_A, prompts_A)
+
+
+def _varies_within(values_A: FloatArray, prompts_A: list[str]) -> bool:
+    first: dict[str, float] = {}
+    return any(value != first.setdefault(prompt, value) for value, prompt in zip(values_A.tolist(), prompts_A, strict=True))

@@ -1,0 +1,198 @@
+"""Attention over a packed stream: each segment sees its group's shared prefix and, causally, itself.
+
+Registered with transformers' `AttentionInterface`, so that every family's own attention module calls it; the plan arrives as the keyword
+`plan`. Two backends: a loop of scaled-dot-product calls (CPU, MPS) and one FlexAttention call (CUDA). Both honour sliding windows, score
+scaling and soft-capping exactly.
+"""
+
+# H query heads, T tokens of the stream, D head width; batch dimension is always 1.
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from rewardproof.data.packing import PackedBatch, Segment
+
+SEGMENTS = "rewardproof_segments"
+FLEX = "rewardproof_flex"
+
+
+class AttentionPlan:
+    """Who attends to whom in one stream, with the masks that the layers share."""
+
+    def __init__(self, batch: PackedBatch, device: torch.device) -> None:
+        """Take the plan of `batch`; masks are built when the first layer asks for them."""
+        self.segments = batch.segments
+        self.batch = batch
+        self.device = device
+        self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._block_masks: dict[int | None, Any] = {}
+
+    def visible(self, segment: Segment, window: int | None) -> Tensor | None:
+        """Boolean mask (queries, keys) of a segment, or `None` where plain causal attention is the same."""
+        prefix, own = segment.prefix_end - segment.prefix_start, segment.end - segment.start
+        binding = window if window is not None and window < prefix + own else None
+        if prefix == 0 and binding is None:
+            return None
+        key = (prefix, own, binding)
+        if key not in self._masks:
+            query_positions = torch.arange(prefix, prefix + own, device=self.device)[:, None]
+            key_positions = torch.arange(prefix + own, device=self.device)[None, :]
+            mask = key_positions <= query_positions
+            if binding is not None:
+                mask = mask & (key_positions > query_positions - binding)
+            self._masks[key] = mask
+        return self._masks[key]
+
+    def block_mask(self, window: int | None) -> Any:
+        """FlexAttention block mask of the whole stream."""
+        if window not in self._block_masks:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            total = self.batch.n_tokens
+            self._block_masks[window] = create_block_mask(
+                _stream_rule(self.batch, self.device, window), None, None, total, total, device=str(self.device)
+            )
+        return self._block_masks[window]
+
+
+def _stream_rule(batch: PackedBatch, device: torch.device, window: int | None) -> Callable[..., Tensor]:
+    segment_T = torch.empty(batch.n_tokens, dtype=torch.long, device=device)
+    prefix_T = torch.empty(batch.n_tokens, dtype=torch.long, device=device)
+    by_start = {(segment.start, segment.end): number for number, segment in enumerate(batch.segments)}
+    for number, segment in enumerate(batch.segments):
+        segment_T[segment.start : segment.end] = number
+        prefix_T[segment.start : segment.end] = by_start.get((segment.prefix_start, segment.prefix_end), -1)
+    position_T = batch.position_ids_T.to(device)
+
+    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = (segment_T[key] == segment_T[query]) | (segment_T[key] == prefix_T[query])
+        distance = position_T[query] - position_T[key]
+        seen = same & (distance >= 0)
+        return seen if window is None else seen & (distance < window)
+
+    return visible
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    plan: AttentionPlan,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """One scaled-dot-product call a segment; shapes `(1, H, T, D)` in, `(1, T, H, D)` out."""
+    heads = query.shape[1]
+    if key.shape[1] != heads:
+        key = key.repeat_interleave(heads // key.shape[1], dim=1)
+        value = value.repeat_interleave(heads // value.shape[1], dim=1)
+    key, value = key.to(query.dtype), value.to(query.dtype)
+    outputs: list[Tensor] = []
+    for segment in plan.segments:
+        own = slice(segment.start, segment.end)
+        keys, values = key[:, :, own], value[:, :, own]
+        if segment.prefix_end > segment.prefix_start:
+            prefix = slice(segment.prefix_start, segment.prefix_end)
+            keys, values = torch.cat((key[:, :, prefix], keys), dim=2), torch.cat((value[:, :, prefix], values), dim=2)
+        mask = plan.visible(segment, sliding_window)
+        if softcap is None:
+            outputs.append(
+                F.scaled_dot_product_attention(
+                    query[:, :, own], keys, values, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+                )
+            )
+        else:
+            outputs.append(_soft_capped(query[:, :, own], keys, values, mask, scaling=scaling, softcap=softcap))
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _soft_capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float | None, softcap: float) -> Tensor:
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.tanh(query @ key.transpose(2, 3) * scale / softcap) * softcap
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1, dtype=torch.float32)
+    return weights.to(value.dtype) @ value
+
+
+def flex_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    plan: AttentionPlan,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """The whole stream in one FlexAttention call; compiled on CUDA, plain PyTorch elsewhere."""
+    def capped(score: Tensor, _b: Tensor, _h: Tensor, _q: Tensor, _k: Tensor) -> Tensor:
+        return score if softcap is None else torch.tanh(score / softcap) * softcap
+
+    attend = _compiled_flex() if query.is_cuda else _plain_flex()
+    output = attend(
+        query,
+        key.to(query.dtype),
+        value.to(query.dtype),
+        score_mod=None if softcap is None else capped,
+        block_mask=plan.block_mask(sliding_window),
+        scale=scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return output.transpose(1, 2), None
+
+
+@functools.cache
+def _plain_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention as attend
+
+    return attend
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    return torch.compile(_plain_flex(), dynamic=True)
+
+
+def _no_mask(*_: object, **__: object) -> None:
+    return None
+
+
+AttentionInterface.register(SEGMENTS, segment_attention)
+AttentionInterface.register(FLEX, flex_attention)
+AttentionMaskInterface.register(SEGMENTS, _no_mask)
+AttentionMaskInterface.register(FLEX, _no_mask)
+
+
+@contextlib.contextmanager
+def packed_attention(model: PreTrainedModel, backend: str) -> Iterator[None]:
+    """Let the model's attention modules call a packed backend, and put the stock one back afterwards."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = backend
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+def default_backend(device: torch.device) -> str:
+    """FlexAttention on CUDA, the loop over segments elsewhere."""
+    return FLEX if device.type == "cuda" else SEGMENTS

@@ -1,0 +1,189 @@
+"""Loading and saving under the checkpoint contract, so that a delivered model drops into every consumer unchanged.
+
+The contract: a stock `*ForSequenceClassification` with one label, `problem_type="regression"`, a pad token that is not eos, the chat template
+saved with the tokenizer, safetensors. An unmerged mixture is saved as `experts.safetensors`, a name that stock loaders do not look for:
+they would otherwise fill the blocks that they do not know with random weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rewardproof.data.encoding import prepare_tokenizer
+from rewardproof.errors import CheckpointError, ModelError
+from rewardproof.models.embedded import embedded_model_dir
+from rewardproof.models.upcycling import CONFIG_KEY, is_upcycled, restore_structure
+
+EXPERTS_FILE = "experts.safetensors"
+EMBEDDED = {"embedded:smollm2-135m": embedded_model_dir}
+log = logging.getLogger(__name__)
+
+
+def resolve(spec: str) -> str:
+    """Turn MODEL (a directory, a hub id, or `embedded:…`) into what `from_pretrained` takes.
+
+    Raises:
+        CheckpointError: Nothing of that name exists.
+    """
+    if spec.startswith("embedded:"):
+        if spec not in EMBEDDED:
+            raise CheckpointError(f"Unknown embedded model {spec!r}; expected one of: {', '.join(EMBEDDED)}.")
+        return str(EMBEDDED[spec]())
+    path = Path(spec)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            inner = path / "model" / "config.json"
+            hint = f"; did you mean {path / 'model'}?" if inner.is_file() else ""
+            raise CheckpointError(f"{spec} holds no config.json; expected a model directory{hint}")
+        return str(path)
+    if path.is_absolute() or spec.startswith((".", "~")) or spec.count("/") != 1:
+        raise CheckpointError(f"No model at {spec!r}; expected a directory, a hub id such as Qwen/Qwen3-0.6B, or embedded:smollm2-135m.")
+    return spec
+
+
+def _load_config(spec: str) -> tuple[str, Any]:
+    resolved = resolve(spec)
+    try:
+        return resolved, AutoConfig.from_pretrained(resolved)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"Could not load a model from {spec!r} ({str(error).splitlines()[0]}); expected a local directory or a reachable hub id. "
+            "Check the name, or use embedded:smollm2-135m, which needs no hub."
+        ) from error
+
+
+def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a pad token apart from eos and a chat template; what had to be changed is logged."""
+    resolved = resolve(spec)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolved)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"No tokenizer could be loaded from {spec!r} ({str(error).splitlines()[0]}); save one beside the model.") from error
+    for change in prepare_tokenizer(tokenizer):
+        log.warning("%s: %s", spec, change)
+    return tokenizer
+
+
+def load_base(spec: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A language model as the start of a reward model: its backbone, and a head of zeros.
+
+    Dropout is switched off, so that training and scoring compute the same function. A checkpoint that already is a reward model keeps its
+    head.
+    """
+    resolved, config = _load_config(spec)
+    if hasattr(config, CONFIG_KEY):
+        raise ModelError(f"{spec} holds experts, expected a dense model to start from; merge it first (rewardproof merge {spec} OUT).")
+    config.num_labels = 1
+    _switch_dropout_off(config)
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(resolved, config=config, dtype=dtype)
+    except ValueError as error:
+        raise ModelError(
+            f"{spec} ({config.model_type}) has no sequence-classification class in transformers, expected a decoder that has one "
+            "(Llama, Qwen, Mistral, Gemma, Phi-3, GPT-NeoX, GPT-2 …); choose such a model."
+        ) from error
+    _apply_contract(model, tokenizer)
+    if not _has_head(config):
+        torch.nn.init.zeros_(model.get_submodule("score").get_parameter("weight"))
+    return model
+
+
+def _switch_dropout_off(config: Any) -> None:
+    for name, value in vars(config).items():
+        if isinstance(value, float) and value > 0 and ("drop" in name):
+            setattr(config, name, 0.0)
+
+
+def _has_head(config: Any) -> bool:
+    return any("ForSequenceClassification" in name for name in (config.architectures or []))
+
+
+def _apply_contract(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+    config = model.config
+    config.num_labels = 1
+    config.problem_type = "regression"
+    config.pad_token_id = tokenizer.pad_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    config.use_cache = False
+    config.value_head_prefix = "score"
+    config.architectures = [type(model).__name__]
+
+
+def load_reward_model(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A trained reward model, dense or with experts, and its tokenizer.
+
+    Raises:
+        ModelError: The checkpoint has no reward head, or more than one label.
+        CheckpointError: The checkpoint is missing or incomplete.
+    """
+    resolved, config = _load_config(spec)
+    if not _has_head(config):
+        named = ", ".join(config.architectures or ["an unnamed class"])
+        raise ModelError(
+            f"{spec} is {named}: it has no reward head, expected a *ForSequenceClassification with one label. "
+            f"Train one from it: rewardproof train dense OUT model={spec} data=…"
+        )
+    if config.num_labels != 1:
+        raise ModelError(f"{spec} has {config.num_labels} labels, expected 1: a reward is one number. Choose a reward model.")
+    tokenizer = load_tokenizer(spec)
+    if hasattr(config, CONFIG_KEY):
+        model = _load_experts(Path(resolved), config, dtype)
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(resolved, dtype=dtype)
+    model.eval()
+    return model, tokenizer
+
+
+def _load_experts(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    file = folder / EXPERTS_FILE
+    if not file.is_file():
+        raise CheckpointError(f"{folder} says that it holds experts but has no {EXPERTS_FILE}; the checkpoint is incomplete. Train it again.")
+    entry = getattr(config, CONFIG_KEY)
+    model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+    restore_structure(model, entry)
+    model.load_state_dict(load_file(file), strict=True)
+    return model
+
+
+def save_reward_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str, *, dtype: torch.dtype | None = None
+) -> Path:
+    """Write a checkpoint under the contract, atomically: a reader sees the whole directory or none.
+
+    Args:
+        model: Dense or upcycled reward model.
+        tokenizer: Its tokenizer, saved with the chat template.
+        path: Directory to write; replaced if it exists.
+        dtype: Precision of the saved weights; `None` keeps the model's own.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    state = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in model.state_dict().items()}
+    if is_upcycled(model):
+        save_file(state, partial / EXPERTS_FILE, metadata={"format": "pt"})
+        model.config.save_pretrained(partial)
+    else:
+        model.save_pretrained(partial, state_dict=state)
+    saved = json.loads((partial / "config.json").read_text())
+    saved["dtype"] = str(dtype or model.dtype).removeprefix("torch.")
+    saved["architectures"] = [type(model).__name__]
+    (partial / "config.json").write_text(json.dumps(saved, indent=2) + "\n")
+    tokenizer.save_pretrained(partial)
+    partial.chmod(0o755)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(partial, target)
+    return target

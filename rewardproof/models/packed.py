@@ -1,0 +1,134 @@
+"""The packed forward: a stream of groups through a stock model, rewards read at each conversation's last token by position."""
+
+# T tokens of the stream, C conversations, D hidden width, L answer tokens, V vocabulary.
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rewardproof.data.packing import PackedBatch
+from rewardproof.errors import ModelError
+from rewardproof.models.attention import AttentionPlan, default_backend, packed_attention
+from rewardproof.models.families import is_padded_only
+from rewardproof.models.routing import Router, Routing
+
+log = logging.getLogger(__name__)
+
+
+class PackedRewards(NamedTuple):
+    """Result of a packed forward.
+
+    Attributes:
+        rewards_C: One reward a conversation, shape `(C,)`, float32.
+        routings: What each router decided, lowest layer first; empty for a dense model.
+    """
+
+    rewards_C: Tensor
+    routings: tuple[Routing, ...]
+
+
+def hidden_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "") -> Tensor:
+    """Final hidden states of the stream, after the last norm, shape `(T, D)`.
+
+    Args:
+        model: A classification or causal model.
+        batch: The stream, on the model's device.
+        backend: Attention backend; empty chooses by device.
+    """
+    base = model.base_model
+    device = batch.token_ids_T.device
+    plan = AttentionPlan(batch, device)
+    with packed_attention(base, backend or default_backend(device)):
+        output = base(input_ids=batch.token_ids_T[None], position_ids=batch.position_ids_T[None], use_cache=False, plan=plan)
+    return output.last_hidden_state[0]
+
+
+def end_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "") -> Tensor:
+    """Final hidden state of each conversation's last token, shape `(C, D)`."""
+    if is_padded_only(model):
+        return _padded_end_states(model, batch)
+    return hidden_states(model, batch, backend=backend)[batch.end_index_C]
+
+
+def packed_rewards(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "") -> PackedRewards:
+    """Rewards of every conversation in the stream."""
+    with capture_routing(model) as routings:
+        states_CD = end_states(model, batch, backend=backend)
+    head = model.get_submodule("score")
+    rewards_C = head(states_CD.to(head.get_parameter("weight").dtype))[:, 0].float()
+    return PackedRewards(rewards_C, tuple(routings))
+
+
+@contextlib.contextmanager
+def capture_routing(model: nn.Module) -> Iterator[list[Routing]]:
+    """Collect what every router returns while the context is open."""
+    captured: list[Routing] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Routing) -> None:
+        captured.append(output)
+
+    hooks = [module.register_forward_hook(keep) for module in model.modules() if isinstance(module, Router)]
+    try:
+        yield captured
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def answer_log_probs(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "", chunk: int = 1024) -> Tensor:
+    """Log-probability of every answer token under a causal model, shape `(L,)`, in the order of `batch.target_L`.
+
+    The logits of an answer's first token lie at the last position of the shared prefix; `batch.logit_index_L` says where.
+
+    Raises:
+        ModelError: The model has no language-model head.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{type(model).__name__} has no language-model head, expected a causal model; log-probabilities need one.")
+    states_LD = hidden_states(model, batch, backend=backend)[batch.logit_index_L]
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    pieces: list[Tensor] = []
+    for states, targets in zip(states_LD.split(chunk), batch.target_L.split(chunk), strict=True):
+        logits = head(states).float()
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        pieces.append(logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0])
+    return torch.cat(pieces)
+
+
+def conversations_of(batch: PackedBatch) -> list[Tensor]:
+    """Each conversation's token ids, shared prefix included."""
+    ends = set(batch.end_index_C.tolist())
+    tokens_T = batch.token_ids_T
+    return [
+        torch.cat((tokens_T[segment.prefix_start : segment.prefix_end], tokens_T[segment.start : segment.end]))
+        for segment in batch.segments
+        if segment.end - 1 in ends
+    ]
+
+
+def _padded_end_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    log.warning("%s adds position biases inside its attention (ALiBi); scoring it padded instead of packed", model.config.model_type)
+    rows = conversations_of(batch)
+    lengths = torch.tensor([len(row) for row in rows], device=batch.token_ids_T.device)
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
+    mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
+    output = model.base_model(input_ids=padded, attention_mask=mask.long(), use_cache=False)
+    return output.last_hidden_state[torch.arange(len(rows), device=padded.device), lengths - 1]
+
+
+def position_boundary(model: PreTrainedModel) -> int | None:
+    """Length at which a model's rotary factors change with the longest text of a stream, or `None` where they never do."""
+    parameters = getattr(model.config, "rope_parameters", None) or {}
+    kind = parameters.get("rope_type", "default") if isinstance(parameters, dict) else "default"
+    if kind not in {"longrope", "dynamic"}:
+        return None
+    original = parameters.get("original_max_position_embeddings") or getattr(model.config, "original_max_position_embeddings", None)
+    return int(original or model.config.max_position_embeddings)

@@ -1,0 +1,45 @@
+"""Numerical precision of a run: which one the machine does well, and how to switch it on for the length of a computation."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "tf32", "bf16"]:
+    """Make `auto` concrete: bf16 where the hardware computes it natively, fp32 elsewhere."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bf16"
+    return "fp32"
+
+
+@contextlib.contextmanager
+def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Compute in a precision while the context is open: autocast for bf16, reduced matrix products for tf32, both undone afterwards."""
+    kind = resolve_precision(precision, device)
+    before = torch.get_float32_matmul_precision()
+    if kind == "tf32":
+        torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=kind == "bf16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def default_device() -> torch.device:
+    """The accelerator of this process if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")

@@ -1,0 +1,115 @@
+"""`RewardModel`: a stock classification model with one label, its tokenizer, and packed scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rewardproof.data.encoding import EncodedGroup, encode_group
+from rewardproof.data.group import Group
+from rewardproof.data.packing import fill, pack, split_at_position, split_large
+from rewardproof.errors import EvaluationError
+from rewardproof.models.checkpoints import load_reward_model, save_reward_model
+from rewardproof.models.packed import packed_rewards, position_boundary
+from rewardproof.models.precision import Precision, computing_in, default_device
+
+
+class RewardModel:
+    """A reward model that scores groups of answers; a `Scorer`.
+
+    Example:
+        >>> model = RewardModel.load("runs/umm/model")             # doctest: +SKIP
+        >>> model.score([Group(prompt=..., answers=...)])          # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        precision: Precision = "fp32",
+        tokens_per_batch: int = 4096,
+        backend: str = "",
+    ) -> None:
+        """Wrap a model and its tokenizer.
+
+        Args:
+            model: A `*ForSequenceClassification` with one label, dense or upcycled.
+            tokenizer: Its tokenizer, with a chat template.
+            precision: Of the forward pass; `fp32` reproduces stock rewards to rounding.
+            tokens_per_batch: Token budget of one stream.
+            backend: Attention backend; empty chooses by device.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.precision: Precision = precision
+        self.tokens_per_batch = tokens_per_batch
+        self.backend = backend
+
+    @classmethod
+    def load(cls, path: str | Path, *, precision: Precision = "fp32", device: torch.device | None = None) -> RewardModel:
+        """Load a checkpoint, dense or with experts.
+
+        Args:
+            path: A directory or hub id.
+            precision: Of the forward pass.
+            device: Where to put it; the accelerator if there is one.
+        """
+        model, tokenizer = load_reward_model(str(path))
+        model.to(device or default_device())  # pyright: ignore[reportArgumentType]
+        return cls(model, tokenizer, precision=precision)
+
+    def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+        """Write a checkpoint under the contract that every consumer reads."""
+        return save_reward_model(self.model, self.tokenizer, path, dtype=dtype)
+
+    def score(self, groups: Sequence[Group], context: object = None) -> list[tuple[float, ...]]:
+        """Rewards of every answer of every group, in the caller's order.
+
+        Args:
+            groups: Groups of any size.
+            context: Unused; scorers that follow a policy need it.
+
+        Raises:
+            EvaluationError: A reward is not finite.
+        """
+        return self.score_encoded([encode_group(group, self.tokenizer, index=place) for place, group in enumerate(groups)])
+
+    def score_encoded(self, groups: Iterable[EncodedGroup]) -> list[tuple[float, ...]]:
+        """Rewards of encoded groups, in order."""
+        wanted = list(groups)
+        boundary = position_boundary(self.model)
+        parts = [(place, part) for place, group in enumerate(wanted) for part in self._parts(group, boundary)]
+        rewards: list[dict[tuple[int, ...], float]] = [{} for _ in wanted]
+        streams = [[], []] if boundary is not None else [[]]
+        for entry in parts:
+            long = boundary is not None and max(len(tokens) for tokens in entry[1].conversations) > boundary
+            streams[int(long)].append(entry)
+        for stream in streams:
+            self._score_stream(stream, rewards)
+        return [tuple(found[tokens] for tokens in group.conversations) for found, group in zip(rewards, wanted, strict=True)]
+
+    def _parts(self, group: EncodedGroup, boundary: int | None) -> list[EncodedGroup]:
+        sides = [group] if boundary is None else split_at_position(group, boundary)
+        return [part for side in sides for part in split_large(side, tokens_per_batch=self.tokens_per_batch)]
+
+    def _score_stream(self, parts: list[tuple[int, EncodedGroup]], rewards: list[dict[tuple[int, ...], float]]) -> None:
+        owners = iter(parts)
+        device = self.model.device
+        for run in fill((part for _, part in parts), tokens_per_batch=self.tokens_per_batch):
+            with torch.inference_mode(), computing_in(self.precision, device):
+                batch_rewards = packed_rewards(self.model, pack(run).to(device), backend=self.backend).rewards_C.tolist()
+            values = iter(batch_rewards)
+            for group in run:
+                place, _ = next(owners)
+                for tokens in group.conversations:
+                    value = next(values)
+                    if value != value or abs(value) == float("inf"):
+                        raise EvaluationError(
+                            f"The reward of answer group {group.index} is {value}, expected a finite number; "
+                            "the model's weights or its precision are broken. Score in fp32, or check the checkpoint."
+                        )
+                    rewards[place][tokens] = value

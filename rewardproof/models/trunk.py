@@ -1,0 +1,209 @@
+"""The frozen trunk: layers below the first trained one run once per group, and their output is kept on disk.
+
+During training the frozen layers are replaced by pass-through layers (indices kept, embeddings and norms untouched) and the last of them
+returns the stored activations. The store is content-addressed: weights, layer and precision name the folder, a group's tokens name its rows,
+so that recipes which share data and a trunk share the work.
+"""
+
+# T tokens of a stream, D hidden width.
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rewardproof.data.encoding import EncodedGroup
+from rewardproof.data.packing import fill, pack
+from rewardproof.models.embedded import cache_dir
+from rewardproof.models.families import family_of
+from rewardproof.models.packed import hidden_states
+from rewardproof.models.precision import Precision, computing_in
+
+log = logging.getLogger(__name__)
+
+
+class _Reached(Exception):
+    """Carries the hidden states out of a forward pass that need go no further."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+class _PassThrough(nn.Module):
+    """Stands where a frozen layer stood; the last one returns the stored activations instead of its input."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.hidden: Tensor | None = None
+        if hasattr(original, "attention_type"):
+            self.attention_type = original.attention_type
+
+    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+        return hidden_states if self.hidden is None else self.hidden.to(hidden_states.dtype)[None]
+
+
+def trunk_states(model: PreTrainedModel, groups: Sequence[EncodedGroup], first_layer: int, *, precision: Precision) -> list[Tensor]:
+    """Hidden states that enter layer `first_layer`, one tensor `(T, D)` a group, computed without gradient."""
+    layer = family_of(model).layer_list(model)[first_layer]
+
+    def stop(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        raise _Reached(arguments[0])
+
+    hook = layer.register_forward_pre_hook(stop)
+    batch = pack(groups).to(model.device)
+    try:
+        with torch.no_grad(), computing_in(precision, model.device):
+            hidden_states(model, batch)
+    except _Reached as reached:
+        return list(reached.hidden[0].split([group.n_tokens for group in groups]))
+    finally:
+        hook.remove()
+    raise AssertionError("the forward pass did not reach the first trained layer")
+
+
+class FrozenTrunk:
+    """Detaches a model's frozen layers, so that training sees only the upper ones."""
+
+    def __init__(self, model: PreTrainedModel, first_layer: int) -> None:
+        """Remember layers `[0, first_layer)` of `model`."""
+        self.layers = family_of(model).layer_list(model)
+        self.originals = [self.layers[index] for index in range(first_layer)]
+        self.stand_ins = [_PassThrough(layer) for layer in self.originals]
+
+    @contextlib.contextmanager
+    def detached(self) -> Iterator[None]:
+        """Pass-through layers take the frozen ones' places while the context is open."""
+        for index, stand_in in enumerate(self.stand_ins):
+            self.layers[index] = stand_in
+        try:
+            yield
+        finally:
+            for index, original in enumerate(self.originals):
+                self.layers[index] = original
+
+    @contextlib.contextmanager
+    def feeding(self, hidden_TD: Tensor) -> Iterator[None]:
+        """Let the next forward pass start from stored activations."""
+        self.stand_ins[-1].hidden = hidden_TD
+        try:
+            yield
+        finally:
+            self.stand_ins[-1].hidden = None
+
+
+class TrunkCache:
+    """Activations on disk: one append-only file of rows, and an index from a group's tokens to its rows."""
+
+    def __init__(self, model: PreTrainedModel, first_layer: int, *, precision: Precision, limit_gb: float) -> None:
+        """Open the store of this trunk; other trunks' stores are deleted, oldest first, while all together exceed `limit_gb`."""
+        self.model = model
+        self.first_layer = first_layer
+        self.precision: Precision = precision
+        self.limit_bytes = int(limit_gb * 1e9)
+        self.width = model.config.hidden_size
+        self.half = precision == "bf16"
+        self.dtype = np.dtype(np.int16 if self.half else np.float32)
+        self.folder = cache_dir() / "trunk" / _trunk_key(model, first_layer, precision)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.rows_file = self.folder / "rows.bin"
+        self.index_file = self.folder / "index.jsonl"
+        self.index: dict[str, tuple[int, int]] = {}
+        self._rows: np.memmap | None = None
+        os.utime(self.folder)
+        self._read_index()
+
+    def _read_index(self) -> None:
+        if not self.index_file.exists():
+            return
+        for line in self.index_file.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                key, start, count = json.loads(line)
+                self.index[key] = (start, count)
+
+    def fits(self, groups: Sequence[EncodedGroup]) -> bool:
+        """Whether the store with these groups added stays inside the limit."""
+        wanted = sum(group.n_tokens for group in groups if group_key(group) not in self.index)
+        stored = self.rows_file.stat().st_size if self.rows_file.exists() else 0
+        return stored + wanted * self.width * self.dtype.itemsize <= self.limit_bytes
+
+    def add(self, groups: Sequence[EncodedGroup], *, tokens_per_batch: int) -> Iterator[int]:
+        """Compute and store what is missing; yields the number of groups done so far, for a progress bar."""
+        done = 0
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._read_index()
+            _make_room(self.folder, self.limit_bytes)
+            missing = [group for group in {group_key(group): group for group in groups}.values() if group_key(group) not in self.index]
+            done = len(groups) - len(missing)
+            yield done
+            for run in fill(missing, tokens_per_batch=tokens_per_batch):
+                self._append(run, trunk_states(self.model, run, self.first_layer, precision=self.precision))
+                done += len(run)
+                yield done
+        self._rows = None
+
+    def _append(self, groups: Sequence[EncodedGroup], states: Sequence[Tensor]) -> None:
+        row_bytes = self.width * self.dtype.itemsize
+        with self.rows_file.open("ab") as rows:
+            start = -(-rows.tell() // row_bytes)
+            rows.truncate(start * row_bytes)
+            rows.seek(0, os.SEEK_END)
+            for hidden_TD in states:
+                stored = hidden_TD.to("cpu", torch.bfloat16).view(torch.int16) if self.half else hidden_TD.to("cpu", torch.float32)
+                rows.write(stored.contiguous().numpy().tobytes())
+        with self.index_file.open("a") as index:
+            for group in groups:
+                self.index[group_key(group)] = (start, group.n_tokens)
+                index.write(json.dumps([group_key(group), start, group.n_tokens]) + "\n")
+                start += group.n_tokens
+
+    def read(self, groups: Sequence[EncodedGroup]) -> Tensor:
+        """Stored activations of a packed stream of these groups, shape `(T, D)`."""
+        if self._rows is None:
+            self._rows = np.memmap(self.rows_file, dtype=self.dtype, mode="r").reshape(-1, self.width)
+        spans = [self.index[group_key(group)] for group in groups]
+        rows = torch.from_numpy(np.concatenate([self._rows[start : start + count] for start, count in spans]))
+        return rows.view(torch.bfloat16).float() if self.half else rows
+
+
+def group_key(group: EncodedGroup) -> str:
+    """Hash of a group's packed tokens."""
+    digest = hashlib.sha256(str(group.shared).encode())
+    for conversation in group.conversations:
+        digest.update(np.asarray(conversation, dtype=np.int32).tobytes() + b"|")
+    return digest.hexdigest()[:32]
+
+
+def _trunk_key(model: PreTrainedModel, first_layer: int, precision: Precision) -> str:
+    digest = hashlib.sha256(f"{model.config.model_type}/{first_layer}/{precision}".encode())
+    lower = list(family_of(model).layer_list(model)[:first_layer])
+    embeddings = [module for module in model.base_model.modules() if isinstance(module, nn.Embedding)]
+    for module in [*embeddings, *lower]:
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(memoryview(tensor.detach().to("cpu", torch.float32).contiguous().numpy()).cast("B"))
+    return digest.hexdigest()[:32]
+
+
+def _make_room(keep: Path, limit_bytes: int) -> None:
+    stores = sorted((path for path in keep.parent.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in stores}
+    for path in stores:
+        if sum(sizes.values()) <= limit_bytes:
+            return
+        if path != keep:
+            log.warning("trunk cache: deleting %s (%.1f GB) to stay under its limit", path, sizes[path] / 1e9)
+            shutil.rmtree(path)
+            del sizes[path]

@@ -1,0 +1,178 @@
+"""Upcycling: replace dense feed-forward blocks by mixtures whose experts are copies of them.
+
+The model computes the same function right after upcycling, because the mixing weights of every token sum to one.
+
+Reference:
+    UMM-RM, arXiv:2512.00724; Komatsuzaki et al., Sparse Upcycling, arXiv:2212.05055; Ding et al., XFT, arXiv:2404.15247.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from rewardproof.config import Section
+from rewardproof.errors import ConfigError, ModelError
+from rewardproof.models.experts import DeltaExperts, FullExperts, UpcycledSparseMoeBlock
+from rewardproof.models.families import family_of
+from rewardproof.models.routing import Router
+
+CONFIG_KEY = "rewardproof_upcycle"
+"""Entry in the model's configuration that says how a checkpoint was upcycled."""
+
+
+class Upcycle(Section):
+    """How dense feed-forward blocks become mixtures of experts."""
+
+    n_experts: int = 8
+    """Experts in all, the shared one included."""
+    n_active: int = 6
+    """Experts that a token uses, the shared one included."""
+    mixing: Literal["s_max", "fixed"] = "s_max"
+    """How the shared expert's weight is set; under both the weights of a token sum to one."""
+    shared_weight: float = 0.5
+    """Weight of the shared expert under `mixing=fixed`; `s_max` sets it from the router."""
+    experts: str = "full"
+    """`full` copies, or `lora:R` for one base and differences of rank R."""
+    layers: str = "all"
+    """`all`, or `top:K` for the K layers nearest the head; never more than the layers that train."""
+
+
+def check(settings: Upcycle) -> None:
+    """Refuse settings that cannot work.
+
+    Raises:
+        ConfigError: Names the key, why, and what to write instead.
+    """
+    if settings.n_experts < 2:
+        raise ConfigError(
+            f"upcycle.n_experts={settings.n_experts}: a mixture needs a shared expert and at least one routed expert; "
+            "write n_experts=2 or more (8 is the published setting), or train the recipe `dense`."
+        )
+    if settings.mixing == "s_max" and settings.n_experts == 2:
+        raise ConfigError(
+            "upcycle.n_experts=2 with mixing=s_max gives the shared expert a weight of zero for every token "
+            "(one routed expert always has probability one); write n_experts=3 or more, or mixing=fixed."
+        )
+    if not 2 <= settings.n_active <= settings.n_experts:
+        raise ConfigError(
+            f"upcycle.n_active={settings.n_active}: expected 2 to n_experts={settings.n_experts}, the shared expert included."
+        )
+    if not 0 <= settings.shared_weight <= 1:
+        raise ConfigError(f"upcycle.shared_weight={settings.shared_weight}: expected a weight between 0 and 1.")
+    lora_rank(settings.experts)
+
+
+def lora_rank(experts: str) -> int:
+    """Rank of delta experts, or 0 for full copies.
+
+    Example:
+        >>> lora_rank("full"), lora_rank("lora:4")
+        (0, 4)
+    """
+    if experts == "full":
+        return 0
+    match = re.fullmatch(r"lora:([1-9]\d*)", experts)
+    if not match:
+        raise ConfigError(f"upcycle.experts={experts!r}: expected `full` or `lora:R` with a rank R of at least 1, e.g. lora:4.")
+    return int(match.group(1))
+
+
+def select_layers(spec: str, n_layers: int) -> range:
+    """Indices of the layers that `all` or `top:K` names.
+
+    Example:
+        >>> select_layers("all", 4), select_layers("top:1", 4), select_layers("top:0", 4)
+        (range(0, 4), range(3, 4), range(4, 4))
+    """
+    if spec == "all":
+        return range(n_layers)
+    match = re.fullmatch(r"top:(\d+)", spec)
+    if not match or int(match.group(1)) > n_layers:
+        raise ConfigError(f"layers={spec!r}: expected `all` or `top:K` with K from 0 to {n_layers}, the model's number of layers.")
+    return range(n_layers - int(match.group(1)), n_layers)
+
+
+def is_upcycled(model: PreTrainedModel) -> bool:
+    """Whether the model's configuration says that it holds experts."""
+    return hasattr(model.config, CONFIG_KEY)
+
+
+def upcycle(model: PreTrainedModel, settings: Upcycle, *, layers: range | None = None, seed: int = 0) -> None:
+    """Replace feed-forward blocks by mixtures, in place.
+
+    Args:
+        model: A dense classification model of a known family.
+        settings: Number of experts, mixing form and layers.
+        layers: Layers that may be upcycled, e.g. those that train; `None` means all.
+        seed: Seed of the routers and of the low-rank factors.
+
+    Raises:
+        ConfigError: The settings cannot work.
+        ModelError: The model is upcycled already, or its family is unknown.
+    """
+    check(settings)
+    if is_upcycled(model):
+        raise ModelError("Got a model that holds experts already, expected a dense one; merge it first (rewardproof merge MOE OUT).")
+    family = family_of(model)
+    blocks = family.layer_list(model)
+    allowed = range(len(blocks)) if layers is None else layers
+    chosen = [index for index in select_layers(settings.layers, len(blocks)) if index in allowed]
+    if not chosen:
+        raise ConfigError(f"upcycle.layers={settings.layers!r} names no layer that trains; expected at least one. Widen layers=.")
+    _swap(model, settings, chosen, seed=seed)
+    setattr(model.config, CONFIG_KEY, {**settings.model_dump(), "layer_indices": chosen})
+
+
+def restore_structure(model: PreTrainedModel, entry: Mapping[str, Any]) -> None:
+    """Give a freshly built dense model the expert structure that a checkpoint's configuration describes; weights come after."""
+    settings = Upcycle(**{key: value for key, value in entry.items() if key != "layer_indices"})
+    _swap(model, settings, list(entry["layer_indices"]), seed=0)
+    setattr(model.config, CONFIG_KEY, dict(entry))
+
+
+def _swap(model: PreTrainedModel, settings: Upcycle, indices: list[int], *, seed: int) -> None:
+    family = family_of(model)
+    rank = lora_rank(settings.experts)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for index in indices:
+            layer = family.layer_list(model)[index]
+            dense = family.read(layer.get_submodule("mlp"))
+            experts = DeltaExperts(dense, settings.n_experts, rank) if rank else FullExperts(dense, settings.n_experts)
+            router = Router(
+                dense["up"].shape[1],
+                settings.n_experts - 1,
+                settings.n_active - 1,
+                mixing=settings.mixing,
+                shared_weight=settings.shared_weight,
+            ).to(dense["up"].device)
+            layer.mlp = UpcycledSparseMoeBlock(experts, router, family.activation_of(layer.get_submodule("mlp")))
+
+
+def moe_blocks(model: nn.Module) -> dict[int, UpcycledSparseMoeBlock]:
+    """The upcycled blocks by layer index, lowest first."""
+    found: dict[int, UpcycledSparseMoeBlock] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, UpcycledSparseMoeBlock):
+            found[next(int(part) for part in reversed(name.split(".")) if part.isdigit())] = module
+    return dict(sorted(found.items()))
+
+
+def to_dense(model: PreTrainedModel) -> None:
+    """Put stock blocks of the right shapes back where experts were, in place; their weights are still to be written."""
+    from transformers import AutoModelForSequenceClassification
+
+    family = family_of(model)
+    with torch.device("meta"):
+        stock = AutoModelForSequenceClassification.from_config(model.config)
+    for index, block in moe_blocks(model).items():
+        sample = block.experts.expert(0)["up"]
+        layer = family.layer_list(model)[index]
+        layer.mlp = family.layer_list(stock)[index].get_submodule("mlp").to_empty(device=sample.device).to(sample.dtype)
+    delattr(model.config, CONFIG_KEY)

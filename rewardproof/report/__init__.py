@@ -1,0 +1,37 @@
+"""Reports: tables for the console, for markdown and for the page; figures; and the self-contained `report.html`.
+
+Figures import matplotlib and the page imports jinja2 when they are called, so that a command that prints a table waits for neither.
+"""
+
+from rewardproof.report.figure_style import SavedFigure, save_figure
+from rewardproof.report.figures import (
+    accuracy_figure,
+    best_of_n_figure,
+    coefficients_figure,
+    reliability_figure,
+    routing_figure,
+    training_figure,
+)
+from rewardproof.report.page import Page, PageFigure, Section, write_page
+from rewardproof.report.tables import Cell, Table, console_table, format_cell, format_interval, markdown_table
+
+__all__ = [
+    "Cell",
+    "Page",
+    "PageFigure",
+    "SavedFigure",
+    "Section",
+    "Table",
+    "accuracy_figure",
+    "best_of_n_figure",
+    "coefficients_figure",
+    "console_table",
+    "format_cell",
+    "format_interval",
+    "markdown_table",
+    "reliability_figure",
+    "routing_figure",
+    "save_figure",
+    "training_figure",
+    "write_page",
+]

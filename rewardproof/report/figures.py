@@ -1,0 +1,315 @@
+"""The figures of a report. Each function takes results, never files, and returns a matplotlib `Figure`; `save_figure` writes it."""
+
+# Shapes: L layers, N experts.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rewardproof.errors import EvaluationError
+from rewardproof.report.figure_style import COLOURS, HAIRLINE, INK, LINES, MARKERS, MUTED, figure_style, legend_above, new_figure
+from rewardproof.statistics import Interval, Reliability, effective_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from rewardproof.evaluation import BestOfNCurve
+    from rewardproof.statistics.checks import Numbers
+
+
+def best_of_n_figure(curves: Mapping[str, BestOfNCurve]) -> Figure:
+    """Gold and proxy against n: a proxy that climbs while gold stalls or falls is being gamed.
+
+    Proxies are shown in standard deviations of each proxy over its own pools, since rewards of two models share no unit.
+
+    Args:
+        curves: Name of the reward model to its curve.
+
+    Returns:
+        Two panels with bands of the intervals; the grey dotted line of the gold panel is the ceiling (gold picks).
+
+    Raises:
+        EvaluationError: If there is no curve.
+
+    Example:
+        >>> from rewardproof.evaluation import best_of_n_curve
+        >>> curve = best_of_n_curve([[0.0, 1.0, 2.0]] * 3, [[0.0, 1.0, 0.5]] * 3, [1, 2])
+        >>> [axes.get_title(loc="left") for axes in best_of_n_figure({"dense": curve}).axes]
+        ['Gold: what is wanted', 'Proxy: what is optimised']
+    """
+    _require(curves, "curves")
+    with figure_style():
+        figure = new_figure(7.2, 3.7)
+        gold, proxy = figure.subplots(1, 2)
+        for i, (name, curve) in enumerate(curves.items()):
+            unit = curve.proxy_std or 1.0
+            for axes, intervals, zero, one in ((gold, curve.gold, 0.0, 1.0), (proxy, curve.proxy, curve.proxy_mean, unit)):
+                _band(axes, curve.ns, [_shift(x, zero, one) for x in intervals], i, name)
+        widest = max(curves.values(), key=lambda curve: curve.ns[-1])
+        gold.plot(widest.ns, [x.estimate for x in widest.oracle], color=MUTED, linestyle=":", linewidth=1.2, label="ceiling (gold picks)")
+        for axes, title, label in (
+            (gold, "Gold: what is wanted", "mean gold score of the pick"),
+            (proxy, "Proxy: what is optimised", "standard deviations above the mean"),
+        ):
+            axes.set_title(title)
+            axes.set_ylabel(label)
+            _answers_axis(axes, widest.ns)
+        legend_above(figure, gold)
+    return figure
+
+
+def accuracy_figure(models: Mapping[str, Mapping[str, Interval]], *, chance: float | None = 0.5) -> Figure:
+    """Accuracy of every model on every part of the data, as dots with intervals.
+
+    Args:
+        models: Name of the model to its intervals by part, shares in [0, 1]; models may lack a part.
+        chance: Accuracy of a coin, drawn as a line; `None` for no line.
+
+    Returns:
+        One panel; a row a part, a colour a model.
+
+    Raises:
+        EvaluationError: If there is no model or no part.
+
+    Example:
+        >>> figure = accuracy_figure({"dense": {"all": Interval(0.6, 0.55, 0.65, 100, 100)}})
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['all']
+    """
+    parts = list(dict.fromkeys(part for by_part in models.values() for part in by_part))
+    _require(parts, "parts")
+    step = min(0.24, 0.7 / len(models))
+    with figure_style():
+        figure = new_figure(7.2, 1.3 + len(parts) * max(0.42, 0.2 * len(models) + 0.14))
+        axes = figure.subplots()
+        for i, (name, by_part) in enumerate(models.items()):
+            colour = COLOURS[i % len(COLOURS)]
+            rows = np.asarray([parts.index(part) + (i - (len(models) - 1) / 2) * step for part in by_part])
+            estimates = [100 * x.estimate for x in by_part.values()]
+            known = [(row, x) for row, x in zip(rows, by_part.values(), strict=True) if x.known]
+            axes.hlines([r for r, _ in known], [100 * x.low for _, x in known], [100 * x.high for _, x in known], color=colour, linewidth=2)
+            axes.plot(estimates, rows, linestyle="none", marker=MARKERS[i % len(MARKERS)], markersize=7, color=colour, label=name)
+        axes.set_yticks(range(len(parts)), parts, color=INK)
+        axes.set_ylim(len(parts) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", visible=True)
+        axes.set_xlabel("pairs ordered as the data does, %")
+        if chance is not None:
+            axes.axvline(100 * chance, color=MUTED, linestyle=":", linewidth=1.2, zorder=0, label="a coin")
+        legend_above(figure, axes)
+    return figure
+
+
+def reliability_figure(table: Reliability) -> Figure:
+    """Stated confidence against how often it was right, with the number of pairs below.
+
+    Args:
+        table: From `statistics.reliability`, or `AccuracyReport.calibration`.
+
+    Returns:
+        Two panels that share their horizontal axis.
+
+    Raises:
+        EvaluationError: If the table has no bins.
+
+    Example:
+        >>> from rewardproof.statistics import reliability
+        >>> len(reliability_figure(reliability([0.6, 0.9], [1, 1], span=(0.5, 1.0))).axes)
+        2
+    """
+    _require(table.bins, "bins")
+    low, high = (50, 100) if min(b.low for b in table.bins) >= 0.5 else (0, 100)
+    with figure_style():
+        figure = new_figure(4.6, 4.6)
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
+        top.plot([low, high], [low, high], color=MUTED, linestyle=":", linewidth=1.2, label="calibrated")
+        confidence, right = [100 * b.probability for b in table.bins], [100 * b.frequency for b in table.bins]
+        top.plot(confidence, right, marker="o", markersize=6, color=COLOURS[0], label="this model")
+        top.set_title(f"Off by {100 * table.error:.1f} points on average")
+        top.set_ylabel("how often right, %")
+        top.legend(loc="upper left")
+        bottom.bar(
+            [50 * (b.low + b.high) for b in table.bins],
+            [b.n for b in table.bins],
+            width=[92 * (b.high - b.low) for b in table.bins],
+            color=COLOURS[0],
+            alpha=0.35,
+        )
+        bottom.set_xlim(low, high)
+        bottom.set_ylabel("pairs")
+        bottom.set_xlabel("confidence in the favoured answer, %")
+        figure.align_ylabels([top, bottom])
+    return figure
+
+
+def coefficients_figure(coefficients_LN: Numbers, layer_names: Sequence[str], *, expert_names: Sequence[str] | None = None) -> Figure:
+    """Weight of every expert in the merged model, layer by layer.
+
+    Args:
+        coefficients_LN: Merging weights, a row a layer.
+        layer_names: A name for each row.
+        expert_names: A name for each column, numbers if absent.
+
+    Returns:
+        A heat map.
+
+    Raises:
+        EvaluationError: If names and rows do not match, or a weight is not finite.
+
+    Example:
+        >>> coefficients_figure([[0.5, 0.25, 0.25]], ["0"]).axes[0].get_title(loc="left")
+        'Weight of each expert in the merged model'
+    """
+    values_LN = _matrix(coefficients_LN, layer_names)
+    with figure_style():
+        figure = new_figure(6.4, 1.5 + 0.24 * max(6, len(values_LN)))
+        axes = figure.subplots()
+        _heat(figure, axes, values_LN, layer_names, expert_names, {"cmap": "Blues", "vmin": min(0.0, values_LN.min()), "label": "weight"})
+        axes.set_title("Weight of each expert in the merged model")
+    return figure
+
+
+def routing_figure(load_LN: Numbers, layer_names: Sequence[str], *, expert_names: Sequence[str] | None = None) -> Figure:
+    """How evenly the router spreads its tokens, layer by layer.
+
+    Args:
+        load_LN: Tokens (or probability mass) that each expert got, a row a layer; rows are normalised here.
+        layer_names: A name for each row.
+        expert_names: A name for each column, numbers if absent.
+
+    Returns:
+        A heat map of each expert's share as a multiple of the fair one, beside the effective number of experts.
+
+    Raises:
+        EvaluationError: If names and rows do not match, or a row is negative or all 0.
+
+    Example:
+        >>> len(routing_figure([[10, 10], [19, 1]], ["0", "1"]).axes)  # heat map, bars, colour scale
+        3
+    """
+    from matplotlib.colors import LogNorm
+
+    values_LN = _matrix(load_LN, layer_names)
+    effective_L = effective_number(values_LN)
+    n_experts = values_LN.shape[1]
+    multiple_LN = n_experts * values_LN / values_LN.sum(axis=1, keepdims=True)
+    with figure_style():
+        figure = new_figure(7.2, 1.7 + 0.24 * max(6, len(values_LN)))
+        heat, bars = figure.subplots(1, 2, width_ratios=[2.6, 1], sharey=True)
+        look = {"cmap": "RdBu_r", "norm": LogNorm(0.25, 4.0), "label": "share of tokens, times the fair one"}
+        _heat(figure, heat, np.clip(multiple_LN, 0.25, 4.0), layer_names, expert_names, look)
+        heat.set_title("Load of each expert")
+        bars.barh(range(len(values_LN)), effective_L, color=COLOURS[0], height=0.7)
+        bars.axvline(n_experts, color=MUTED, linestyle=":", linewidth=1.2)
+        bars.set_xlim(0, n_experts * 1.05)
+        bars.grid(visible=False)
+        bars.tick_params(labelleft=False)
+        bars.set_title("Experts in effect")
+        bars.set_xlabel(f"of {n_experts} (dotted)")
+    return figure
+
+
+def training_figure(
+    rows: Sequence[Mapping[str, Any]], *, loss: str = "loss", accuracy: str = "eval_accuracy", step: str = "step"
+) -> Figure:
+    """The loss and the held-out accuracy over the steps of training.
+
+    Args:
+        rows: The log's rows; a row may hold any of the keys, as the Trainer's do.
+        loss: Key of the training loss.
+        accuracy: Key of the held-out accuracy, a share in [0, 1].
+        step: Key of the step.
+
+    Returns:
+        Two panels, or the loss alone where no accuracy was logged.
+
+    Raises:
+        EvaluationError: If no row has a loss.
+
+    Example:
+        >>> log = [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6, "eval_accuracy": 0.55}]
+        >>> [axes.get_title(loc="left") for axes in training_figure(log).axes]
+        ['Training loss', 'Held-out accuracy']
+    """
+    losses, accuracies = ([(row[step], row[key]) for row in rows if key in row and step in row] for key in (loss, accuracy))
+    _require(losses, f"rows with {loss!r}")
+    with figure_style():
+        figure = new_figure(7.2 if accuracies else 4.6, 3.1)
+        panels = np.atleast_1d(np.asarray(figure.subplots(1, 2 if accuracies else 1)))
+        steps, values = np.asarray(losses, dtype=float).T
+        window = max(1, len(values) // 20)
+        panels[0].plot(steps, values, color=COLOURS[0], alpha=0.25 if window > 1 else 1.0, linewidth=1.2 if window > 1 else 2)
+        if window > 1:
+            smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+            panels[0].plot(steps[window - 1 :], smooth, color=COLOURS[0])
+        panels[0].set_title("Training loss")
+        panels[0].set_ylabel("nats a pair")
+        if accuracies:
+            steps, shares = np.asarray(accuracies, dtype=float).T
+            panels[1].plot(steps, 100 * shares, color=COLOURS[1], marker="o")
+            panels[1].set_title("Held-out accuracy")
+            panels[1].set_ylabel("pairs, %")
+        for axes in panels:
+            axes.set_xlabel("optimiser step")
+            axes.margins(x=0.03)
+    return figure
+
+
+def _require(items: Any, name: str) -> None:  # noqa: ANN401
+    if not len(items):
+        raise EvaluationError(f"no {name} to draw; expected at least one. An empty figure would look like a result: leave it out.")
+
+
+def _shift(interval: Interval, zero: float, unit: float) -> tuple[float, float, float]:
+    return (interval.estimate - zero) / unit, (interval.low - zero) / unit, (interval.high - zero) / unit
+
+
+def _band(axes: Axes, ns: Sequence[int], points: list[tuple[float, float, float]], index: int, name: str) -> None:
+    estimate, low, high = zip(*points, strict=True)
+    colour = COLOURS[index % len(COLOURS)]
+    axes.fill_between(ns, low, high, color=colour, alpha=0.13, linewidth=0)
+    axes.plot(ns, estimate, color=colour, linestyle=LINES[index % len(LINES)], marker=MARKERS[index % len(MARKERS)], label=name)
+
+
+def _answers_axis(axes: Axes, ns: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    ticks = list(ns) if len(ns) <= 7 else [n for i, n in enumerate(ns) if i % -(-len(ns) // 6) == 0]
+    axes.set_xticks(ticks, [f"{n:,}".replace(",", " ") for n in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("answers to pick from, n")
+
+
+def _matrix(values: Numbers, layer_names: Sequence[str]) -> np.ndarray:
+    matrix = np.asarray(values, dtype=np.float64)
+    if matrix.ndim != 2 or len(matrix) != len(layer_names) or not np.isfinite(matrix).all():
+        raise EvaluationError(
+            f"values of shape {matrix.shape} with {len(layer_names)} layer names; expected finite numbers, a row a layer. "
+            "Rows without names cannot be read: pass one name a row."
+        )
+    return matrix
+
+
+def _heat(
+    figure: Figure,
+    axes: Axes,
+    values_LN: np.ndarray,
+    layer_names: Sequence[str],
+    expert_names: Sequence[str] | None,
+    look: Mapping[str, Any],
+) -> None:
+    image = axes.imshow(values_LN, aspect="auto", interpolation="nearest", **{key: value for key, value in look.items() if key != "label"})
+    every = -(-len(layer_names) // 24)
+    axes.set_yticks(range(0, len(layer_names), every), layer_names[::every])
+    axes.set_xticks(range(values_LN.shape[1]), expert_names or [str(i) for i in range(values_LN.shape[1])])
+    axes.set_xlabel("expert")
+    axes.set_ylabel("layer")
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.hlines(np.arange(len(values_LN) - 1) + 0.5, -0.5, values_LN.shape[1] - 0.5, color="white", linewidth=1.2)
+    axes.vlines(np.arange(values_LN.shape[1] - 1) + 0.5, -0.5, len(values_LN) - 0.5, color="white", linewidth=1.2)
+    bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05, label=look["label"])
+    bar.outline.set_edgecolor(HAIRLINE)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]

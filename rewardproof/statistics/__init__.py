@@ -1,0 +1,35 @@
+"""Statistics: intervals, estimators and their inputs' checks. numpy and scipy only; nothing here knows a reward model."""
+
+from rewardproof.statistics.best_of_n import best_of_n, best_of_n_weights, kl_upper_bound
+from rewardproof.statistics.bootstrap import (
+    Interval,
+    cluster_bootstrap,
+    cluster_bootstrap_columns,
+    paired_difference,
+    seed_interval,
+    wilson,
+)
+from rewardproof.statistics.calibration import Reliability, ReliabilityBin, expected_calibration_error, reliability
+from rewardproof.statistics.correlation import pearson, spearman, within_cluster_correlation
+from rewardproof.statistics.entropy import effective_number, entropy
+
+__all__ = [
+    "Interval",
+    "Reliability",
+    "ReliabilityBin",
+    "best_of_n",
+    "best_of_n_weights",
+    "cluster_bootstrap",
+    "cluster_bootstrap_columns",
+    "effective_number",
+    "entropy",
+    "expected_calibration_error",
+    "kl_upper_bound",
+    "paired_difference",
+    "pearson",
+    "reliability",
+    "seed_interval",
+    "spearman",
+    "wilson",
+    "within_cluster_correlation",
+]

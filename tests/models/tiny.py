@@ -1,0 +1,90 @@
+"""Tiny random models of every family, their weights scaled so that windows, soft-capping and positions matter."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+COMMON = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "num_labels": 1,
+}  # fmt: skip
+
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**COMMON),
+    "llama_biased": LlamaConfig(**COMMON, mlp_bias=True, attention_bias=True),
+    "qwen2": Qwen2Config(**COMMON),
+    "qwen3": Qwen3Config(**COMMON, head_dim=8),
+    "mistral": MistralConfig(**COMMON, sliding_window=7, head_dim=8),
+    "gemma2": Gemma2Config(
+        **COMMON, head_dim=8, sliding_window=7, attn_logit_softcapping=2.0, query_pre_attn_scalar=5, layer_types=None,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma3": Gemma3TextConfig(**COMMON, head_dim=8, sliding_window=7, query_pre_attn_scalar=5, sliding_window_pattern=2),
+    "phi3": Phi3Config(**COMMON, sliding_window=9),
+    "gpt_neox": GPTNeoXConfig(**{**COMMON, "num_key_value_heads": None}, rotary_pct=0.5),
+    "gpt2": GPT2Config(
+        vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=512, n_inner=48, pad_token_id=0, eos_token_id=1, bos_token_id=1,
+        num_labels=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, scale_attn_by_inverse_layer_idx=True,
+    ),
+}  # fmt: skip
+FAMILY_NAMES = tuple(CONFIGS)
+
+
+def _sharpen(model: PreTrainedModel, seed: int) -> None:
+    """Random weights at a scale where attention is far from uniform and every bias differs from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            draw = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1 and "bias" not in name:
+                parameter.add_(0.1 * draw)
+            elif parameter.ndim == 1:
+                parameter.copy_(0.2 * draw)
+            else:
+                parameter.copy_(draw * (1.6 if any(part in name for part in ("q_proj", "k_proj", "qkv", "c_attn", "query_key")) else 1.0) * parameter.shape[-1] ** -0.5)
+
+
+def classifier(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A random reward model of a family, eager attention as the stock reference."""
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(CONFIGS[family].__class__(**CONFIGS[family].to_dict()), attn_implementation="eager")
+    _sharpen(model, seed)
+    return model.to(dtype).eval()
+
+
+def causal(family: str, *, seed: int = 0) -> PreTrainedModel:
+    """A random causal model of a family."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family].__class__(**CONFIGS[family].to_dict()), attn_implementation="eager")
+    _sharpen(model, seed)
+    return model.eval()
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over w0 … w91 with a small chat template."""
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2, "<bar>": 3, **{f"w{number}": number + 4 for number in range(92)}}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ '<bar> ' + message['content'] + ' <eos> ' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<bar> ' }}{% endif %}"
+    )
+    return tokenizer
