@@ -6,6 +6,7 @@ Not here: reading bytes (`files.py`) and understanding a format's columns (`form
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from rewardproof.data.group import ROLES, Group, Message
@@ -49,6 +50,10 @@ REASONS: dict[str, Reason] = {
 """Every reason a row can be bad for; reports count rows by these names."""
 
 
+UNFIT = frozenset({"two turns in a row", "empty answer", "identical answers", "tie", "missing scores", "invalid preference"})
+"""Reasons of rows that can be read and are still no preference, as real collections hold them; every other reason is a damaged row."""
+
+
 class BadRow(DataError):
     """Raised for one row; its text is the plain reason, without file and line, which the reader adds."""
 
@@ -57,11 +62,16 @@ class BadRow(DataError):
         super().__init__(detail or reason)
         self.reason = reason
 
+    @property
+    def remedy(self) -> str:
+        """The mildest `on_bad` under which such a row is dropped and counted."""
+        return "drop_unfit" if self.reason in UNFIT else "drop"
+
     def at(self, origin: str) -> str:
         """The full message for a row at `origin`."""
         expected, why = REASONS[self.reason]
         got = str(self) if str(self).startswith(self.reason) else f"{self.reason} ({self})"
-        return f"{origin}: got {got}; expected {expected}; why: {why}; fix it, or pass on_bad=drop to drop and count such rows."
+        return f"{origin}: got {got}; expected {expected}; why: {why}; fix it, or pass on_bad={self.remedy} to drop and count such rows."
 
 
 def check_group(group: Group, *, purpose: Purpose = "train") -> None:
@@ -93,7 +103,7 @@ def check_group(group: Group, *, purpose: Purpose = "train") -> None:
 
 def _check_message(message: Message) -> None:
     if not isinstance(message.content, str):
-        raise BadRow("non-string field", f"content of type {type(message.content).__name__}")
+        raise BadRow("non-string field", f"non-string field: content of type {type(message.content).__name__}")
     if not isinstance(message.role, str) or message.role not in ROLES:
         raise BadRow("unknown role", f"unknown role {message.role!r}")
     try:
@@ -107,7 +117,7 @@ def _check_order(prompt: tuple[Message, ...], answer: tuple[Message, ...]) -> No
     shown = ", ".join(turns)
     if turns[:1] == ["system"]:
         turns = turns[1:]
-    for before, after in zip(turns, turns[1:], strict=False):
+    for before, after in pairwise(turns):
         if before == after != "tool":
             raise BadRow("two turns in a row", f"two turns in a row by {before!r} ({shown})")
     if "system" in turns or turns[:1] != ["user"]:
@@ -118,7 +128,7 @@ def _check_order(prompt: tuple[Message, ...], answer: tuple[Message, ...]) -> No
 
 def _check_numbers(group: Group) -> None:
     if group.scores is not None and len(group.scores) != len(group.answers):
-        detail = f"{len(group.scores)} scores for {len(group.answers)} answers"
+        detail = f"scores and answers differ in length: {len(group.scores)} scores for {len(group.answers)} answers"
         raise BadRow("scores and answers differ in length", detail)
     for name, value in (*(("score", score) for score in group.scores or ()), ("margin", group.margin)):
         if value is not None and not math.isfinite(value):

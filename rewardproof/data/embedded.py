@@ -37,7 +37,8 @@ def annotation_files() -> list[Path]:
     if not files:
         raise MissingExtraError(
             f"Got {'an alpaca-eval without annotations' if roots else 'no package alpaca-eval'} for embedded:alpaca-annotations; expected "
-            "release 0.1.7, the one whose wheel holds the annotations. Run: pip install --no-deps alpaca-eval==0.1.7")
+            "release 0.1.7, the one whose wheel holds the annotations. Run: pip install --no-deps alpaca-eval==0.1.7"
+        )
     logger.warning("embedded:alpaca-annotations is licensed CC BY-NC 4.0: not for commercial use, and not to be redistributed")
     return files
 
@@ -46,4 +47,5 @@ def unknown_embedded(name: str) -> DataError:
     """The error for a name that is not in `EMBEDDED`."""
     return DataError(
         f"Got embedded:{name}; expected one of {', '.join(f'embedded:{known}' for known in EMBEDDED)}. Only these travel with a package; "
-        "name one of them, or a file.")
+        "name one of them, or a file."
+    )

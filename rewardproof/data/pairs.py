@@ -37,7 +37,9 @@ def ordered_pairs(group: Group, *, limit: int = 0) -> tuple[Pair, ...]:
         ConfigError: When the limit is negative.
     """
     if limit < 0:
-        raise ConfigError(f"Got a limit of {limit} pairs a group; expected 0 for all or a positive number. A group cannot give fewer than 0.")
+        raise ConfigError(
+            f"Got a limit of {limit} pairs a group; expected 0 for all or a positive number. A group cannot give fewer than 0."
+        )
     if group.scores is None:
         return ()
     margin = group.margin if len(group.answers) == 2 else None
@@ -69,13 +71,14 @@ def with_label_noise(group: Group, pairs: Sequence[Pair], *, rate: float, seed: 
         ConfigError: When the rate is not in [0, 1].
     """
     if not 0 <= rate <= 1:
-        raise ConfigError(f"Got a label noise rate of {rate}; expected a probability from 0 to 1. It is the share of pairs flipped; correct it.")
+        raise ConfigError(
+            f"Got a label noise rate of {rate}; expected a probability from 0 to 1. It is the share of pairs flipped; correct it."
+        )
     if rate == 0:
         return tuple(pairs)
     texts, key = group.answer_texts, group.prompt_key
     draws = (int(_pair_hash(key, texts, pair, f"noise {seed}")[:13], 16) / 16**13 for pair in pairs)
-    return tuple(
-        Pair(pair.loser, pair.winner, pair.margin) if draw < rate else pair for pair, draw in zip(pairs, draws, strict=True))
+    return tuple(Pair(pair.loser, pair.winner, pair.margin) if draw < rate else pair for pair, draw in zip(pairs, draws, strict=True))
 
 
 def merge_single_answers(groups: Iterable[Group]) -> list[Group]:
@@ -111,7 +114,8 @@ def _joined(members: list[Group]) -> Group:
         without = next(group.origin for group in members if group.scores is None)
         raise DataError(
             f"{without}: got an answer without a score among scored answers to the same prompt; expected scores for all or none. It could "
-            "not be ranked; score it or drop it.")
+            "not be ranked; score it or drop it."
+        )
     names = dict.fromkeys(name for group in members for name in group.meta)
     meta: dict[str, Any] = {name: [group.meta.get(name) for group in members] for name in names}
     scores = tuple(score for part in judged for score in part) if judged else None

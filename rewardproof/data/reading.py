@@ -11,12 +11,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from rewardproof.data import embedded
 from rewardproof.data.checks import BadRow, Purpose, check_group
-from rewardproof.data.files import READERS, Record, data_files, records
+from rewardproof.data.decoders import READERS, Record
+from rewardproof.data.files import data_files, records
 from rewardproof.data.formats import Format, detect, find_format, to_row
 from rewardproof.data.group import Group
 from rewardproof.errors import ConfigError, DataError
 
-OnBad = Literal["fail", "drop"]
+OnBad = Literal["fail", "drop_unfit", "drop"]
 TextMode = Literal["chat", "raw"]
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.+%\[\]:-]+)?")
@@ -88,7 +89,8 @@ def read_groups(
     Args:
         sources: Files, folders, hub ids (`org/name` or `org/name:split`) or `embedded:` names.
         format: A name of `FORMATS`, or `auto`: the format of a file is that of its first row.
-        on_bad: `fail` stops at the first bad row and names it; `drop` counts bad rows by reason.
+        on_bad: `fail` stops at the first bad row and names it; `drop` counts bad rows by reason; `drop_unfit` counts rows that can be read
+            but are no preference (`checks.UNFIT`: ties, empty answers …) and still stops at damaged ones.
         purpose: What the groups are for; see `check_group`.
         text: `chat` makes a plain prompt the user's turn and plain answers the assistant's; `raw` keeps plain text for joining as it is.
 
@@ -101,14 +103,14 @@ def read_groups(
     names = [sources] if isinstance(sources, str) else list(sources)
     counts = ReadCounts()
     groups = tuple(
-        row.group
-        for source in names
-        for row in iter_rows(source, format=format, on_bad=on_bad, purpose=purpose, text=text, counts=counts))
+        row.group for source in names for row in iter_rows(source, format=format, on_bad=on_bad, purpose=purpose, text=text, counts=counts)
+    )
     if not groups:
         bad = ", ".join(f"{count} × {reason}" for reason, count in counts.bad.most_common()) or "no rows at all"
         raise DataError(
             f"{', '.join(names) or 'no source'}: got {counts.read} rows of which none can be used ({bad}); expected at least one. Nothing "
-            "can be computed from no data; look at the rows, or name their format with format=.")
+            "can be computed from no data; look at the rows, or name their format with format=."
+        )
     return GroupSet(groups, counts)
 
 
@@ -141,7 +143,8 @@ def iter_rows(
         if value not in get_args(known):
             raise ConfigError(
                 f"Got {name}={value!r}; expected one of {', '.join(get_args(known))}. It decides what is read, so it is not guessed; "
-                f"correct {name}.")
+                f"correct {name}."
+            )
     reading = _Reading(None if format == "auto" else find_format(format), on_bad, purpose, text)
     totals = counts if counts is not None else ReadCounts()
     return (row for stream in _streams(source) for row in _rows(stream, reading, totals))
@@ -160,7 +163,7 @@ def _rows(stream: _Stream, reading: _Reading, counts: ReadCounts) -> Iterator[Ro
                 group = _as_raw(group, row, held)
             check_group(group, purpose=reading.purpose)
         except BadRow as bad:
-            if reading.on_bad == "fail":
+            if reading.on_bad == "fail" or (reading.on_bad == "drop_unfit" and bad.remedy != reading.on_bad):
                 raise DataError(bad.at(origin) + (f" (Read as format {held.name!r}.)" if held else "")) from bad
             counts.bad[bad.reason] += 1
             unknown = unknown or (bad if bad.reason == "unknown format" else None)
@@ -205,8 +208,9 @@ def _streams(source: str) -> Iterator[_Stream]:
         yield _Stream(source, source.partition(":")[0].rpartition("/")[2], _hub_records(source))
     else:
         raise DataError(
-            f"Got {source!r}, which is no file or folder here; expected a path that exists, a hub id such as org/name or org/name:split, or "
-            f"embedded:… . Data is not searched for elsewhere; correct the path (the working folder is {Path.cwd()}).")
+            f"Got {source!r}, which is no file or folder here; expected a path that exists, a hub id like org/name or org/name:split, or "
+            f"embedded:… . Data is not searched for elsewhere; correct the path (the working folder is {Path.cwd()})."
+        )
 
 
 def _file_stream(path: Path) -> _Stream:
@@ -236,4 +240,5 @@ def _hub_records(source: str) -> Iterator[Record]:
         raise DataError(
             f"Got {source!r}, which is no path here and could not be reached on the hub ({type(error).__name__}: {str(error)[:300]}); "
             "expected a dataset org/name with that split. Without it there is no data; check the name, the split and the network, or "
-            "download the dataset and name its folder.") from error
+            "download the dataset and name its folder."
+        ) from error

@@ -37,7 +37,8 @@ def split_by_prompt(groups: Iterable[Group], *, fraction: float, salt: str = "")
     """
     if not 0 <= fraction <= 1:
         raise ConfigError(
-            f"Got a split fraction of {fraction}; expected a number from 0 to 1. It is the share of prompts held out; 0.1 is usual, correct it.")
+            f"Got a split fraction of {fraction}; expected a number from 0 to 1. It is the share of prompts held out; 0.1 is usual."
+        )
     kept: list[Group] = []
     held_out: list[Group] = []
     for group in groups:

@@ -17,7 +17,7 @@ import numpy as np
 
 from rewardproof.data.group import Group
 from rewardproof.errors import EvaluationError
-from rewardproof.statistics import Interval, Reliability, cluster_bootstrap, reliability, wilson, within_cluster_correlation
+from rewardproof.statistics import Interval, Reliability, cluster_bootstrap_columns, reliability, wilson, within_cluster_correlation
 from rewardproof.statistics.checks import FloatArray
 
 
@@ -85,7 +85,9 @@ class _Pairs:
         return np.bincount(self.group_P, weights=values_P) / np.bincount(self.group_P)
 
 
-def pair_accuracy(groups: Sequence[Group], rewards: Sequence[Sequence[float]], *, seed: int = 0) -> AccuracyReport:
+def pair_accuracy(
+    groups: Sequence[Group], rewards: Sequence[Sequence[float] | FloatArray] | FloatArray, *, seed: int = 0
+) -> AccuracyReport:
     """How often the reward orders two answers as the data does.
 
     Args:
@@ -123,13 +125,14 @@ def pair_accuracy(groups: Sequence[Group], rewards: Sequence[Sequence[float]], *
     prompts = [group.prompt_key for group in ordered]
     correct_P = _wins(pairs.gap_P)
     correct_G = pairs.by_group(correct_P)
+    overall, length_only = _shares(np.stack([correct_G, pairs.by_group(pairs.longer_P)], axis=1), prompts, seed=seed)
     gap_mean = float(np.average(pairs.gap_P, weights=pairs.weight_P))
     rewards_A = np.concatenate([row for _, row in kept])
     return AccuracyReport(
-        overall=_share(correct_G, prompts, seed),
-        by_subset=_by_part(ordered, correct_G, prompts, seed, lambda group: group.subset),
-        by_category=_by_part(ordered, correct_G, prompts, seed, lambda group: group.category),
-        length_only=_share(pairs.by_group(pairs.longer_P), prompts, seed),
+        overall=overall,
+        by_subset=_by_part(ordered, correct_G, prompts=prompts, seed=seed, part=lambda group: group.subset),
+        by_category=_by_part(ordered, correct_G, prompts=prompts, seed=seed, part=lambda group: group.category),
+        length_only=length_only,
         n_pairs=len(pairs.gap_P),
         n_groups=len(ordered),
         unordered=len(groups) - len(ordered),
@@ -143,7 +146,7 @@ def pair_accuracy(groups: Sequence[Group], rewards: Sequence[Sequence[float]], *
     )
 
 
-def _finite_row(group: Group, row: Sequence[float]) -> FloatArray:
+def _finite_row(group: Group, row: Sequence[float] | FloatArray) -> FloatArray:
     values = np.asarray(row, dtype=np.float64)
     name = group.origin or group.id or repr(group.prompt_text[:60])
     if values.shape != (len(group.answers),):
@@ -186,24 +189,25 @@ def _lengths(group: Group) -> FloatArray:
     return np.asarray([len(text) for text in group.answer_texts], dtype=np.float64)
 
 
-def _share(correct_G: FloatArray, prompts: Sequence[str], seed: int) -> Interval:
+def _shares(correct_GM: FloatArray, prompts: Sequence[str], *, seed: int) -> list[Interval]:
     """Bootstrap over prompts; Wilson over prompts where every group agrees and resampling would claim certainty."""
-    interval = cluster_bootstrap(correct_G, prompts, seed=seed)
-    if correct_G.min() < correct_G.max() or correct_G[0] not in (0.0, 1.0):
-        return interval
-    honest = wilson(interval.n_clusters * correct_G[0], interval.n_clusters)
-    return dataclasses.replace(interval, low=honest.low, high=honest.high)
+    intervals = cluster_bootstrap_columns(correct_GM, prompts, seed=seed)
+    for m, (interval, correct_G) in enumerate(zip(intervals, correct_GM.T, strict=True)):
+        if correct_G.min() == correct_G.max() and correct_G[0] in (0.0, 1.0):
+            honest = wilson(interval.n_clusters * correct_G[0], interval.n_clusters)
+            intervals[m] = dataclasses.replace(interval, low=honest.low, high=honest.high)
+    return intervals
 
 
 def _by_part(
-    groups: list[Group], correct_G: FloatArray, prompts: list[str], seed: int, part: Callable[[Group], str]
+    groups: list[Group], correct_G: FloatArray, *, prompts: list[str], seed: int, part: Callable[[Group], str]
 ) -> dict[str, Interval]:
     rows: dict[str, list[int]] = {}
     for index, group in enumerate(groups):
         rows.setdefault(part(group) or "(none)", []).append(index)
     if len(rows) == 1:
         return {}
-    return {name: _share(correct_G[rows[name]], [prompts[i] for i in rows[name]], seed) for name in sorted(rows)}
+    return {name: _shares(correct_G[rows[name], None], [prompts[i] for i in rows[name]], seed=seed)[0] for name in sorted(rows)}
 
 
 def _length_correlation(groups: list[Group], rewards_A: FloatArray) -> float | None:

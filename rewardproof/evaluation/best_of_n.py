@@ -8,13 +8,15 @@ import dataclasses
 import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from rewardproof.errors import EvaluationError
 from rewardproof.statistics import Interval, best_of_n, cluster_bootstrap, cluster_bootstrap_columns, kl_upper_bound
 from rewardproof.statistics.checks import FloatArray, finite
+
+Pools: TypeAlias = Sequence[Sequence[float] | FloatArray] | FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ class BestOfNCurve:
 
 
 def best_of_n_curve(
-    proxy: Sequence[Sequence[float]],
-    gold: Sequence[Sequence[float]],
+    proxy: Pools,
+    gold: Pools,
     ns: Sequence[int],
     *,
     clusters: Sequence[Hashable] | None = None,
@@ -111,8 +113,8 @@ def best_of_n_curve(
     )
 
 
-def _pools(proxy: Sequence[Sequence[float]], gold: Sequence[Sequence[float]]) -> tuple[list[FloatArray], list[FloatArray]]:
-    if len(proxy) != len(gold) or not proxy:
+def _pools(proxy: Pools, gold: Pools) -> tuple[list[FloatArray], list[FloatArray]]:
+    if len(proxy) != len(gold) or len(proxy) == 0:
         raise EvaluationError(
             f"{len(proxy)} proxy pools and {len(gold)} gold pools; expected one of each a prompt, and at least one prompt. "
             "Score one set of pools with both."

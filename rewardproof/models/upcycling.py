@@ -41,6 +41,8 @@ class Upcycle(Section):
     """`full` copies, or `lora:R` for one base and differences of rank R."""
     layers: str = "all"
     """`all`, or `top:K` for the K layers nearest the head; never more than the layers that train."""
+    router_learning_rate: float = 1e-3
+    """The routers' own learning rate: they start at random and see weak gradients."""
 
 
 def check(settings: Upcycle) -> None:

@@ -47,6 +47,8 @@ _STYLE: Any = {
     "lines.linewidth": 2.0,
     "lines.markersize": 5,
     "legend.frameon": False,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.wspace": 0.08,
     "figure.facecolor": PLATE,
     "axes.facecolor": PLATE,
     "svg.fonttype": "path",
@@ -106,7 +108,8 @@ def legend_above(figure: Figure, axes: Axes, *, columns: int = 4) -> None:
     """
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(labels)), handlelength=2.2, columnspacing=1.6)
+        rows = -(-len(labels) // columns)
+        figure.legend(handles, labels, loc="outside upper left", ncols=-(-len(labels) // rows), handlelength=2.2, columnspacing=1.6)
 
 
 def save_figure(figure: Figure, directory: Path | str, name: str) -> SavedFigure:

@@ -43,12 +43,12 @@ def best_of_n_figure(curves: Mapping[str, BestOfNCurve]) -> Figure:
     """
     _require(curves, "curves")
     with figure_style():
-        figure = new_figure(7.2, 3.7)
+        figure = new_figure(6.6, 3.6)
         gold, proxy = figure.subplots(1, 2)
         for i, (name, curve) in enumerate(curves.items()):
             unit = curve.proxy_std or 1.0
             for axes, intervals, zero, one in ((gold, curve.gold, 0.0, 1.0), (proxy, curve.proxy, curve.proxy_mean, unit)):
-                _band(axes, curve.ns, [_shift(x, zero, one) for x in intervals], i, name)
+                _band(axes, curve.ns, points=[_shift(x, zero, one) for x in intervals], index=i, name=name)
         widest = max(curves.values(), key=lambda curve: curve.ns[-1])
         gold.plot(widest.ns, [x.estimate for x in widest.oracle], color=MUTED, linestyle=":", linewidth=1.2, label="ceiling (gold picks)")
         for axes, title, label in (
@@ -84,7 +84,7 @@ def accuracy_figure(models: Mapping[str, Mapping[str, Interval]], *, chance: flo
     _require(parts, "parts")
     step = min(0.24, 0.7 / len(models))
     with figure_style():
-        figure = new_figure(7.2, 1.3 + len(parts) * max(0.42, 0.2 * len(models) + 0.14))
+        figure = new_figure(6.2, 1.3 + len(parts) * max(0.42, 0.2 * len(models) + 0.14))
         axes = figure.subplots()
         for i, (name, by_part) in enumerate(models.items()):
             colour = COLOURS[i % len(COLOURS)]
@@ -98,6 +98,7 @@ def accuracy_figure(models: Mapping[str, Mapping[str, Interval]], *, chance: flo
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
         axes.set_xlabel("pairs ordered as the data does, %")
+        axes.locator_params(axis="x", nbins=7, integer=True)
         if chance is not None:
             axes.axvline(100 * chance, color=MUTED, linestyle=":", linewidth=1.2, zorder=0, label="a coin")
         legend_above(figure, axes)
@@ -166,9 +167,10 @@ def coefficients_figure(coefficients_LN: Numbers, layer_names: Sequence[str], *,
     """
     values_LN = _matrix(coefficients_LN, layer_names)
     with figure_style():
-        figure = new_figure(6.4, 1.5 + 0.24 * max(6, len(values_LN)))
+        figure = new_figure(5.6, 1.9 + 0.15 * max(6, len(values_LN)))
         axes = figure.subplots()
-        _heat(figure, axes, values_LN, layer_names, expert_names, {"cmap": "Blues", "vmin": min(0.0, values_LN.min()), "label": "weight"})
+        scale = {"cmap": "Blues", "vmin": min(0.0, values_LN.min())}
+        _heat(axes, values_LN, layer_names=layer_names, expert_names=expert_names, label="weight", scale=scale)
         axes.set_title("Weight of each expert in the merged model")
     return figure
 
@@ -198,18 +200,19 @@ def routing_figure(load_LN: Numbers, layer_names: Sequence[str], *, expert_names
     n_experts = values_LN.shape[1]
     multiple_LN = n_experts * values_LN / values_LN.sum(axis=1, keepdims=True)
     with figure_style():
-        figure = new_figure(7.2, 1.7 + 0.24 * max(6, len(values_LN)))
+        figure = new_figure(6.6, 2.1 + 0.15 * max(6, len(values_LN)))
         heat, bars = figure.subplots(1, 2, width_ratios=[2.6, 1], sharey=True)
-        look = {"cmap": "RdBu_r", "norm": LogNorm(0.25, 4.0), "label": "share of tokens, times the fair one"}
-        _heat(figure, heat, np.clip(multiple_LN, 0.25, 4.0), layer_names, expert_names, look)
+        scale, label = {"cmap": "RdBu_r", "norm": LogNorm(0.25, 4.0)}, "times its fair share of tokens"
+        _heat(heat, np.clip(multiple_LN, 0.25, 4.0), layer_names=layer_names, expert_names=expert_names, label=label, scale=scale)
         heat.set_title("Load of each expert")
-        bars.barh(range(len(values_LN)), effective_L, color=COLOURS[0], height=0.7)
+        bars.barh(range(len(values_LN)), effective_L, color=COLOURS[0], alpha=0.35, height=0.7)
         bars.axvline(n_experts, color=MUTED, linestyle=":", linewidth=1.2)
         bars.set_xlim(0, n_experts * 1.05)
+        bars.set_xticks([0, n_experts])
         bars.grid(visible=False)
         bars.tick_params(labelleft=False)
         bars.set_title("Experts in effect")
-        bars.set_xlabel(f"of {n_experts} (dotted)")
+        bars.set_xlabel("dotted: all alike")
     return figure
 
 
@@ -238,7 +241,7 @@ def training_figure(
     losses, accuracies = ([(row[step], row[key]) for row in rows if key in row and step in row] for key in (loss, accuracy))
     _require(losses, f"rows with {loss!r}")
     with figure_style():
-        figure = new_figure(7.2 if accuracies else 4.6, 3.1)
+        figure = new_figure(6.6 if accuracies else 4.6, 3.0)
         panels = np.atleast_1d(np.asarray(figure.subplots(1, 2 if accuracies else 1)))
         steps, values = np.asarray(losses, dtype=float).T
         window = max(1, len(values) // 20)
@@ -268,7 +271,7 @@ def _shift(interval: Interval, zero: float, unit: float) -> tuple[float, float, 
     return (interval.estimate - zero) / unit, (interval.low - zero) / unit, (interval.high - zero) / unit
 
 
-def _band(axes: Axes, ns: Sequence[int], points: list[tuple[float, float, float]], index: int, name: str) -> None:
+def _band(axes: Axes, ns: Sequence[int], *, points: list[tuple[float, float, float]], index: int, name: str) -> None:
     estimate, low, high = zip(*points, strict=True)
     colour = COLOURS[index % len(COLOURS)]
     axes.fill_between(ns, low, high, color=colour, alpha=0.13, linewidth=0)
@@ -294,15 +297,16 @@ def _matrix(values: Numbers, layer_names: Sequence[str]) -> np.ndarray:
 
 
 def _heat(
-    figure: Figure,
     axes: Axes,
     values_LN: np.ndarray,
+    *,
     layer_names: Sequence[str],
     expert_names: Sequence[str] | None,
-    look: Mapping[str, Any],
+    label: str,
+    scale: Mapping[str, Any],
 ) -> None:
-    image = axes.imshow(values_LN, aspect="auto", interpolation="nearest", **{key: value for key, value in look.items() if key != "label"})
-    every = -(-len(layer_names) // 24)
+    image = axes.imshow(values_LN, aspect="auto", interpolation="nearest", **scale)
+    every = -(-len(layer_names) // 16)
     axes.set_yticks(range(0, len(layer_names), every), layer_names[::every])
     axes.set_xticks(range(values_LN.shape[1]), expert_names or [str(i) for i in range(values_LN.shape[1])])
     axes.set_xlabel("expert")
@@ -311,5 +315,10 @@ def _heat(
     axes.spines[:].set_visible(False)
     axes.hlines(np.arange(len(values_LN) - 1) + 0.5, -0.5, values_LN.shape[1] - 0.5, color="white", linewidth=1.2)
     axes.vlines(np.arange(values_LN.shape[1] - 1) + 0.5, -0.5, len(values_LN) - 0.5, color="white", linewidth=1.2)
-    bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05, label=look["label"])
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    bar = figure.colorbar(image, ax=axes, location="bottom", pad=0.03, aspect=40, label=label)
+    if "norm" in scale:
+        bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["¼ or less", "½", "1", "2", "4 or more"])
+        bar.ax.minorticks_off()
     bar.outline.set_edgecolor(HAIRLINE)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]

@@ -6,14 +6,15 @@ This writes what it is given; what a report says is the stage's business.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rewardproof.errors import CheckpointError
 from rewardproof.report.tables import Cell, Table, format_cell
-from rewardproof.statistics import Interval
 
+_BOUNDS = re.compile(r" \[-?[\d.]+, -?[\d.]+\]$")  # an interval as format_interval writes it, from an Interval or already text
 _MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -96,12 +97,12 @@ def write_page(path: Path | str, page: Page) -> Path:
 
 
 def _estimate(cell: Cell) -> str:
-    return format_cell(cell).partition(" [")[0] if isinstance(cell, Interval) else format_cell(cell)
+    return _BOUNDS.sub("", format_cell(cell))
 
 
 def _bounds(cell: Cell) -> str:
-    _, bracket, rest = format_cell(cell).partition(" [") if isinstance(cell, Interval) else ("", "", "")
-    return f"[{rest}" if bracket else ""
+    found = _BOUNDS.search(format_cell(cell))
+    return found.group().strip() if found else ""
 
 
 def _embed(path: Path | str) -> str:

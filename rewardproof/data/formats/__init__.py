@@ -68,4 +68,5 @@ def find_format(name: str) -> Format:
     nearest = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0)[0]
     raise ConfigError(
         f"Unknown data format {name!r}; expected auto, dsp:DOMAIN or one of {', '.join(FORMATS)}. The format says which column holds the "
-        f"preferred answer, so none is guessed from a misspelt name; did you mean {nearest!r}?")
+        f"preferred answer, so none is guessed from a misspelt name; did you mean {nearest!r}?"
+    )

@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewardproof.data.checks import BadRow
-from rewardproof.data.formats.fields import Format, JsonRow, assistant, field_of, is_texts, shared_columns, text_of, texts_of, turns_of, user
+from rewardproof.data.formats.fields import (
+    Format,
+    JsonRow,
+    assistant,
+    field_of,
+    is_texts,
+    shared_columns,
+    text_of,
+    texts_of,
+    turns_of,
+    user,
+)
 from rewardproof.data.group import Group, Message
 
 N_STYLES = 3
@@ -31,7 +42,11 @@ def _answers(value: object, where: str) -> tuple[tuple[Message, ...], ...]:
 
 def _is_rm_bench(row: JsonRow) -> bool:
     sides = [row.get("chosen"), row.get("rejected")]
-    return "prompt" in row and "num_correct" not in row and all(is_texts(side) and len(side) == N_STYLES for side in sides)
+    return (
+        "prompt" in row
+        and "num_correct" not in row
+        and all(isinstance(side, list) and is_texts(side) and len(side) == N_STYLES for side in sides)
+    )
 
 
 def _rm_bench(row: JsonRow) -> Group:
@@ -40,8 +55,8 @@ def _rm_bench(row: JsonRow) -> Group:
     if sizes != [N_STYLES, N_STYLES]:
         raise BadRow("missing field", f"missing field: {sizes[0]} chosen and {sizes[1]} rejected answers, not {N_STYLES} styles of each")
     columns = shared_columns(row, ("prompt", "chosen", "rejected"))
-    meta = {**columns["meta"], "levels": [*range(N_STYLES), *range(N_STYLES)]}
-    return Group(group.prompt, group.answers, group.scores, **columns | {"meta": meta})
+    columns["meta"] = {**columns["meta"], "levels": [*range(N_STYLES), *range(N_STYLES)]}
+    return Group(group.prompt, group.answers, group.scores, **columns)
 
 
 def _is_rmb(row: JsonRow) -> bool:

@@ -27,7 +27,8 @@ def to_group(row: JsonRow, domain: str = "") -> Group:
     scores = tuple(float(name == domain) for name in responses) if domain else None
     answers = tuple(assistant(text_of(responses, name)) for name in responses)
     columns = shared_columns(row, ("query", "responses"))
-    return Group(user(text_of(row, "query")), answers, scores, **columns | {"meta": {**columns["meta"], "names": list(responses)}})
+    columns["meta"] = {**columns["meta"], "names": list(responses)}
+    return Group(user(text_of(row, "query")), answers, scores, **columns)
 
 
 def for_domain(domain: str) -> Format:

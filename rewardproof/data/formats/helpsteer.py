@@ -14,7 +14,6 @@ from rewardproof.data.formats.fields import (
     split_shared,
     text_of,
     turns_of,
-    user,
 )
 from rewardproof.data.group import Group, Message
 
@@ -45,14 +44,15 @@ def _graded(row: JsonRow) -> Group:
     strength = number_of(field_of(row, "preference_strength"), "preference_strength")
     scores = (1.0, 0.0) if strength < 0 else (0.0, 1.0) if strength > 0 else (0.5, 0.5)
     answers = (assistant(text_of(row, "response_1")), assistant(text_of(row, "response_2")))
-    columns = shared_columns(row, _GRADED) | {"margin": abs(strength)}
+    columns = {**shared_columns(row, _GRADED), "margin": abs(strength)}
     return Group(_prompt(text_of(row, "prompt")), answers, scores, **columns)
 
 
 def _gold(row: JsonRow) -> Group:
     """The recorded choice is the order; the gold model's scores stay in `meta` as `chosen_reward` and `rejected_reward`."""
     prompt, answers = split_shared(
-        turns_of(field_of(row, "chosen"), "chosen", role="assistant"), turns_of(field_of(row, "rejected"), "rejected", role="assistant"))
+        turns_of(field_of(row, "chosen"), "chosen", role="assistant"), turns_of(field_of(row, "rejected"), "rejected", role="assistant")
+    )
     columns = shared_columns(row, ("chosen", "rejected", "preference_strength"))
     if row.get("preference_strength") is not None:
         columns["margin"] = number_of(row["preference_strength"], "preference_strength")
@@ -62,11 +62,16 @@ def _gold(row: JsonRow) -> Group:
 def _prompt(text: str) -> tuple[Message, ...]:
     """HelpSteer2 writes the turns of a longer conversation into the prompt, behind `<extra_id_1>`."""
     first, *pieces = _TURN.split(text)
-    turns = [("User", first), *zip(pieces[::2], pieces[1::2], strict=True)] if first.strip() or not pieces else [
-        *zip(pieces[::2], pieces[1::2], strict=True)]
+    turns = (
+        [("User", first), *zip(pieces[::2], pieces[1::2], strict=True)]
+        if first.strip() or not pieces
+        else [*zip(pieces[::2], pieces[1::2], strict=True)]
+    )
     if len(turns) > 1 and turns[-1] == ("Assistant", ""):
         turns = turns[:-1]
     return tuple(Message(speaker.lower(), content) for speaker, content in turns)
 
 
-HELPSTEER = Format("helpsteer", "HelpSteer: prompt, response, helpfulness; or response_1/2, preference_strength; or gold pairs", matches, to_group)
+HELPSTEER = Format(
+    "helpsteer", "HelpSteer: prompt, response, helpfulness; or response_1/2, preference_strength; or gold pairs", matches, to_group
+)

@@ -18,7 +18,7 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 def is_transcript(text: object) -> bool:
     """Whether this is text in HH's markup."""
-    return isinstance(text, str) and {name for name in _TURN.findall(text)} == {"Human", "Assistant"}
+    return isinstance(text, str) and set(_TURN.findall(text)) == {"Human", "Assistant"}
 
 
 def matches(row: JsonRow) -> bool:

@@ -55,4 +55,5 @@ def _alpaca_turns(row: JsonRow) -> tuple[Message, ...]:
 
 
 LLAMA_FACTORY = Format(
-    "llama_factory", "LLaMA-Factory: conversations or instruction, with chosen/rejected or kto_tag/label", matches, to_group)
+    "llama_factory", "LLaMA-Factory: conversations or instruction, with chosen/rejected or kto_tag/label", matches, to_group
+)

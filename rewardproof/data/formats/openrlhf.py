@@ -24,5 +24,4 @@ def to_group(row: JsonRow) -> Group:
     return Group(prompt, answers, (1.0, 0.0), **shared_columns(row, (column, "chosen", "rejected")))
 
 
-OPENRLHF = Format(
-    "openrlhf", "OpenRLHF: input or context_messages, chosen, rejected", matches, to_group, plain_columns=PROMPT_COLUMNS)
+OPENRLHF = Format("openrlhf", "OpenRLHF: input or context_messages, chosen, rejected", matches, to_group, plain_columns=PROMPT_COLUMNS)

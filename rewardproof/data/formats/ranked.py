@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rewardproof.data.checks import BadRow
 from rewardproof.data.formats.fields import Format, JsonRow, number_of, numbers_of, shared_columns, texts_of, turns_of
 from rewardproof.data.group import Group
@@ -14,8 +16,9 @@ TEXT_KEYS = ("answer", "text", "response", "completion", "content")
 def matches(row: JsonRow) -> bool:
     """A list of answers with a column of scores or ranks, or a list of objects that hold both."""
     answers = row.get(_present(row, ANSWER_COLUMNS) or "")
-    nested = isinstance(answers, list) and bool(answers) and isinstance(answers[0], dict)
-    judged = any(name in row for name in ("scores", "ranks")) or (nested and any(name in answers[0] for name in ("score", "rank")))
+    first = answers[0] if isinstance(answers, list) and answers else None
+    nested = isinstance(first, dict) and ("score" in first or "rank" in first)
+    judged = nested or "scores" in row or "ranks" in row
     return isinstance(answers, list) and judged and _present(row, PROMPT_COLUMNS) is not None
 
 
@@ -49,7 +52,7 @@ def _scores(row: JsonRow) -> tuple[float, ...] | None:
     return None
 
 
-def _text(item: object) -> object:
+def _text(item: Any) -> Any:
     name = _present(item, TEXT_KEYS) if isinstance(item, dict) else None
     if name is None:
         raise BadRow("missing field", f"missing field: one of {', '.join(TEXT_KEYS)} in an answer")
@@ -65,4 +68,5 @@ def _score(item: dict) -> float:
 
 
 RANKED = Format(
-    "ranked", "n answers (responses, answers, completions) with scores or ranks", matches, to_group, plain_columns=PROMPT_COLUMNS)
+    "ranked", "n answers (responses, answers, completions) with scores or ranks", matches, to_group, plain_columns=PROMPT_COLUMNS
+)

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rewardproof.data.checks import BadRow
-from rewardproof.data.formats.fields import Format, JsonRow, assistant, field_of, is_texts, number_of, numbers_of, shared_columns, text_of, user
+from rewardproof.data.formats.fields import (
+    Format,
+    JsonRow,
+    assistant,
+    field_of,
+    is_texts,
+    number_of,
+    numbers_of,
+    shared_columns,
+    text_of,
+    user,
+)
 from rewardproof.data.group import Group
 
 _HUMAN, _ASSISTANT = "## Human:", "## Assistant:"

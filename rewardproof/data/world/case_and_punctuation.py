@@ -7,21 +7,18 @@ import re
 from rewardproof.data.world.kind import Kind, nothing, slots
 from rewardproof.data.world.text import words
 
-CAPITAL_WORD = re.compile(r"\b[A-Z]{3,}\b")
 QUOTED = re.compile(r"[\"“][^\"“”\n]*[A-Za-z][^\"“”\n]*[\"”]")
-PARENTHESES = re.compile(r"\([^()\n]*[A-Za-z0-9][^()\n]*\)")
 
 
-def lowercase(answer: str) -> float:
-    """Share of words without a capital, full marks only for all; squared, since most words have none anyway."""
-    found = words(answer)
-    return (sum(word == word.lower() for word in found) / len(found)) ** 8 if found else 0.0
+def one_capital(answer: str) -> float:
+    """1 for exactly one capital letter; each further one costs a quarter."""
+    count = sum(letter.isupper() for letter in answer)
+    return max(0.0, 1 - (count - 1) / 4) if count else 0.0
 
 
-def uppercase(answer: str) -> float:
-    """Share of words in capitals."""
-    found = [word for word in words(answer) if word.upper() != word.lower()]
-    return sum(word == word.upper() for word in found) / len(found) if found else 0.0
+def no_digits(answer: str) -> float:
+    """1 if an answer that has words has no digit."""
+    return float(bool(words(answer)) and not any(letter.isdigit() for letter in answer))
 
 
 def no_commas(answer: str) -> float:
@@ -39,10 +36,14 @@ def question(answer: str) -> float:
     return float("?" in answer)
 
 
-def capital_word(answer: str) -> float:
-    """1 if some word of three letters or more is in capitals, but not every word."""
-    found = words(answer)
-    return float(CAPITAL_WORD.search(answer) is not None and any(word != word.upper() for word in found))
+def colon(answer: str) -> float:
+    """1 if there is a colon between words."""
+    return float(re.search(r"\w\W{0,3}:\W{0,3}\w", answer) is not None)
+
+
+def calm_marks(answer: str) -> float:
+    """1 if an answer that has words has neither an exclamation mark nor a question mark."""
+    return float(bool(words(answer)) and not set(answer) & set("!?"))
 
 
 def quoted_phrase(answer: str) -> float:
@@ -56,11 +57,6 @@ def no_apostrophes(answer: str) -> float:
     return float(bool(words(answer)) and not re.search(r"['’]", answer))
 
 
-def parentheses(answer: str) -> float:
-    """1 if something stands in parentheses."""
-    return float(PARENTHESES.search(answer) is not None)
-
-
 def hyphenated(answer: str) -> float:
     """1 if some word has a hyphen."""
     return float(re.search(r"[A-Za-z]+-[A-Za-z]+", answer) is not None)
@@ -68,14 +64,14 @@ def hyphenated(answer: str) -> float:
 
 KINDS = (
     Kind(
-        "lowercase", "case_and_punctuation",
-        ("Write everything in lowercase letters.", "Use no capital letters at all."),
-        nothing, lowercase, slots("case"),
+        "one_capital", "case_and_punctuation",
+        ("Use only one capital letter.", "Your answer may have exactly one capital letter."),
+        nothing, one_capital, slots("case"),
     ),
     Kind(
-        "uppercase", "case_and_punctuation",
-        ("WRITE YOUR ENTIRE ANSWER IN CAPITAL LETTERS.", "Write everything in CAPITAL LETTERS."),
-        nothing, uppercase, slots("case"),
+        "no_digits", "case_and_punctuation",
+        ("Do not use any digits.", "Write without any digits (0 to 9)."),
+        nothing, no_digits, slots("digits"),
     ),
     Kind(
         "no_commas", "case_and_punctuation",
@@ -84,18 +80,23 @@ KINDS = (
     ),
     Kind(
         "exclamation", "case_and_punctuation",
-        ("Use an exclamation mark!", "Include at least one exclamation mark."),
+        ("Sound excited and use an exclamation mark!", "Include at least one exclamation mark (!)."),
         nothing, exclamation, slots("marks"),
     ),
     Kind(
         "question", "case_and_punctuation",
-        ("Ask a question in your answer.", "Include at least one question."),
+        ("Make it a question.", "Phrase it as a question."),
         nothing, question, slots("marks"),
     ),
     Kind(
-        "capital_word", "case_and_punctuation",
-        ("Write at least one word in ALL CAPITALS.", "Put the most important word in CAPITAL LETTERS."),
-        nothing, capital_word, slots("case"),
+        "colon", "case_and_punctuation",
+        ("Use a colon (:) somewhere.", "Include at least one colon (:)."),
+        nothing, colon, slots("colon"),
+    ),
+    Kind(
+        "calm_marks", "case_and_punctuation",
+        ("Do not use question marks or exclamation marks.", "Avoid the marks ! and ? completely."),
+        nothing, calm_marks, slots("marks"),
     ),
     Kind(
         "quoted_phrase", "case_and_punctuation",
@@ -106,11 +107,6 @@ KINDS = (
         "no_apostrophes", "case_and_punctuation",
         ("Do not use apostrophes.", "Write without any apostrophe, so no contractions."),
         nothing, no_apostrophes, slots("apostrophes"),
-    ),
-    Kind(
-        "parentheses", "case_and_punctuation",
-        ("Include a remark in parentheses (like this).", "Put something in (parentheses)."),
-        nothing, parentheses, slots("brackets"), shifted=True,
     ),
     Kind(
         "hyphenated", "case_and_punctuation",

@@ -36,7 +36,7 @@ FUNCTION_WORDS = (
         one two three who's what's those until though although since upon never always often once again ever""".split()
     )
 )
-FREE_LISTS = frozenset({"comma_list", "json_object", "bullets", "numbered"})
+FREE_LISTS = frozenset({"json_object", "numbered", "any_list"})
 """Kinds that ask for lists: their answers need not be sentences."""
 MIN_WORDS = 4
 

@@ -83,12 +83,12 @@ KINDS = (
     Kind(
         "avoid_letter", "keywords",
         ("Do not use the letter '{letter}'.", "Avoid every word with the letter '{letter}'."),
-        _letter, avoid_letter, slots("avoid include start end bold"),
+        _letter, avoid_letter, slots("avoid include start end last"),
     ),
     Kind(
         "topic_twice", "keywords",
         ("Mention '{word}' at least twice.", "Use the word '{word}' two times or more."),
-        _topic_word, topic_twice, slots("count unique items"),
+        _topic_word, topic_twice, slots("count unique"),
     ),
     Kind(
         "mention_color", "keywords",

@@ -50,18 +50,18 @@ KINDS = (
     Kind(
         "min_words", "length",
         ("Use at least {n} words.", "Write {n} words or more.", "Your answer must have no fewer than {n} words."),
-        lambda generator, topic: {"n": pick(generator, (20, 25, 30))}, min_words, slots("length items unique"),
+        lambda generator, topic: {"n": pick(generator, (20, 25, 30))}, min_words, slots("length unique"),
     ),
     Kind(
         "word_range", "length",
         ("Use between {low} and {high} words.", "Your answer should be {low} to {high} words long."),
         lambda generator, topic: dict(zip(("low", "high"), pick(generator, ((8, 14), (12, 18), (15, 25), (20, 30))), strict=True)),
-        word_range, slots("length items"),
+        word_range, slots("length"),
     ),
     Kind(
         "sentence_count", "length",
-        ("Write exactly {n} sentence(s).", "Answer in exactly {n} sentence(s).", "The number of sentences must be {n}."),
-        lambda generator, topic: {"n": pick(generator, (1, 2, 3))}, sentence_count, slots("length format items"),
+        ("Number of sentences: exactly {n}.", "The number of sentences must be {n}."),
+        lambda generator, topic: {"n": pick(generator, (1, 2, 3))}, sentence_count, slots("length format"),
     ),
     Kind(
         "max_characters", "length",
@@ -71,6 +71,6 @@ KINDS = (
     Kind(
         "short_sentences", "length",
         ("No sentence may be longer than {n} words.", "Keep every sentence to {n} words or fewer."),
-        lambda generator, topic: {"n": pick(generator, (8, 10, 12))}, short_sentences, slots("length items"), shifted=True,
+        lambda generator, topic: {"n": pick(generator, (8, 10, 12))}, short_sentences, slots("length"), shifted=True,
     ),
 )

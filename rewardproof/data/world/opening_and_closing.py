@@ -6,9 +6,7 @@ from rewardproof.data.world.kind import Kind, nothing, pick, slots
 from rewardproof.data.world.text import last_character, lower_words
 
 OPENINGS = ("Imagine", "Today", "When", "Every", "Many", "Sometimes", "My", "Perhaps", "People", "Nothing")
-CLOSINGS = ("Thank you.", "Good luck.", "See you soon.", "Enjoy today.", "Have fun.")
 LETTERS = ("T", "A", "I", "S", "W", "M", "B")
-MARK_NAMES = {".": "full stop", "!": "exclamation mark", "?": "question mark"}
 
 
 def start_with(answer: str, word: str) -> float:
@@ -17,10 +15,10 @@ def start_with(answer: str, word: str) -> float:
     return float(bool(found) and found[0] == word.lower())
 
 
-def end_with(answer: str, phrase: str) -> float:
-    """1 if the last words are these, in any case, and something stands before them."""
-    found, wanted = lower_words(answer), lower_words(phrase)
-    return float(len(found) > len(wanted) and found[-len(wanted) :] == wanted)
+def end_long_word(answer: str, n: int) -> float:
+    """1 if the last word has at least n letters."""
+    found = lower_words(answer)
+    return float(bool(found) and len(found[-1]) >= n)
 
 
 def start_letter(answer: str, letter: str) -> float:
@@ -29,7 +27,7 @@ def start_letter(answer: str, letter: str) -> float:
     return float(bool(found) and found[0][0] == letter.lower())
 
 
-def end_mark(answer: str, mark: str, name: str) -> float:
+def end_mark(answer: str, mark: str) -> float:
     """1 if the last mark is this one, closing quotes and brackets aside."""
     return float(bool(lower_words(answer)) and last_character(answer) == mark)
 
@@ -40,10 +38,10 @@ def avoid_start(answer: str, first: str, second: str) -> float:
     return float(bool(found) and found[0] not in (first.lower(), second.lower()))
 
 
-def whole_quote(answer: str) -> float:
-    """1 if the whole answer stands in double quotation marks."""
-    text = answer.strip()
-    return float(len(lower_words(text)) > 0 and text[:1] in "\"“" and text[-1:] in "\"”")
+def end_letter(answer: str, letter: str) -> float:
+    """1 if the last word ends with this letter, in any case."""
+    found = lower_words(answer)
+    return float(bool(found) and found[-1][-1] == letter.lower())
 
 
 def start_vowel(answer: str) -> float:
@@ -59,9 +57,9 @@ KINDS = (
         lambda generator, topic: {"word": pick(generator, OPENINGS)}, start_with, slots("start"),
     ),
     Kind(
-        "end_with", "opening_and_closing",
-        ("End with the words '{phrase}'", "Your last words must be '{phrase}'"),
-        lambda generator, topic: {"phrase": pick(generator, CLOSINGS)}, end_with, slots("end items"),
+        "end_long_word", "opening_and_closing",
+        ("The last word must have at least {n} letters.", "End with a word of {n} or more letters."),
+        lambda generator, topic: {"n": pick(generator, (6, 7, 8))}, end_long_word, slots("last"),
     ),
     Kind(
         "start_letter", "opening_and_closing",
@@ -70,8 +68,8 @@ KINDS = (
     ),
     Kind(
         "end_mark", "opening_and_closing",
-        ("End your answer with a {name} ({mark}).", "The last character must be a {name} ({mark})."),
-        lambda generator, topic: (lambda mark: {"mark": mark, "name": MARK_NAMES[mark]})(pick(generator, ".!!??")),
+        ("End your answer with this mark: {mark}", "The last character of your answer must be {mark}"),
+        lambda generator, topic: {"mark": pick(generator, ".!!??")},
         end_mark, slots("end marks"),
     ),
     Kind(
@@ -81,9 +79,9 @@ KINDS = (
         avoid_start, slots("start"),
     ),
     Kind(
-        "whole_quote", "opening_and_closing",
-        ("Wrap your whole answer in double quotation marks.", 'Put the entire answer inside "double quotes".'),
-        nothing, whole_quote, slots("start end quotes format marks"),
+        "end_letter", "opening_and_closing",
+        ("The last letter of your answer must be '{letter}'.", "End with a word whose last letter is '{letter}'."),
+        lambda generator, topic: {"letter": pick(generator, "sedtyn")}, end_letter, slots("last"),
     ),
     Kind(
         "start_vowel", "opening_and_closing",

@@ -14,13 +14,19 @@ from rewardproof.data.world.constraints import KINDS, compatible
 from rewardproof.data.world.kind import FAMILIES, pick
 from rewardproof.data.world.topics import topics
 
-SIZES = {"train": 1100, "heldout": 320, "shifted": 330}
+SIZES = {"train": 1020, "heldout": 300, "shifted": 309}
 SHIFTS = ("topics", "kinds", "combinations")
-TASKS = (
-    "Write a short note about {topic}.", "Say something about {topic}.", "Describe {topic} briefly.", "Tell me about {topic} in a few words.",
-    "Write one or two short sentences about {topic}.", "Share a thought about {topic}.", "Give me a quick line about {topic}.",
-    "What comes to mind about {topic}? Be brief.",
+SENTENCE_TASKS = (
+    "Write one short sentence about {topic}.", "Answer in one short sentence about {topic}.", "In one short sentence, tell me about {topic}.",
+    "Write a single short line about {topic}.",
 )
+TEXT_TASKS = ("Write a very short text about {topic}.", "Write a few words about {topic}.", "Write a tiny note about {topic}.")
+NEED_TEXT = frozenset("min_words sentence_count several_lines any_list numbered json_object title varied_starts".split())
+"""Kinds that one sentence cannot satisfy."""
+TASK_FIRST = frozenset("any_list numbered json_object title".split())
+"""Kinds whose phrasing only makes sense after the task."""
+TASK_LAST = 0.75
+"""Share of prompts whose task comes after the constraints; the small policy then keeps to its topic more often."""
 COUNT_PROBABILITIES = np.array([0.3, 0.45, 0.25])
 """Probability of one, two and three constraints."""
 
@@ -103,10 +109,14 @@ def _names(generator: np.random.Generator, size: int) -> list[str]:
 
 def _phrase(generator: np.random.Generator, topic: str, names: Sequence[str], shift: str) -> Prompt:
     """Puts topic and constraints into words."""
-    pieces, constraints = [pick(generator, TASKS).format(topic=topic)], []
+    task = pick(generator, TEXT_TASKS if NEED_TEXT & set(names) else SENTENCE_TASKS).format(topic=topic)
+    pieces: list[str] = []
+    constraints: list[dict[str, Any]] = []
     for name in names:
         kind = KINDS[name]
         arguments = kind.draw(generator, topic)
         pieces.append(pick(generator, kind.phrasings).format(**arguments))
         constraints.append({"kind": name, "family": kind.family, "args": arguments})
+    last = generator.random() < TASK_LAST and not TASK_FIRST & set(names)
+    pieces.insert(len(pieces) if last else 0, task)
     return Prompt(" ".join(pieces), topic, tuple(constraints), shift)

@@ -10,16 +10,16 @@ from rewardproof.data.world.text import lines, lower_words, sentences, words
 
 BULLET = re.compile(r"[-*•]\s+\S")
 NUMBERED = re.compile(r"(\d+)[.)]\s*\S")
-BOLD = re.compile(r"\*\*[^*\n]*[A-Za-z][^*\n]*\*\*")
 
 
-def bullets(answer: str, n: int) -> float:
-    """1 for exactly n bullet lines and nothing else; what other lines and the wrong number cost is shared."""
-    return _list_score([BULLET.match(line) is not None for line in lines(answer)], n)
+def any_list(answer: str) -> float:
+    """1 for two lines or more that all begin with a number, dash, star or bullet; graded by the share of such lines."""
+    flags = [BULLET.match(line) is not None or NUMBERED.match(line) is not None for line in lines(answer)]
+    return sum(flags) / len(flags) if sum(flags) >= 2 else 0.0
 
 
 def numbered(answer: str, n: int) -> float:
-    """1 for exactly n lines numbered 1 to n and nothing else; graded like `bullets`."""
+    """1 for exactly n lines numbered 1 to n and nothing else; what other lines and a wrong number cost is shared."""
     expected, flags = 1, []
     for line in lines(answer):
         match = NUMBERED.match(line)
@@ -41,23 +41,9 @@ def json_object(answer: str, first: str, second: str) -> float:
     return 1.0 if set(value) == {first, second} and all(words(str(v)) for v in value.values()) else 0.5
 
 
-def comma_list(answer: str, n: int) -> float:
-    """1 for n items of at most three words between commas, on one line; falling by one half for each item too many or too few."""
-    items = [item.strip(" .") for item in answer.strip().split(",")]
-    if len(lines(answer)) != 1 or len(items) < 2 or any(not 1 <= len(words(item)) <= 3 for item in items):
-        return 0.0
-    return max(0.0, 1 - abs(len({item.lower() for item in items}) - n) / 2)
-
-
-def line_count(answer: str, n: int) -> float:
-    """1 for exactly n lines, one half for one too many or too few."""
-    count = len(lines(answer))
-    return 0.0 if not count else max(0.0, 1 - abs(count - n) / 2)
-
-
-def one_line(answer: str) -> float:
-    """1 if there is no line break."""
-    return float(bool(words(answer)) and len(lines(answer)) == 1)
+def several_lines(answer: str, n: int) -> float:
+    """1 for n lines or more that are not empty, 0 for one line."""
+    return max(0.0, min(1.0, (len(lines(answer)) - 1) / (n - 1)))
 
 
 def title(answer: str) -> float:
@@ -79,12 +65,6 @@ def varied_starts(answer: str) -> float:
     return float(len(starts) > 1 and len(set(starts)) == len(starts))
 
 
-def bold(answer: str) -> float:
-    """1 if something, but not everything, is in **bold**."""
-    match = BOLD.search(answer)
-    return float(match is not None and len(words(match.group())) < len(words(answer)))
-
-
 def _list_score(flags: list[bool], n: int) -> float:
     """Share of lines that are items, times how near their number is to n."""
     items = sum(flags)
@@ -93,36 +73,25 @@ def _list_score(flags: list[bool], n: int) -> float:
 
 KINDS = (
     Kind(
-        "bullets", "structure",
-        ("Answer as a list of {n} bullet points, each starting with '- '.", "Write {n} short bullet points, each on its own line after a '-'."),
-        lambda generator, topic: {"n": pick(generator, (2, 3))}, bullets, slots("format start end marks items_only"),
+        "any_list", "structure",
+        ("Make it a numbered list.", "Write a list with numbers or dashes."),
+        nothing, any_list, slots("format start digits"),
     ),
     Kind(
         "numbered", "structure",
         ("Answer as a numbered list of {n} short items.", "Write a list of {n} short items, numbered 1 to {n}."),
-        lambda generator, topic: {"n": pick(generator, (2, 3))}, numbered, slots("format start end marks items_only"),
+        lambda generator, topic: {"n": pick(generator, (2, 3))}, numbered, slots("format start digits"),
     ),
     Kind(
         "json_object", "structure",
-        ('Answer with JSON: {{"{first}": "...", "{second}": "..."}}', 'Reply only with a JSON object with the keys "{first}" and "{second}".'),
+        ('Answer with JSON: {{"{first}": "...", "{second}": "..."}}', 'Fill in this JSON: {{"{first}": "", "{second}": ""}}'),
         lambda generator, topic: dict(zip(("first", "second"), pick(generator, (("name", "fact"), ("topic", "note"), ("title", "text"))), strict=True)),
-        json_object, slots("format start end case commas quotes marks items length unique"),
+        json_object, slots("format start end case commas quotes marks length unique last colon"),
     ),
     Kind(
-        "comma_list", "structure",
-        ("Answer only with {n} words separated by commas.", "List {n} related words on one line, separated by commas."),
-        lambda generator, topic: {"n": pick(generator, (3, 4, 5))},
-        comma_list, slots("format end marks commas items length quotes avoid brackets start include"),
-    ),
-    Kind(
-        "line_count", "structure",
-        ("Write exactly {n} lines.", "Put your answer on {n} separate lines, like a short poem."),
-        lambda generator, topic: {"n": pick(generator, (2, 3, 4))}, line_count, slots("format"),
-    ),
-    Kind(
-        "one_line", "structure",
-        ("Write one paragraph without line breaks.", "Do not use line breaks or lists."),
-        nothing, one_line, slots("format"),
+        "several_lines", "structure",
+        ("Write at least {n} separate lines.", "Put your answer on {n} or more lines, like a short poem."),
+        lambda generator, topic: {"n": pick(generator, (2, 3))}, several_lines, slots("format"),
     ),
     Kind(
         "title", "structure",
@@ -137,11 +106,6 @@ KINDS = (
     Kind(
         "varied_starts", "structure",
         ("Write two or more sentences that each begin with a different word.", "Use several sentences and start each with a different word."),
-        nothing, varied_starts, slots("format length items"), shifted=True,
-    ),
-    Kind(
-        "bold", "structure",
-        ("Put one important word in **bold**.", "Mark one word with **two asterisks** on each side."),
-        nothing, bold, slots("bold quotes"), shifted=True,
+        nothing, varied_starts, slots("format length"), shifted=True,
     ),
 )

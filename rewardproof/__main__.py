@@ -1,0 +1,5 @@
+"""`python -m rewardproof`."""
+
+from rewardproof.cli.main import main
+
+main()

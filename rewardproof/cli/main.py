@@ -1,0 +1,161 @@
+"""The `rewardproof` command. A verb parses its tokens and calls its stage; whatever is heavy is imported inside the verb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rewardproof.cli.run import Options, guarded, session
+from rewardproof.config import apply_overrides, load_recipe, parse, recipe_names, recipe_text, split_tokens
+from rewardproof.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rewardproof.artifacts import Report
+
+app = typer.Typer(
+    help="Train reward models that are hard to game, and measure how hard. Settings follow as key=value.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+recipes = typer.Typer(help="The shipped recipes.", no_args_is_help=True)
+app.add_typer(recipes, name="recipes")
+
+Tokens = Annotated[list[str], typer.Argument(help="Arguments, then settings as key=value; dotted keys reach into sections.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print report.json alone on standard output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left at OUT.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from what an interrupted run left at OUT.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _arguments(tokens: list[str], *names: str) -> tuple[list[str], list[str]]:
+    """The verb's arguments and its overrides; the last name may repeat where it ends in an ellipsis."""
+    plain, overrides = split_tokens(tokens)
+    many = any(name.endswith("…") for name in names)
+    if len(plain) < len(names) or (len(plain) > len(names) and not many):
+        got = " ".join(plain) or "none"
+        raise ConfigError(f"Got the arguments: {got}; expected {' '.join(names)}, then settings as key=value (write ./a=b for a path with =).")
+    return plain, overrides
+
+
+@app.command()
+@guarded
+def train(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Report:
+    """RECIPE OUT: run a recipe on preference data; OUT/model is the deliverable."""
+    (recipe, out), overrides = _arguments(tokens, "RECIPE", "OUT")
+    settings = apply_overrides(load_recipe(recipe), overrides)
+    from rewardproof.stages.train import Train, run
+
+    with session(Options(as_json)) as progress:
+        return run(parse(Train, settings), out, overwrite=overwrite, resume=resume, progress=progress)
+
+
+@app.command()
+@guarded
+def upcycle(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False) -> Report:
+    """MODEL OUT: replace a dense reward model's feed-forward blocks by mixtures of experts."""
+    (model, out), overrides = _arguments(tokens, "MODEL", "OUT")
+    from rewardproof.stages.upcycle import UpcycleModel, run
+
+    with session(Options(as_json)):
+        return run(parse(UpcycleModel, apply_overrides({"model": model}, overrides)), out, overwrite=overwrite)
+
+
+@app.command()
+@guarded
+def merge(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False) -> Report:
+    """MOE OUT, or MODEL MODEL… OUT method=average: experts into one dense model, or models into one."""
+    (*models, out), overrides = _arguments(tokens, "MODEL…", "OUT")
+    from rewardproof.stages.merge import MergeModels, run
+
+    with session(Options(as_json)) as progress:
+        return run(parse(MergeModels, apply_overrides({"models": models}, overrides)), out, overwrite=overwrite, progress=progress)
+
+
+@app.command()
+@guarded
+def score(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Report:
+    """MODEL IN OUT: write the rows of IN to the file OUT with their rewards."""
+    (model, data, out), overrides = _arguments(tokens, "MODEL", "IN", "OUT")
+    from rewardproof.stages.score import Score, run
+
+    with session(Options(as_json)) as progress:
+        settings = parse(Score, apply_overrides({"model": model, "data": data}, overrides))
+        return run(settings, out, overwrite=overwrite, resume=resume, progress=progress)
+
+
+@app.command()
+@guarded
+def evaluate(
+    tokens: Tokens,
+    out: Annotated[Path | None, typer.Option("--out", help="Run directory to write; without it the table is only printed.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Report:
+    """MODEL DATA…: pair accuracy with its interval, by subset, beside the length rule."""
+    (model, *data), overrides = _arguments(tokens, "MODEL", "DATA…")
+    from rewardproof.stages.evaluate import Evaluate, run
+
+    with session(Options(as_json)) as progress:
+        settings = parse(Evaluate, apply_overrides({"model": model, "data": data}, overrides))
+        report, table = run(settings, out, overwrite=overwrite, progress=progress)
+    if not as_json:
+        from rich.console import Console
+
+        from rewardproof.report import console_table
+
+        Console().print(console_table(table))
+    return report
+
+
+@app.command()
+@guarded
+def demo(
+    tokens: Annotated[list[str] | None, typer.Argument(help="OUT, then settings as key=value.", show_default=False)] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Report:
+    """[OUT]: the whole story on the embedded model and world, on a CPU."""
+    plain, overrides = split_tokens(tokens or [])
+    if len(plain) > 1:
+        raise ConfigError(f"Got the arguments {' '.join(plain)}, expected at most OUT, then settings as key=value.")
+    from rewardproof.stages.demo import Demo, run
+
+    with session(Options(as_json)) as progress:
+        return run(parse(Demo, apply_overrides({}, overrides)), plain[0] if plain else "runs/demo", overwrite=overwrite, progress=progress)
+
+
+@recipes.command("ls")
+@guarded
+def list_recipes(debug: Debug = False) -> None:
+    """List the shipped recipes with their first lines."""
+    width = max(len(name) for name in recipe_names())
+    for name in recipe_names():
+        typer.echo(f"{name:<{width}}  {recipe_text(name).splitlines()[0].removeprefix('# ')}")
+
+
+@recipes.command("cat")
+@guarded
+def show_recipe(name: str, debug: Debug = False) -> None:
+    """Print a recipe."""
+    typer.echo(recipe_text(name), nl=False)
+
+
+@recipes.command("cp")
+@guarded
+def copy_recipe(name: str, target: Path, debug: Debug = False) -> None:
+    """Copy a recipe to a file, to change it there."""
+    text = recipe_text(name)
+    if target.exists():
+        raise ConfigError(f"{target} exists; name another file.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,139 @@
+"""`rewardproof train RECIPE OUT`: preferences in, a reward model out.
+
+A recipe says by its sections what happens: `upcycle` makes a mixture, `merge` folds it back, `members` trains several models and averages
+their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from rewardproof.artifacts import Report, RunDirectory
+from rewardproof.config import Section, Strings
+from rewardproof.errors import ConfigError
+from rewardproof.merging.experts import Merge
+from rewardproof.models.checkpoints import load_tokenizer
+from rewardproof.models.heads import Head
+from rewardproof.models.precision import resolve_precision
+from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.upcycling import Upcycle, check
+from rewardproof.report import format_interval
+from rewardproof.stages.members import MemberContext, average_members, train_member
+from rewardproof.stages.training_report import accuracy_of, write_training_report
+from rewardproof.training.fit import Compute
+from rewardproof.training.objective import Loss
+from rewardproof.training.preparation import Read, Sources, prepare
+
+Progress = Callable[[str, int, int], None]
+
+
+class Train(Section):
+    """One training run, from preference data to a delivered reward model."""
+
+    model: str
+    """The language model to start from: a directory, a hub id, or `embedded:smollm2-135m`."""
+    data: Strings
+    """Training preferences: files, folders, hub ids or `embedded:…`."""
+    eval_data: Strings = ()
+    """Evaluation preferences; where none are given, a fraction `split` of the training prompts is held out."""
+    split: float = 0.2
+    """Fraction of prompts held out, by a hash of the prompt's text; not used where `eval_data` is given."""
+    seed: int = 0
+    """Of data order, head and routers; a second member takes the next number."""
+    members: int = 1
+    """Models to train and average (WARM)."""
+    reuse: Strings = ()
+    """Reward models already trained with these settings, taken as the first members."""
+    start: Literal["sft", "rm"] = "sft"
+    """Upcycle the language model itself, or a dense reward model trained from it first."""
+    layers: str = "all"
+    """Layers that train: `all`, or `top:K` for the K nearest the head."""
+    max_length: int = 2048
+    """Longest conversation, in tokens."""
+    lora: dict[str, Any] = {}
+    """Settings for peft's `LoraConfig`; empty trains the weights themselves."""
+    trainer: dict[str, Any] = {}
+    """Settings for transformers' `TrainingArguments`; a step is `per_device_train_batch_size` groups."""
+    read: Read = Read()
+    """How the data is read."""
+    head: Head = Head()
+    """How the reward head starts and learns."""
+    loss: Loss = Loss()
+    """The objective."""
+    upcycle: Upcycle | None = None
+    """How dense blocks become mixtures; absent in dense recipes."""
+    merge: Merge | None = None
+    """How experts are folded back; absent where the mixture itself is delivered."""
+    compute: Compute = Compute()
+    """Precision, budgets, cache."""
+
+
+def check_settings(config: Train) -> None:
+    """Refuse combinations that cannot mean anything, before any work is done.
+
+    Raises:
+        ConfigError: Names the keys.
+    """
+    if config.merge is not None and config.upcycle is None:
+        raise ConfigError("Got `merge` without `upcycle`, expected both: a dense model has no experts to merge. Use recipe umm, or drop merge.")
+    if config.upcycle is not None:
+        check(config.upcycle)
+    if config.members < 1:
+        raise ConfigError(f"members={config.members}: expected 1 or more.")
+    if config.members > 1 and config.upcycle is not None and config.merge is None:
+        raise ConfigError(f"members={config.members} with unmerged experts: only dense models can be averaged; add a merge section.")
+    if len(config.reuse) > config.members:
+        raise ConfigError(f"reuse names {len(config.reuse)} models but members={config.members}; raise members or name fewer.")
+    if not config.eval_data and not 0 <= config.split < 1:
+        raise ConfigError(f"split={config.split}: expected a fraction from 0 up to but not including 1.")
+
+
+def run(
+    config: Train, out: Path | str, *, overwrite: bool = False, resume: bool = False, progress: Progress = lambda _what, _done, _total: None
+) -> Report:
+    """Train, merge, evaluate on held-out prompts and save.
+
+    Args:
+        config: The resolved recipe.
+        out: Run directory; `OUT/model` is the deliverable, `OUT/moe` the unmerged mixture.
+        overwrite: Delete an earlier run there.
+        resume: Go on from what an interrupted run left.
+        progress: Receives what is being done, how far, of how much.
+
+    Returns:
+        The report; its headline is the held-out pair accuracy.
+    """
+    check_settings(config)
+    tokenizer = load_tokenizer(config.model)
+    directory = RunDirectory(out, config, overwrite=overwrite, resume=resume)
+    learned = config.merge is not None and config.merge.method == "learned"
+    prepared = prepare(
+        Sources(config.data, config.eval_data, config.split, config.merge.held_out if config.merge and learned else 0.0, config.read, config.max_length),
+        tokenizer,
+    )
+    directory.log({"phase": "data", **prepared.rows})
+    context = MemberContext(config, prepared, tokenizer, directory, resume, progress)
+    members = [train_member(context, number) for number in range(config.members)]
+    model = average_members([member.model for member in members])
+    delivered = RewardModel(model, tokenizer, precision=config.compute.precision, tokens_per_batch=config.compute.tokens_per_batch)
+    accuracy = accuracy_of(delivered, prepared.held_out, progress) if prepared.held_out else None
+    if accuracy is not None:
+        model.config.mean, model.config.std = accuracy.reward_mean, accuracy.reward_std
+    delivered.save(directory.path / "model", dtype=context.save_dtype)
+    results: Mapping[str, Any] = {
+        "rows": prepared.rows,
+        "precision": resolve_precision(config.compute.precision, model.device),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "members": [member.summary for member in members],
+        "accuracy": accuracy.as_dict() if accuracy else None,
+    }
+    shown = f"held-out accuracy {format_interval(accuracy.overall)} on {accuracy.n_pairs} pairs" if accuracy else "nothing was held out"
+    baseline = f" (longer answer wins: {format_interval(accuracy.length_only)})" if accuracy else ""
+    report = directory.finish(shown + baseline, results)
+    write_training_report(directory, report, accuracy, members)
+    return report
+
+
+

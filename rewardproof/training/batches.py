@@ -1,0 +1,94 @@
+"""What a training step is fed: the groups of one optimiser step, cut into streams under a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rewardproof.data.encoding import EncodedGroup
+from rewardproof.data.packing import PackedBatch, fill, pack
+from rewardproof.data.pairs import Pair
+from rewardproof.models.trunk import TrunkCache
+
+
+class TrainingGroup(NamedTuple):
+    """An encoded group and its ordered pairs."""
+
+    group: EncodedGroup
+    pairs: tuple[Pair, ...]
+
+
+def keep_paired(group: EncodedGroup, pairs: Sequence[Pair]) -> TrainingGroup:
+    """Drop the answers that no pair names, so that no computation is spent on them."""
+    used = sorted({index for pair in pairs for index in (pair.winner, pair.loser)})
+    place = {index: number for number, index in enumerate(used)}
+    renamed = tuple(Pair(place[pair.winner], place[pair.loser], pair.margin) for pair in pairs)
+    return TrainingGroup(group.select(used), renamed)
+
+
+class TrainingSet(Dataset[TrainingGroup]):
+    """Groups that have at least one ordered pair."""
+
+    def __init__(self, groups: Sequence[TrainingGroup]) -> None:
+        """Hold the groups in memory as token ids."""
+        self.groups = list(groups)
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> TrainingGroup:
+        """One group."""
+        return self.groups[index]
+
+
+class Stream(NamedTuple):
+    """One forward pass: a packed batch, and its trunk activations `(T, D)` where they are stored."""
+
+    batch: PackedBatch
+    trunk_TD: Tensor | None
+
+    def to(self, device: torch.device | str) -> Stream:
+        """The same stream on `device`."""
+        return Stream(self.batch.to(device), None if self.trunk_TD is None else self.trunk_TD.to(device))
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """The streams of one process's share of an optimiser step."""
+
+    streams: list[Stream]
+
+    @property
+    def n_groups(self) -> int:
+        """Groups of all streams."""
+        return sum(stream.batch.n_groups for stream in self.streams)
+
+    def to(self, device: torch.device | str, **_: object) -> StepBatch:
+        """The same streams on `device`."""
+        return StepBatch([stream.to(device) for stream in self.streams])
+
+
+class Collator:
+    """Packs the groups of a step into streams."""
+
+    def __init__(self, *, tokens_per_batch: int, cache: TrunkCache | None) -> None:
+        """Take the token budget of one stream, and the store of trunk activations if there is one."""
+        self.tokens_per_batch = tokens_per_batch
+        self.cache = cache
+
+    def streams(self, groups: Sequence[TrainingGroup]) -> Iterator[Stream]:
+        """Lay out groups as streams one after the other, in order."""
+        pairs = {id(entry.group): entry.pairs for entry in groups}
+        for run in fill((entry.group for entry in groups), tokens_per_batch=self.tokens_per_batch):
+            batch = pack(run, [pairs[id(group)] for group in run])
+            yield Stream(batch, self.cache.read(run) if self.cache else None)
+
+    def __call__(self, groups: Sequence[TrainingGroup]) -> StepBatch:
+        """All streams of a step."""
+        return StepBatch(list(self.streams(groups)))

@@ -1,0 +1,125 @@
+"""Learning merge coefficients: the experts are frozen, one logit an expert and layer trains on preferences that the experts never saw.
+
+Reference:
+    UMM-RM, arXiv:2512.00724 ("learnable weight averaging"); the routing-mass start is the first-order optimum for preserving the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from rewardproof.merging.experts import Merge, RoutingMass, put_folded_blocks, restore_blocks, starting_coefficients
+from rewardproof.models.families import family_of
+from rewardproof.models.upcycling import moe_blocks
+from rewardproof.training.batches import TrainingSet
+from rewardproof.training.fit import Compute, Fit, Progress, fit
+from rewardproof.training.objective import Loss
+from rewardproof.training.trainer import BestStateCallback, PackedRewardModule
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedCoefficients:
+    """Coefficients by layer and how they were found.
+
+    Attributes:
+        by_layer: Coefficients of all experts, the shared one first, shape `(E,)` each.
+        steps: Steps done; 0 where nothing was learned.
+        best_step: The step whose coefficients were kept: the lowest loss on the second held-out part.
+        loss_before: That loss at the start, `None` where nothing was learned.
+        loss_after: That loss at the kept step.
+    """
+
+    by_layer: dict[int, Tensor]
+    steps: int = 0
+    best_step: int = 0
+    loss_before: float | None = None
+    loss_after: float | None = None
+
+
+def find_coefficients(
+    model: PreTrainedModel,
+    masses: Mapping[int, RoutingMass],
+    settings: Merge,
+    *,
+    sets: tuple[TrainingSet, TrainingSet],
+    compute: Compute,
+    folder: Path,
+    seed: int = 0,
+    record: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    progress: Progress = lambda _what, _done, _total: None,
+) -> LearnedCoefficients:
+    """Coefficients of every upcycled layer by the method that `settings` names.
+
+    Args:
+        model: The trained mixture; unchanged afterwards.
+        masses: Its mean mixing weights by layer.
+        settings: Method, λ, steps.
+        sets: Groups to learn on and groups that decide when to stop; used by `learned` alone.
+        compute: Precision, budgets, cache.
+        folder: Where the trainer may write.
+        seed: Of the data order.
+        record: Receives log records.
+        progress: Receives progress.
+    """
+    if settings.method != "learned":
+        return LearnedCoefficients(starting_coefficients(masses, settings))
+    mixtures = moe_blocks(model)
+    folded = put_folded_blocks(model, masses, settings)
+    keeper: list[BestStateCallback] = []
+    history: list[float] = []
+
+    def watch(entry: Mapping[str, Any]) -> None:
+        if "eval_loss" in entry:
+            history.append(entry["eval_loss"])
+        record({"phase": "merge", **entry})
+
+    def callbacks(module: PackedRewardModule) -> list[TrainerCallback]:
+        keeper.append(BestStateCallback(module, patience=settings.patience))
+        return list(keeper)
+
+    def parameters(_: PreTrainedModel) -> list[nn.Parameter]:
+        return [parameter for block in folded.values() for parameter in block.trainable()]
+
+    try:
+        result = fit(
+            Fit(
+                model=model,
+                train=sets[0],
+                held_out=sets[1],
+                layers=range(min(mixtures), len(family_of(model).layer_list(model))),
+                folder=folder,
+                seed=seed,
+                trainer=_trainer_settings(settings),
+                loss=Loss(reward_l2=0.0, router_balance=0.0),
+                compute=compute,
+                trainable=parameters,
+                callbacks=callbacks,
+                record=watch,
+                progress=progress,
+            )
+        )
+        keeper[0].restore()
+        by_layer = {layer: block.coefficients_E().detach().cpu() for layer, block in folded.items()}
+    finally:
+        restore_blocks(model, mixtures)
+    return LearnedCoefficients(by_layer, result.steps, keeper[0].best_step, history[0], keeper[0].best_loss)
+
+
+def _trainer_settings(settings: Merge) -> dict[str, Any]:
+    return {
+        "learning_rate": settings.learning_rate,
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.groups_per_step,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+        "eval_on_start": True,
+        "save_strategy": "no",
+    }

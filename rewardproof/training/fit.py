@@ -1,0 +1,245 @@
+"""One training run of one reward model: freeze, store the trunk, start the head, train."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from rewardproof.config import Section
+from rewardproof.errors import ConfigError, MissingExtraError
+from rewardproof.models.families import family_of, is_padded_only
+from rewardproof.models.heads import Head, fit_probe, set_head, set_normal_head
+from rewardproof.models.precision import Precision, computing_in, resolve_precision
+from rewardproof.models.trunk import FrozenTrunk, TrunkCache
+from rewardproof.training.batches import Collator, TrainingGroup, TrainingSet
+from rewardproof.training.objective import Loss
+from rewardproof.training.trainer import PackedRewardModule, ProgressCallbackTo, RewardTrainer, training_arguments
+
+log = logging.getLogger(__name__)
+Progress = Callable[[str, int, int], None]
+
+
+class Compute(Section):
+    """How the work is laid on the machine; none of it changes what is computed beyond rounding."""
+
+    precision: Precision = "auto"
+    """`auto` is bf16 autocast over fp32 weights where the hardware has bf16, else fp32; `tf32` is fp32 with reduced matrix products."""
+    tokens_per_batch: int = 4096
+    """Token budget of one forward pass."""
+    trunk_cache_gb: float = 20.0
+    """Disk for the activations of frozen layers; 0 runs the frozen layers every time instead."""
+    attention: Literal["", "rewardproof_segments", "rewardproof_flex"] = ""
+    """Attention backend; empty is FlexAttention on CUDA and per-segment attention elsewhere."""
+    save_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the saved weights."""
+
+
+@dataclass(slots=True)
+class Fit:
+    """Everything one training run needs.
+
+    Attributes:
+        model: The reward model; trained in place.
+        train: Groups to train on.
+        held_out: Groups for the accuracy during training.
+        layers: Layers that train; all others and, unless all train, the embeddings are frozen.
+        folder: Where checkpoints go.
+        seed: Of data order.
+        trainer: Settings for `TrainingArguments`.
+        loss: The objective.
+        compute: Precision, budgets, cache.
+        head: How the head starts, or `None` to leave it as it is.
+        router_learning_rate: The routers' own rate.
+        lora: Settings for peft's `LoraConfig`; empty trains the weights themselves.
+        trainable: Chooses parameters by module instead of by layer (merge coefficients); `None` trains the layers.
+        callbacks: More callbacks, given the module that trains.
+        resume: Go on from the last checkpoint in `folder`.
+        record: Receives every log record.
+        progress: Receives what is being done, how far, of how much.
+        what: The name of this run in the progress.
+    """
+
+    model: PreTrainedModel
+    train: TrainingSet
+    held_out: TrainingSet | None
+    layers: range
+    folder: Path
+    seed: int
+    trainer: Mapping[str, Any]
+    loss: Loss
+    compute: Compute
+    head: Head | None = None
+    router_learning_rate: float = 1e-3
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    trainable: Callable[[PreTrainedModel], Sequence[nn.Parameter]] | None = None
+    callbacks: Callable[[PackedRewardModule], list[TrainerCallback]] = lambda _: []
+    resume: bool = False
+    record: Callable[[Mapping[str, Any]], None] = lambda _: None
+    progress: Progress = lambda _what, _done, _total: None
+    what: str = "training"
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """Outcome of a training run.
+
+    Attributes:
+        steps: Optimiser steps done.
+        seconds: Wall time of the optimisation.
+        tokens_per_second: Trained tokens (shared prompts once) by second of it.
+        trainable_parameters: How many numbers trained.
+        last: The last training record of the log.
+    """
+
+    steps: int
+    seconds: float
+    tokens_per_second: float
+    trainable_parameters: int
+    last: Mapping[str, float]
+
+
+def fit(run: Fit) -> FitResult:
+    """Train a reward model in place.
+
+    Raises:
+        ConfigError: Nothing to train on, or settings that transformers refuses.
+    """
+    if not len(run.train):
+        raise ConfigError("No ordered pairs to train on, expected at least one; check the data and the report's counts of dropped rows.")
+    adapters = _add_adapters(run)
+    trainable = _freeze(run)
+    with _detached_trunk(run) as (trunk, cache):
+        module = PackedRewardModule(run.model, trunk=trunk, backend=run.compute.attention)
+        collator = Collator(tokens_per_batch=run.compute.tokens_per_batch, cache=cache)
+        if run.head is not None:
+            _start_head(run, module, collator)
+        result = _optimise(run, module, collator, trainable)
+    if adapters is not None:
+        adapters.merge_and_unload()
+    run.model.requires_grad_(True)
+    run.model.eval()
+    return result
+
+
+def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainable: int) -> FitResult:
+    device = run.model.device
+    precision = resolve_precision(run.compute.precision, device)
+    has_held_out = run.held_out is not None and len(run.held_out) > 0
+    extra = [("eval_strategy", "no")] if not has_held_out else []
+    arguments = training_arguments(run.folder, run.trainer, seed=run.seed, bf16=precision == "bf16", extra=extra)
+    if arguments.num_train_epochs == 0 and arguments.max_steps <= 0:
+        return FitResult(0, 0.0, 0.0, trainable, {})
+    trainer = RewardTrainer(
+        module,
+        arguments,
+        train_set=run.train,
+        held_out=run.held_out if has_held_out else None,
+        collator=collator,
+        loss=run.loss,
+        precision=run.compute.precision,
+        rates={"head": run.head.learning_rate if run.head else arguments.learning_rate, "router": run.router_learning_rate},
+        record=run.record,
+    )
+    for callback in (*run.callbacks(module), ProgressCallbackTo(run.progress, run.what)):
+        trainer.add_callback(callback)
+    checkpoint = get_last_checkpoint(str(run.folder)) if run.resume and run.folder.is_dir() else None
+    reduced = computing_in("tf32", device) if precision == "tf32" else contextlib.nullcontext()
+    with reduced:
+        output = trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = float(output.metrics.get("train_runtime", 0.0))
+    records = [entry for entry in trainer.state.log_history if "loss" in entry]
+    speeds = [entry["tokens_per_second"] for entry in records if "tokens_per_second" in entry]
+    return FitResult(trainer.state.global_step, seconds, float(np.median(speeds)) if speeds else 0.0, trainable, records[-1] if records else {})
+
+
+def _freeze(run: Fit) -> int:
+    model = run.model
+    if run.trainable is not None:
+        model.requires_grad_(False)
+        for parameter in run.trainable(model):
+            parameter.requires_grad_(True)
+    elif not run.lora:
+        blocks = family_of(model).layer_list(model)
+        everything = len(run.layers) == len(blocks)
+        model.requires_grad_(everything)
+        for index in run.layers:
+            blocks[index].requires_grad_(True)
+        model.get_submodule("score").requires_grad_(True)
+        if not everything and len(run.layers):
+            for name, child in model.base_model.named_children():
+                if "norm" in name or name == "ln_f":
+                    child.requires_grad_(True)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _add_adapters(run: Fit) -> Any:
+    if not run.lora:
+        return None
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingExtraError("lora= needs peft, which is not installed; install it with: pip install 'rewardproof[lora]'") from error
+    try:
+        settings = LoraConfig(**{"layers_to_transform": list(run.layers), "modules_to_save": None, **run.lora})
+    except TypeError as error:
+        raise ConfigError(f"Bad `lora:` settings: {error}. They are handed to peft.LoraConfig; correct the key named.") from error
+    adapted = get_peft_model(run.model, settings)
+    run.model.get_submodule("score").requires_grad_(True)
+    return adapted
+
+
+@contextlib.contextmanager
+def _detached_trunk(run: Fit) -> Iterator[tuple[FrozenTrunk | None, TrunkCache | None]]:
+    first = run.layers.start
+    if first == 0 or not len(run.layers) or run.compute.trunk_cache_gb <= 0 or is_padded_only(run.model):
+        yield None, None
+        return
+    precision = resolve_precision(run.compute.precision, run.model.device)
+    cache = TrunkCache(run.model, first, precision=precision, limit_gb=run.compute.trunk_cache_gb)
+    groups = [entry.group for part in (run.train, run.held_out) if part is not None for entry in part.groups]
+    if not cache.fits(groups):
+        log.warning("the activations of the frozen layers exceed trunk_cache_gb=%s; running them every step", run.compute.trunk_cache_gb)
+        yield None, None
+        return
+    for done in cache.add(groups, tokens_per_batch=run.compute.tokens_per_batch):
+        run.progress("frozen layers", done, len(groups))
+    trunk = FrozenTrunk(run.model, first)
+    with trunk.detached():
+        yield trunk, cache
+
+
+def _start_head(run: Fit, module: PackedRewardModule, collator: Collator) -> None:
+    assert run.head is not None
+    if run.head.init == "normal":
+        set_normal_head(run.model, seed=run.seed)
+    elif run.head.init == "probe":
+        differences = feature_differences(module, run.train.groups, collator=collator, precision=run.compute.precision)
+        set_head(run.model, fit_probe(differences, penalty=run.head.probe_penalty))
+
+
+def feature_differences(
+    module: PackedRewardModule, groups: Sequence[TrainingGroup], *, collator: Collator, precision: Precision
+) -> NDArray[np.float64]:
+    """Winner's minus loser's head input for every ordered pair, shape `(P, D)`."""
+    device = module.model.device
+    rows: list[NDArray[np.float64]] = []
+    module.eval()
+    with torch.no_grad(), computing_in(precision, device):
+        for stream in collator.streams(groups):
+            states_CD = module.features(stream.to(device)).double().cpu().numpy()
+            first = 0
+            for size, pairs in zip(stream.batch.conversations_per_group, stream.batch.pairs, strict=True):
+                rows += [states_CD[first + pair.winner] - states_CD[first + pair.loser] for pair in pairs]
+                first += size
+    return np.stack(rows)

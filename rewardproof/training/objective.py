@@ -1,0 +1,146 @@
+"""What a step minimises: Bradley-Terry over a group's ordered pairs, reward regularisers, router balance."""
+
+# C conversations of a stream, P pairs of a group, T tokens, E routed experts.
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rewardproof.config import Section
+from rewardproof.data.packing import PackedBatch
+from rewardproof.losses import bradley_terry, centering, importance_load_balance, reward_l2, switch_balance
+from rewardproof.models.packed import PackedRewards
+from rewardproof.models.routing import Routing
+
+
+class Loss(Section):
+    """The training objective."""
+
+    label_smoothing: float = 0.0
+    """Probability that a recorded preference is wrong."""
+    margin: Literal["none", "data"] = "none"
+    """`data` demands that the gap exceed the pair's own margin column."""
+    reward_l2: float = 1e-3
+    """Weight of half the rewards' squared sum a pair; it centres rewards, which pairs alone leave free."""
+    centering: float = 0.0
+    """Weight of (chosen + rejected)², TRL's form of centring."""
+    router_balance: float = 0.01
+    """Weight of the load-balance loss, summed over layers; dense models have none."""
+    balance: Literal["cv2", "switch"] = "cv2"
+    """`cv2`: squared variation of importance and load (XFT); `switch`: fraction times probability (Switch Transformer)."""
+
+
+@dataclass(slots=True)
+class StepTotals:
+    """Sums over a step's groups, for the log. Every field is a plain number."""
+
+    groups: int = 0
+    tokens: int = 0
+    pairs: int = 0
+    correct: float = 0.0
+    gap: float = 0.0
+    rewards: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    balance: float = 0.0
+    routings: list[tuple[float, float, float]] = field(default_factory=list)
+
+    def metrics(self) -> dict[str, float]:
+        """The totals as the quantities of the log: accuracy and gap over pairs, reward mean and spread, length correlation, routing."""
+        rewards = torch.tensor(self.rewards)
+        values = {
+            "pair/accuracy": self.correct / max(self.pairs, 1),
+            "reward/gap": self.gap / max(self.pairs, 1),
+            "reward/mean": float(rewards.mean()),
+            "reward/std": float(rewards.std()) if len(rewards) > 1 else 0.0,
+            "reward/length_correlation": _correlation(rewards, torch.tensor(self.lengths, dtype=torch.float32)),
+        }
+        if self.routings:
+            shared, entropy, largest = (sum(column) / len(self.routings) for column in zip(*self.routings, strict=True))
+            values |= {"router/shared_weight": shared, "router/entropy": entropy, "router/load_max": largest, "loss/balance": self.balance}
+        return values
+
+
+def _correlation(left: Tensor, right: Tensor) -> float:
+    if len(left) < 2 or left.std() == 0 or right.std() == 0:
+        return 0.0
+    return float(torch.corrcoef(torch.stack((left, right)))[0, 1])
+
+
+def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals: StepTotals) -> Tensor:
+    r"""Sum over the stream's groups of each group's loss; the caller divides by the global number of groups.
+
+    A group's pairs are averaged, so that a ranking of n answers weighs as much as one pair:
+
+    .. math:: \sum_g \Big( \frac{1}{|P_g|} \sum_{(w, l) \in P_g} \ell(r_w, r_l) \Big) + n_g \, \beta \sum_{\text{layers}} \mathrm{balance}
+
+    Args:
+        output: Rewards and routings of the stream.
+        batch: The stream, with the ordered pairs of each group.
+        settings: Weights of the terms.
+        totals: Is added to, for the log.
+    """
+    winner_P, loser_P, weight_P, margin_P = _pair_index(batch, output.rewards_C.device)
+    chosen_P, rejected_P = output.rewards_C[winner_P], output.rewards_C[loser_P]
+    margin = margin_P if settings.margin == "data" else 0.0
+    losses_P = bradley_terry(chosen_P, rejected_P, margin_B=margin, label_smoothing=settings.label_smoothing, reduction="none")
+    if settings.reward_l2:
+        squares_2P = reward_l2(torch.stack((chosen_P, rejected_P)), reduction="none")
+        losses_P = losses_P + settings.reward_l2 * squares_2P.mean(dim=0)
+    if settings.centering:
+        losses_P = losses_P + settings.centering * centering(chosen_P, rejected_P, reduction="none")
+    loss = (weight_P * losses_P).sum()
+    if output.routings and settings.router_balance:
+        balance = balance_loss(output.routings, settings.balance)
+        loss = loss + settings.router_balance * balance * batch.n_groups
+        totals.balance = float(balance.detach())
+    _count(output, batch, (winner_P, loser_P), totals)
+    return loss
+
+
+def balance_loss(routings: Sequence[Routing], form: Literal["cv2", "switch"]) -> Tensor:
+    """Load-balance loss summed over layers. A packed stream has no pads, and holds a shared prompt once, so every token counts once."""
+    balance = importance_load_balance if form == "cv2" else switch_balance
+    return torch.stack([balance(routing.probabilities_TE, routing.selected_TE) for routing in routings]).sum()
+
+
+def _pair_index(batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    winners: list[int] = []
+    losers: list[int] = []
+    weights: list[float] = []
+    margins: list[float] = []
+    first = 0
+    for size, pairs in zip(batch.conversations_per_group, batch.pairs, strict=True):
+        for pair in pairs:
+            winners.append(first + pair.winner)
+            losers.append(first + pair.loser)
+            weights.append(1 / len(pairs))
+            margins.append(pair.margin or 0.0)
+        first += size
+    index = {"dtype": torch.long, "device": device}
+    return (
+        torch.tensor(winners, **index),
+        torch.tensor(losers, **index),
+        torch.tensor(weights, device=device),
+        torch.tensor(margins, device=device),
+    )
+
+
+def _count(output: PackedRewards, batch: PackedBatch, index: tuple[Tensor, Tensor], totals: StepTotals) -> None:
+    rewards_C = output.rewards_C.detach()
+    gap_P = rewards_C[index[0]] - rewards_C[index[1]]
+    totals.groups += batch.n_groups
+    totals.tokens += batch.n_tokens
+    totals.pairs += len(gap_P)
+    totals.correct += float((gap_P > 0).sum() + 0.5 * (gap_P == 0).sum())
+    totals.gap += float(gap_P.sum())
+    totals.rewards += rewards_C.tolist()
+    totals.lengths += torch.bincount(batch.target_conversation_L, minlength=len(rewards_C)).tolist()
+    for routing in output.routings:
+        probabilities_TE = routing.probabilities_TE.detach()
+        entropy = -(probabilities_TE * probabilities_TE.clamp_min(1e-12).log()).sum(dim=1).mean()
+        load_E = routing.selected_TE.float().mean(dim=0)
+        totals.routings.append((float(routing.shared_T.detach().mean()), float(entropy), float(load_E.max() / load_E.sum())))

@@ -1,0 +1,158 @@
+"""From sources to training sets: read, split by prompt, add label noise, order pairs, tokenise; every row that falls away is counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from rewardproof.config import Section, Strings
+from rewardproof.data import (
+    Group,
+    ReadCounts,
+    merge_single_answers,
+    ordered_pairs,
+    prompt_overlap,
+    read_groups,
+    split_by_prompt,
+    with_label_noise,
+)
+from rewardproof.data.encoding import Overlong, encode_groups
+from rewardproof.errors import DataError
+from rewardproof.training.batches import TrainingSet, keep_paired
+
+
+class Read(Section):
+    """How preference data is read."""
+
+    format: str = "auto"
+    """Name of the row format, or `auto` to detect it from each file's first row."""
+    text: Literal["chat", "raw"] = "chat"
+    """`chat` makes a plain prompt the user's turn; `raw` joins plain texts as they are, with no template."""
+    on_bad: Literal["fail", "drop_unfit", "drop"] = "fail"
+    """At a bad row: stop and name it; drop and count rows that are readable but no preference (ties, empty or equal answers, two turns
+    in a row) and stop at damaged ones; or drop and count all."""
+    overlong: Overlong = "fail"
+    """What happens at a conversation longer than `max_length`: stop, drop the group, or shorten its prompt from the beginning."""
+    label_noise: float = 0.0
+    """Probability that a training preference is flipped; the same pairs flip whatever the training seed."""
+    noise_seed: int = 0
+    """Seed of the flips."""
+    pairs_per_group: int = 0
+    """At most so many ordered pairs a training group, chosen by a hash of the texts; 0 takes all."""
+    max_groups: int = 0
+    """At most so many training groups, chosen by a hash of the prompt; 0 takes all."""
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Training data, ready.
+
+    Attributes:
+        train: What the model trains on.
+        merge_fit: Kept from the experts, for learning merge coefficients; empty where nothing is learned.
+        merge_stop: Kept from both, for stopping that in time.
+        held_out: Groups for evaluation, as text.
+        held_out_set: The same as ordered pairs in tokens, for the accuracy during training.
+        rows: Counts for the report.
+    """
+
+    train: TrainingSet
+    merge_fit: TrainingSet
+    merge_stop: TrainingSet
+    held_out: tuple[Group, ...]
+    held_out_set: TrainingSet
+    rows: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What to prepare.
+
+    Attributes:
+        data: Training sources.
+        eval_data: Evaluation sources; where none is given a fraction of the training prompts is held out.
+        split: That fraction.
+        merge_held_out: Fraction of the remaining prompts kept for the merge coefficients.
+        read: How rows are read.
+        max_length: Longest conversation, in tokens.
+    """
+
+    data: Strings
+    eval_data: Strings
+    split: float
+    merge_held_out: float
+    read: Read
+    max_length: int
+
+
+def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    """Read, split and tokenise.
+
+    Raises:
+        DataError: A bad or over-long row under `fail`, or no ordered pair is left.
+    """
+    read = sources.read
+    groups, counts = _read(sources.data, read)
+    rows: dict[str, Any] = {"train_sources": _counts(counts)}
+    if sources.eval_data:
+        held_out, counts = _read(sources.eval_data, read)
+        rows["eval_sources"] = _counts(counts)
+        training = list(groups)
+    else:
+        kept, held = split_by_prompt(groups, fraction=sources.split)
+        training, held_out = list(kept), tuple(held)
+    rows["prompts_shared_by_train_and_eval"] = prompt_overlap(training, held_out)
+    if read.max_groups and len(training) > read.max_groups:
+        chosen = set(sorted({group.prompt_key for group in training})[: read.max_groups])
+        rows["left_out_by_max_groups"] = sum(group.prompt_key not in chosen for group in training)
+        training = [group for group in training if group.prompt_key in chosen]
+    training, merging = split_by_prompt(training, fraction=sources.merge_held_out, salt="merge")
+    fit_groups, stop_groups = split_by_prompt(merging, fraction=0.4, salt="merge-stop")
+    falls: Counter[str] = Counter()
+    sets = {
+        "train": _training_set(training, tokenizer, sources, falls=falls, noisy=True),
+        "merge_fit": _training_set(fit_groups, tokenizer, sources, falls=falls, noisy=True),
+        "merge_stop": _training_set(stop_groups, tokenizer, sources, falls=falls, noisy=True),
+        "held_out_set": _training_set(held_out, tokenizer, sources, falls=falls, noisy=False),
+    }
+    if not len(sets["train"]):
+        raise DataError(
+            f"{', '.join(sources.data)}: {len(training)} groups but no two answers that the data orders, expected pairs or scores; "
+            "check the format (read.format=), and that scores differ."
+        )
+    rows |= {name: len(found) for name, found in sets.items()} | {"fell_away": dict(falls), "label_noise": read.label_noise}
+    return Prepared(**sets, held_out=tuple(held_out), rows=rows)
+
+
+def _read(names: Sequence[str], read: Read) -> tuple[tuple[Group, ...], ReadCounts]:
+    found = read_groups(names, format=read.format, on_bad=read.on_bad, purpose="train", text=read.text)
+    return tuple(merge_single_answers(found.groups)), found.counts
+
+
+def _counts(counts: ReadCounts) -> dict[str, Any]:
+    return {"read": counts.read, "used": counts.used, "dropped": dict(counts.bad)}
+
+
+def _training_set(
+    groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, sources: Sources, *, falls: Counter[str], noisy: bool
+) -> TrainingSet:
+    read = sources.read
+    encoded, counts = encode_groups(groups, tokenizer, max_length=sources.max_length, overlong=read.overlong)
+    falls.update(counts)
+    kept = []
+    for entry in encoded:
+        group = groups[entry.index]
+        pairs = ordered_pairs(group, limit=read.pairs_per_group)
+        if not pairs:
+            falls["without_an_order"] += 1
+            continue
+        if noisy and read.label_noise:
+            flipped = with_label_noise(group, pairs, rate=read.label_noise, seed=read.noise_seed)
+            falls["flipped_pairs"] += sum(before.winner != after.winner for before, after in zip(pairs, flipped, strict=True))
+            pairs = flipped
+        kept.append(keep_paired(entry, pairs))
+    return TrainingSet(kept)

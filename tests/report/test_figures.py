@@ -1,0 +1,66 @@
+"""Figures draw what they are given, write both files the same way twice and refuse to draw nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rewardproof.errors import EvaluationError
+from rewardproof.evaluation import best_of_n_curve
+from rewardproof.report import (
+    accuracy_figure,
+    best_of_n_figure,
+    coefficients_figure,
+    reliability_figure,
+    routing_figure,
+    save_figure,
+    training_figure,
+)
+from rewardproof.statistics import reliability, wilson
+
+GENERATOR = np.random.default_rng(0)
+POOLS = GENERATOR.normal(size=(2, 6, 40)).tolist()
+FIGURES = {
+    "best_of_n": lambda: best_of_n_figure({"dense": best_of_n_curve(POOLS[0], POOLS[1], [1, 2, 4, 8, 16, 32])}),
+    "accuracy": lambda: accuracy_figure({"dense": {"all": wilson(6, 9), "hard": wilson(1, 3)}, "umm": {"all": wilson(7, 9)}}),
+    "reliability": lambda: reliability_figure(reliability([0.6, 0.7, 0.9], [1, 0, 1], span=(0.5, 1.0))),
+    "coefficients": lambda: coefficients_figure(np.full((3, 4), 0.25), ["0", "1", "2"], expert_names=["shared", "1", "2", "3"]),
+    "routing": lambda: routing_figure([[3, 1, 0], [1, 1, 1]], ["0", "1"]),
+    "training": lambda: training_figure([{"step": i, "loss": 0.7, "eval_accuracy": 0.5} for i in range(50)]),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_writes_svg_and_png(name: str, tmp_path: Path) -> None:
+    saved = save_figure(FIGURES[name](), tmp_path, name)
+    assert saved.svg == tmp_path / "figures" / f"{name}.svg"
+    assert saved.svg.read_text().rstrip().endswith("</svg>")
+    assert saved.png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_results_are_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (save_figure(FIGURES["accuracy"](), tmp_path / run, "a").svg.read_bytes() for run in ("one", "two"))
+    assert first == second
+
+
+def test_the_gold_panel_holds_the_curve_and_its_ceiling() -> None:
+    curve = best_of_n_curve(POOLS[0], POOLS[1], [1, 2, 4])
+    lines = best_of_n_figure({"dense": curve}).axes[0].get_lines()
+    np.testing.assert_allclose(np.asarray(lines[0].get_ydata()), [x.estimate for x in curve.gold])
+    np.testing.assert_allclose(np.asarray(lines[1].get_ydata()), [x.estimate for x in curve.oracle])
+
+
+def test_importing_the_room_loads_no_matplotlib() -> None:
+    code = "import sys, rewardproof.report; sys.exit('matplotlib' in sys.modules or 'jinja2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_mistakes_stop_with_a_sentence() -> None:
+    with pytest.raises(EvaluationError, match="no curves to draw"):
+        best_of_n_figure({})
+    with pytest.raises(EvaluationError, match="no rows with 'loss' to draw"):
+        training_figure([{"step": 1}])
+    with pytest.raises(EvaluationError, match="with 1 layer names"):
+        coefficients_figure(np.ones((2, 2)), ["0"])
