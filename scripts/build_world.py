@@ -182,9 +182,9 @@ def _rate(values: list[float]) -> float:
     return round(statistics.fmean(value >= 1 for value in values or [0.0]), 4)
 
 
-def table(kinds: dict[str, dict[str, Any]] | None = None) -> None:
+def table() -> None:
     """Prints the table of kinds as markdown."""
-    kinds = kinds or json.loads((RESOURCES / "facts.json").read_text())["kinds"]
+    kinds = json.loads((RESOURCES / "facts.json").read_text())["kinds"]
     print("| family | kind | asked as | satisfied | mean | answers |\n|---|---|---|---:|---:|---:|")
     for name, fact in kinds.items():
         label = f"`{name}` (unseen)" if fact["unseen"] else f"`{name}`"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rewardproof.cli.run import Options, guarded, session
 from rewardproof.config import apply_overrides, load_recipe, parse, recipe_names, recipe_text, split_tokens
 from rewardproof.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rewardproof.artifacts import Report
 
 app = typer.Typer(
     help="Train reward models that are hard to game, and measure how hard. Settings follow as key=value.",
@@ -42,7 +39,7 @@ def _arguments(tokens: list[str], *names: str) -> tuple[list[str], list[str]]:
 
 @app.command()
 @guarded
-def train(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Report:
+def train(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Any:
     """RECIPE OUT: run a recipe on preference data; OUT/model is the deliverable."""
     (recipe, out), overrides = _arguments(tokens, "RECIPE", "OUT")
     settings = apply_overrides(load_recipe(recipe), overrides)
@@ -54,7 +51,7 @@ def train(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, 
 
 @app.command()
 @guarded
-def upcycle(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False) -> Report:
+def upcycle(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False) -> Any:
     """MODEL OUT: replace a dense reward model's feed-forward blocks by mixtures of experts."""
     (model, out), overrides = _arguments(tokens, "MODEL", "OUT")
     from rewardproof.stages.upcycle import UpcycleModel, run
@@ -65,7 +62,7 @@ def upcycle(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False,
 
 @app.command()
 @guarded
-def merge(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False) -> Report:
+def merge(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False) -> Any:
     """MOE OUT, or MODEL MODEL… OUT method=average: experts into one dense model, or models into one."""
     (*models, out), overrides = _arguments(tokens, "MODEL…", "OUT")
     from rewardproof.stages.merge import MergeModels, run
@@ -76,7 +73,7 @@ def merge(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False, d
 
 @app.command()
 @guarded
-def score(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Report:
+def score(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Any:
     """MODEL IN OUT: write the rows of IN to the file OUT with their rewards."""
     (model, data, out), overrides = _arguments(tokens, "MODEL", "IN", "OUT")
     from rewardproof.stages.score import Score, run
@@ -94,7 +91,7 @@ def evaluate(
     overwrite: Overwrite = False,
     as_json: Json = False,
     debug: Debug = False,
-) -> Report:
+) -> Any:
     """MODEL DATA…: pair accuracy with its interval, by subset, beside the length rule."""
     (model, *data), overrides = _arguments(tokens, "MODEL", "DATA…")
     from rewardproof.stages.evaluate import Evaluate, run
@@ -118,7 +115,7 @@ def demo(
     overwrite: Overwrite = False,
     as_json: Json = False,
     debug: Debug = False,
-) -> Report:
+) -> Any:
     """[OUT]: the whole story on the embedded model and world, on a CPU."""
     plain, overrides = split_tokens(tokens or [])
     if len(plain) > 1:

@@ -30,6 +30,7 @@ class AccuracyReport:
         by_subset: Accuracy by the groups' subset; empty where there is only one.
         by_category: Accuracy by the groups' category; empty where there is only one.
         length_only: Accuracy of the rule "the longer answer wins" (characters) on the same pairs.
+        length_only_by_subset: The same by subset; empty where there is only one.
         n_pairs: Ordered pairs.
         n_groups: Groups with at least one ordered pair.
         unordered: Groups left out because nothing orders their answers.
@@ -46,6 +47,7 @@ class AccuracyReport:
     by_subset: dict[str, Interval]
     by_category: dict[str, Interval]
     length_only: Interval
+    length_only_by_subset: dict[str, Interval]
     n_pairs: int
     n_groups: int
     unordered: int
@@ -66,7 +68,7 @@ class AccuracyReport:
         """Plain values for JSON."""
         values = dataclasses.asdict(self)
         values["overall"], values["length_only"] = self.overall.as_dict(), self.length_only.as_dict()
-        for part in ("by_subset", "by_category"):
+        for part in ("by_subset", "by_category", "length_only_by_subset"):
             values[part] = {name: interval.as_dict() for name, interval in getattr(self, part).items()}
         values["ece"] = self.ece
         return values
@@ -124,8 +126,8 @@ def pair_accuracy(
     ordered, pairs = [group for group, _ in kept], _all_pairs(kept)
     prompts = [group.prompt_key for group in ordered]
     correct_P = _wins(pairs.gap_P)
-    correct_G = pairs.by_group(correct_P)
-    overall, length_only = _shares(np.stack([correct_G, pairs.by_group(pairs.longer_P)], axis=1), prompts, seed=seed)
+    correct_G, longer_G = pairs.by_group(correct_P), pairs.by_group(pairs.longer_P)
+    overall, length_only = _shares(np.stack([correct_G, longer_G], axis=1), prompts, seed=seed)
     gap_mean = float(np.average(pairs.gap_P, weights=pairs.weight_P))
     rewards_A = np.concatenate([row for _, row in kept])
     return AccuracyReport(
@@ -133,6 +135,7 @@ def pair_accuracy(
         by_subset=_by_part(ordered, correct_G, prompts=prompts, seed=seed, part=lambda group: group.subset),
         by_category=_by_part(ordered, correct_G, prompts=prompts, seed=seed, part=lambda group: group.category),
         length_only=length_only,
+        length_only_by_subset=_by_part(ordered, longer_G, prompts=prompts, seed=seed, part=lambda group: group.subset),
         n_pairs=len(pairs.gap_P),
         n_groups=len(ordered),
         unordered=len(groups) - len(ordered),

@@ -136,8 +136,8 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
     device = run.model.device
     precision = resolve_precision(run.compute.precision, device)
     has_held_out = run.held_out is not None and len(run.held_out) > 0
-    extra = [("eval_strategy", "no")] if not has_held_out else []
-    arguments = training_arguments(run.folder, run.trainer, seed=run.seed, bf16=precision == "bf16", extra=extra)
+    owned = {"bf16": precision == "bf16", "use_cpu": device.type == "cpu", "seed": run.seed, "data_seed": run.seed}
+    arguments = training_arguments(run.folder, {**owned, **run.trainer})
     if arguments.num_train_epochs == 0 and arguments.max_steps <= 0:
         return FitResult(0, 0.0, 0.0, trainable, {})
     trainer = RewardTrainer(

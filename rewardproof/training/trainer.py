@@ -7,6 +7,7 @@ processes. The trainer knows nothing of experts or merging: it trains the parame
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -89,7 +90,7 @@ class RewardTrainer(Trainer):
             rates: Learning rates by part: `head`, `router`.
             record: Receives every log record.
         """
-        super().__init__(model=module, args=arguments, train_dataset=train_set, data_collator=collator)
+        super().__init__(model=module, args=arguments, train_dataset=train_set, eval_dataset=held_out, data_collator=collator)
         self.remove_callback(PrinterCallback)
         self.module = module
         self.held_out = held_out
@@ -124,7 +125,7 @@ class RewardTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[StepBatch], num_batches: int, device: torch.device) -> tuple[list[StepBatch], Any]:
         """Collect the batches of one optimiser step and the global number of groups in it."""
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        samples = list(itertools.islice(epoch_iterator, num_batches))
         count = torch.tensor(sum(batch.n_groups for batch in samples), device=device)
         return samples, self.accelerator.gather(count).sum()
 
@@ -281,15 +282,14 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
-def training_arguments(output: Path, settings: Mapping[str, Any], *, seed: int, bf16: bool, extra: Sequence[tuple[str, Any]] = ()) -> TrainingArguments:
-    """The `trainer:` mapping of a recipe as `TrainingArguments`.
+def training_arguments(output: Path, settings: Mapping[str, Any]) -> TrainingArguments:
+    """Our defaults and the given settings as `TrainingArguments`.
 
     Raises:
         ConfigError: A key that transformers does not know, or a value that it refuses.
     """
-    values = {**TRAINER_DEFAULTS, "seed": seed, "data_seed": seed, "bf16": bf16, **dict(extra), **settings}
     try:
-        return TrainingArguments(output_dir=str(output), **values)
+        return TrainingArguments(output_dir=str(output), **{**TRAINER_DEFAULTS, **settings})
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"Bad `trainer:` settings: {error}. They are handed to transformers.TrainingArguments; correct the key or value named."

