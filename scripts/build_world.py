@@ -26,14 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from rewardproof.data.world.constraints import KINDS, satisfaction
-from rewardproof.data.world.gold import gold_score, word_list
+from rewardproof.data.world.gold import gold_score
 from rewardproof.data.world.prompts import Prompt, make_prompts
+from rewardproof.data.world.quality import word_list
 from rewardproof.data.world.text import lower_words
 from rewardproof.data.world.topics import topics
 
 WORK = Path("build/world")
 RESOURCES = Path(__file__).parents[1] / "rewardproof" / "data" / "world" / "resources"
-TEMPERATURE, TOP_P, SEED, MAX_NEW_TOKENS, MAX_ROWS = 0.7, 1.0, 0, 48, 384
+TEMPERATURE, TOP_P, SEED, MAX_NEW_TOKENS, MAX_ROWS = 0.7, 1.0, 0, 48, 256
 # Part: (where its prompts are, which of them, which answers). The pools start where the smaller part ends.
 PLAN: dict[str, tuple[str, slice, range]] = {
     "train": ("train", slice(None), range(8)),
@@ -119,7 +120,7 @@ def build_words(parts: list[str]) -> None:
         kept.update(lower_words(topic))
     for prompt in (prompt for part in make_prompts().values() for prompt in part):
         kept.update(word for word in lower_words(prompt.text) if word.isalpha() and len(word) > 1)
-    (RESOURCES / "words.txt").write_text("\n".join(sorted(kept)) + "\n")
+    write("words.txt", "\n".join(sorted(kept)).encode() + b"\n")
     word_list.cache_clear()
     print(f"words.txt: {len(kept)} words")
 
@@ -138,8 +139,14 @@ def merged(source: str) -> Iterator[dict[str, Any]]:
         if answers[name]:
             scores = [round(gold_score(answer, prompt.constraints, prompt.topic, prompt.text), 4) for answer in answers[name]]
             yield {
-                "id": name, "prompt": prompt.text, "topic": prompt.topic, "constraints": prompt.constraints, "shift": prompt.shift,
-                "answers": answers[name], "scores": scores, "n_tokens": sum(tokens[name]),
+                "id": name,
+                "prompt": prompt.text,
+                "topic": prompt.topic,
+                "constraints": prompt.constraints,
+                "shift": prompt.shift,
+                "answers": answers[name],
+                "scores": scores,
+                "n_tokens": sum(tokens[name]),
             }
 
 
@@ -155,7 +162,7 @@ def pack() -> None:
         if not rows:
             continue
         text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
-        (RESOURCES / f"{source}.jsonl.xz").write_bytes(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
+        write(f"{source}.jsonl.xz", lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
         n_answers = sum(len(row["answers"]) for row in rows)
         first = [row["scores"][:8] for row in rows]
         facts["files"][source] = {
@@ -169,12 +176,24 @@ def pack() -> None:
             for constraint in row["constraints"]:
                 satisfied[constraint["kind"]] += [satisfaction(answer, constraint) for answer in row["answers"][:8]]
     facts["kinds"] = {
-        name: {"family": kind.family, "unseen": kind.shifted, "answers": len(satisfied[name]), "satisfied": _rate(satisfied[name]),
-               "mean": round(statistics.fmean(satisfied[name] or [0.0]), 4)}
+        name: {
+            "family": kind.family,
+            "unseen": kind.shifted,
+            "answers": len(satisfied[name]),
+            "satisfied": _rate(satisfied[name]),
+            "mean": round(statistics.fmean(satisfied[name] or [0.0]), 4),
+        }
         for name, kind in KINDS.items()
     }
-    (RESOURCES / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write("facts.json", json.dumps(facts, indent=1).encode() + b"\n")
     print(json.dumps(facts["files"], indent=1))
+
+
+def write(name: str, content: bytes) -> None:
+    """Replaces a resource file in one step, since others may be reading it."""
+    partial = RESOURCES / f"{name}.partial"
+    partial.write_bytes(content)
+    partial.replace(RESOURCES / name)
 
 
 def _rate(values: list[float]) -> float:
@@ -188,15 +207,18 @@ def table() -> None:
     print("| family | kind | asked as | satisfied | mean | answers |\n|---|---|---|---:|---:|---:|")
     for name, fact in kinds.items():
         label = f"`{name}` (unseen)" if fact["unseen"] else f"`{name}`"
-        print(f"| {fact['family']} | {label} | {KINDS[name].phrasings[0]} | {fact['satisfied']:.1%} | {fact['mean']:.2f} | {fact['answers']} |")
+        share = f"{fact['satisfied']:.1%} | {fact['mean']:.2f}"
+        print(f"| {fact['family']} | {label} | {KINDS[name].phrasings[0]} | {share} | {fact['answers']} |")
 
 
 def main() -> int:
     """Runs one command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("sample", "words", "pack", "table"))
-    parser.add_argument("parts", nargs="*", choices=("pilot", *PLAN), help="parts to sample, in order")
+    parser.add_argument("parts", nargs="*", help=f"parts to sample, in order, of pilot, {', '.join(PLAN)}")
     arguments = parser.parse_args()
+    if wrong := set(arguments.parts) - {"pilot", *PLAN}:
+        parser.error(f"unknown part {', '.join(sorted(wrong))}; known: pilot, {', '.join(PLAN)}")
     if arguments.command == "sample":
         for part in arguments.parts:
             sample_part(part)

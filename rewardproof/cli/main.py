@@ -123,7 +123,8 @@ def demo(
     from rewardproof.stages.demo import Demo, run
 
     with session(Options(as_json)) as progress:
-        return run(parse(Demo, apply_overrides({}, overrides)), plain[0] if plain else "runs/demo", overwrite=overwrite, progress=progress)
+        settings = parse(Demo, apply_overrides({}, overrides))
+        return run(settings, plain[0] if plain else "runs/demo", overwrite=overwrite, progress=progress, say=lambda line: typer.echo(line, err=True))
 
 
 @recipes.command("ls")

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., None]:
             report = command(*args, **kwargs)
         except RewardproofError as error:
             if kwargs.get("debug"):
-                raise
+                traceback.print_exc()
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:

@@ -181,4 +181,4 @@ def merge_experts(model: PreTrainedModel, coefficients_by_layer: Mapping[int, Te
     to_dense(model)
     layers = family.layer_list(model)
     for index, weights in folded.items():
-        family.write(layers[index].get_submodule("mlp"), weights)
+        family.write(layers[index].get_submodule("mlp").train(model.training), weights)

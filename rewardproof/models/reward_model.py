@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,8 +15,10 @@ from rewardproof.data.group import Group
 from rewardproof.data.packing import fill, pack, split_at_position, split_large
 from rewardproof.errors import EvaluationError
 from rewardproof.models.checkpoints import load_reward_model, save_reward_model
+from rewardproof.models.families import is_padded_only
 from rewardproof.models.packed import packed_rewards, position_boundary
-from rewardproof.models.precision import Precision, computing_in, default_device
+from rewardproof.models.precision import Precision, computing_in, default_device, resolve_precision
+from rewardproof.models.trunk import FrozenTrunk, TrunkCache
 
 
 class RewardModel:
@@ -48,6 +52,22 @@ class RewardModel:
         self.precision: Precision = precision
         self.tokens_per_batch = tokens_per_batch
         self.backend = backend
+        self._trunk_layers = 0
+        self._trunk_limit_gb = 0.0
+
+    def share_trunk(self, first_layer: int, *, limit_gb: float) -> RewardModel:
+        """Keep what enters layer `first_layer` on disk, for models that share the layers below and score the same answers.
+
+        Args:
+            first_layer: First layer that differs between those models; 0 turns sharing off.
+            limit_gb: Disk for the activations; beyond it scoring runs all layers.
+
+        Returns:
+            This model.
+        """
+        self._trunk_layers = 0 if is_padded_only(self.model) else first_layer
+        self._trunk_limit_gb = limit_gb
+        return self
 
     @classmethod
     def load(cls, path: str | Path, *, precision: Precision = "fp32", device: torch.device | None = None) -> RewardModel:
@@ -88,28 +108,55 @@ class RewardModel:
         for entry in parts:
             long = boundary is not None and max(len(tokens) for tokens in entry[1].conversations) > boundary
             streams[int(long)].append(entry)
-        for stream in streams:
-            self._score_stream(stream, rewards)
+        with self._shared_trunk([part for _, part in parts]) as (trunk, cache):
+            for stream in streams:
+                self._score_stream(stream, rewards, trunk=trunk, cache=cache)
         return [tuple(found[tokens] for tokens in group.conversations) for found, group in zip(rewards, wanted, strict=True)]
+
+    @contextlib.contextmanager
+    def _shared_trunk(self, groups: Sequence[EncodedGroup]) -> Iterator[tuple[FrozenTrunk | None, TrunkCache | None]]:
+        if not self._trunk_layers or not self._trunk_limit_gb:
+            yield None, None
+            return
+        precision = resolve_precision(self.precision, self.model.device)
+        cache = TrunkCache(self.model, self._trunk_layers, precision=precision, limit_gb=self._trunk_limit_gb)
+        if not cache.fits(groups):
+            yield None, None
+            return
+        for _ in cache.add(groups, tokens_per_batch=self.tokens_per_batch):
+            pass
+        trunk = FrozenTrunk(self.model, self._trunk_layers)
+        with trunk.detached():
+            yield trunk, cache
 
     def _parts(self, group: EncodedGroup, boundary: int | None) -> list[EncodedGroup]:
         sides = [group] if boundary is None else split_at_position(group, boundary)
         return [part for side in sides for part in split_large(side, tokens_per_batch=self.tokens_per_batch)]
 
-    def _score_stream(self, parts: list[tuple[int, EncodedGroup]], rewards: list[dict[tuple[int, ...], float]]) -> None:
+    def _score_stream(
+        self,
+        parts: list[tuple[int, EncodedGroup]],
+        rewards: list[dict[tuple[int, ...], float]],
+        *,
+        trunk: FrozenTrunk | None,
+        cache: TrunkCache | None,
+    ) -> None:
         owners = iter(parts)
         device = self.model.device
         for run in fill((part for _, part in parts), tokens_per_batch=self.tokens_per_batch):
-            with torch.inference_mode(), computing_in(self.precision, device):
-                batch_rewards = packed_rewards(self.model, pack(run).to(device), backend=self.backend).rewards_C.tolist()
-            values = iter(batch_rewards)
+            feed = trunk.feeding(cache.read(run).to(device)) if trunk is not None and cache is not None else contextlib.nullcontext()
+            with torch.inference_mode(), computing_in(self.precision, device), feed:
+                values = iter(packed_rewards(self.model, pack(run).to(device), backend=self.backend).rewards_C.tolist())
             for group in run:
                 place, _ = next(owners)
                 for tokens in group.conversations:
-                    value = next(values)
-                    if value != value or abs(value) == float("inf"):
-                        raise EvaluationError(
-                            f"The reward of answer group {group.index} is {value}, expected a finite number; "
-                            "the model's weights or its precision are broken. Score in fp32, or check the checkpoint."
-                        )
-                    rewards[place][tokens] = value
+                    rewards[place][tokens] = _finite(next(values), group.index)
+
+
+def _finite(value: float, index: int) -> float:
+    if not math.isfinite(value):
+        raise EvaluationError(
+            f"The reward of answer group {index} is {value}, expected a finite number; the model's weights or its precision are broken. "
+            "Score in fp32, or check the checkpoint."
+        )
+    return value

@@ -27,7 +27,7 @@ from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.packing import fill, pack
 from rewardproof.models.embedded import cache_dir
 from rewardproof.models.families import family_of
-from rewardproof.models.packed import hidden_states
+from rewardproof.models.packed import hidden_states, position_boundary
 from rewardproof.models.precision import Precision, computing_in
 
 log = logging.getLogger(__name__)
@@ -148,10 +148,11 @@ class TrunkCache:
             missing = [group for group in {group_key(group): group for group in groups}.values() if group_key(group) not in self.index]
             done = len(groups) - len(missing)
             yield done
-            for run in fill(missing, tokens_per_batch=tokens_per_batch):
-                self._append(run, trunk_states(self.model, run, self.first_layer, precision=self.precision))
-                done += len(run)
-                yield done
+            for side in _sides(missing, position_boundary(self.model)):
+                for run in fill(side, tokens_per_batch=tokens_per_batch):
+                    self._append(run, trunk_states(self.model, run, self.first_layer, precision=self.precision))
+                    done += len(run)
+                    yield done
         self._rows = None
 
     def _append(self, groups: Sequence[EncodedGroup], states: Sequence[Tensor]) -> None:
@@ -172,10 +173,21 @@ class TrunkCache:
     def read(self, groups: Sequence[EncodedGroup]) -> Tensor:
         """Stored activations of a packed stream of these groups, shape `(T, D)`."""
         if self._rows is None:
-            self._rows = np.memmap(self.rows_file, dtype=self.dtype, mode="r").reshape(-1, self.width)
+            complete = self.rows_file.stat().st_size // (self.width * self.dtype.itemsize)  # a crash can leave half a row at the end
+            self._rows = np.memmap(self.rows_file, dtype=self.dtype, mode="r", shape=(complete, self.width))
         spans = [self.index[group_key(group)] for group in groups]
         rows = torch.from_numpy(np.concatenate([self._rows[start : start + count] for start, count in spans]))
         return rows.view(torch.bfloat16).float() if self.half else rows
+
+
+def _sides(groups: Sequence[EncodedGroup], boundary: int | None) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
+    """Groups up to the length at which rotary factors change and longer ones, which must not share a stream."""
+    short: list[EncodedGroup] = []
+    long: list[EncodedGroup] = []
+    for group in groups:
+        beyond = boundary is not None and max(len(tokens) for tokens in group.conversations) > boundary
+        (long if beyond else short).append(group)
+    return short, long
 
 
 def group_key(group: EncodedGroup) -> str:

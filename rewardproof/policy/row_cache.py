@@ -36,7 +36,8 @@ class RowLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocates the whole cache, shaped after one row of keys and values."""
-        self.stored = tuple(x.new_zeros((self.rows, x.shape[1], self.length, x.shape[3])) for x in (key_states, value_states))
+        shape = (self.rows, key_states.shape[1], self.length)
+        self.stored = (key_states.new_zeros((*shape, key_states.shape[3])), value_states.new_zeros((*shape, value_states.shape[3])))
         self.is_initialized = True
 
     def place(self, first: int, keys: Tensor, values: Tensor) -> None:

@@ -92,7 +92,7 @@ def iterate(model: PreTrainedModel, requests: Sequence[Request], settings: Sampl
     try:
         yield from _Engine(model, requests, settings).run()
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(before or "sdpa")
         model.train(was_training)
 
 
@@ -112,7 +112,7 @@ class _Row:
 class _Block:
     """Prompts whose keys and values are known, and `(prompt of the block, row)` of the answers still to be started, last first."""
 
-    cache: DynamicCache
+    stored: list[tuple[Tensor, Tensor]]
     logits_PV: Tensor
     lengths: list[int]
     queue: list[tuple[int, _Row]]
@@ -218,8 +218,8 @@ class _Engine:
         """Copies prompts into free rows and draws their first tokens."""
         first = len(self.rows)
         source = torch.tensor([prompt for prompt, _ in taken], device=self.device)
-        for mine, theirs in zip(self.layers, block.cache.layers, strict=True):
-            mine.place(first, theirs.keys[source], theirs.values[source])
+        for mine, (keys, values) in zip(self.layers, block.stored, strict=True):
+            mine.place(first, keys[source], values[source])
         self.mask_RT[first : first + len(taken)] = -torch.inf
         for place, (prompt, row) in enumerate(taken, start=first):
             self.mask_RT[place, : block.lengths[prompt]] = 0
@@ -237,7 +237,8 @@ class _Engine:
         empty = DynamicCache(config=self.model.config)
         out = self.model(input_ids=ids, past_key_values=empty, use_cache=True, logits_to_keep=ends.to(self.device))
         queue = [(prompt, self._row(place, index)) for prompt, place in enumerate(places) for index in self.requests[place].answers]
-        return _Block(out.past_key_values, out.logits[torch.arange(len(places)), which], lengths, queue[::-1])
+        stored = [(keys, values) for keys, values, *_ in out.past_key_values]
+        return _Block(stored, out.logits[torch.arange(len(places)), which], lengths, queue[::-1])
 
     def _row(self, place: int, index: int) -> _Row:
         """An answer not yet started, with all random numbers it will use."""

@@ -52,6 +52,13 @@ class MemberContext:
         """Precision of saved weights."""
         return torch.bfloat16 if self.config.compute.save_dtype == "bf16" else torch.float32
 
+    def reward_model(self, model: PreTrainedModel) -> RewardModel:
+        """The model ready to score, its frozen layers' activations shared with the run's other models."""
+        compute = self.config.compute
+        wrapped = RewardModel(model, self.tokenizer, precision=compute.precision, tokens_per_batch=compute.tokens_per_batch)
+        first = select_layers(self.config.layers, len(family_of(model).layer_list(model))).start if self.config.layers != "top:0" else 0
+        return wrapped.share_trunk(first, limit_gb=compute.trunk_cache_gb)
+
     def folder(self, number: int) -> Path:
         """Where a member keeps its own files: the run directory itself where there is only one."""
         return self.directory.path if self.config.members == 1 else self.directory.path / "members" / str(number)
@@ -81,7 +88,7 @@ def train_member(context: MemberContext, number: int) -> Member:
         _train_mixture(context, member, folder, seed)
     if config.merge is not None:
         member.summary["merge"] = merge_mixture(
-            RewardModel(member.model, context.tokenizer, precision=config.compute.precision, tokens_per_batch=config.compute.tokens_per_batch),
+            context.reward_model(member.model),
             config.merge,
             prepared=context.prepared,
             compute=config.compute,
@@ -144,11 +151,11 @@ def _train_mixture(context: MemberContext, member: Member, folder: Path, seed: i
     assert config.upcycle is not None
     if is_upcycled(member.model):
         member.summary["mixture"] = {"resumed": str(folder / "moe")}
-        return
-    layers = select_layers(config.layers, len(family_of(member.model).layer_list(member.model)))
-    upcycle(member.model, config.upcycle, layers=layers, seed=seed)
-    member.summary["mixture"] = _fit(context, member.model, folder / "checkpoints" / "moe", seed, "mixture")
-    save_reward_model(member.model, context.tokenizer, folder / "moe", dtype=context.save_dtype)
+    else:
+        layers = select_layers(config.layers, len(family_of(member.model).layer_list(member.model)))
+        upcycle(member.model, config.upcycle, layers=layers, seed=seed)
+        member.summary["mixture"] = _fit(context, member.model, folder / "checkpoints" / "moe", seed, "mixture")
+        save_reward_model(member.model, context.tokenizer, folder / "moe", dtype=context.save_dtype)
     if config.merge is None:
         routing = _routing_summary(_routing(member.model, context.prepared.train, config.compute))
         member.summary["mixture"] |= {"routing": routing, "divergence": expert_divergence(member.model)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -84,6 +85,7 @@ def run(
         record=directory.log,
         progress=progress,
     )
+    shutil.rmtree(directory.path / "checkpoints", ignore_errors=True)
     save_reward_model(model, tokenizer, directory.path / "model")
     held = summary["held_out"] or {}
     shown = "" if held.get("correlation") is None else f", rewards correlate {held['correlation']:.4f} with the mixture's"

@@ -17,7 +17,6 @@ from rewardproof.merging.experts import Merge
 from rewardproof.models.checkpoints import load_tokenizer
 from rewardproof.models.heads import Head
 from rewardproof.models.precision import resolve_precision
-from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import Upcycle, check
 from rewardproof.report import format_interval
 from rewardproof.stages.members import MemberContext, average_members, train_member
@@ -117,7 +116,7 @@ def run(
     context = MemberContext(config, prepared, tokenizer, directory, resume, progress)
     members = [train_member(context, number) for number in range(config.members)]
     model = average_members([member.model for member in members])
-    delivered = RewardModel(model, tokenizer, precision=config.compute.precision, tokens_per_batch=config.compute.tokens_per_batch)
+    delivered = context.reward_model(model)
     accuracy = accuracy_of(delivered, prepared.held_out, progress) if prepared.held_out else None
     if accuracy is not None:
         model.config.mean, model.config.std = accuracy.reward_mean, accuracy.reward_std

@@ -142,8 +142,9 @@ def _merge_sections(directory: RunDirectory, summary: Mapping[str, Any], of_whom
     text = []
     if found.get("held_out"):
         held = found["held_out"]
+        correlation = "not at all (one of them gives all the same)" if held["correlation"] is None else f"{held['correlation']:.4f}"
         text.append(
-            f"On held-out answers the merged model's rewards correlate {held['correlation']:.4f} with the mixture's; accuracy "
+            f"On held-out answers the merged model's rewards correlate {correlation} with the mixture's; accuracy "
             f"{held['mixture_accuracy']['estimate']:.1%} before and {held['merged_accuracy']['estimate']:.1%} after merging."
         )
     return [Section(f"Experts{of_whom}", tuple(text), table=table, figures=tuple(figures))]

@@ -102,6 +102,7 @@ def find_coefficients(
                 callbacks=callbacks,
                 record=watch,
                 progress=progress,
+                what="merging",
             )
         )
         keeper[0].restore()

@@ -140,6 +140,11 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
     arguments = training_arguments(run.folder, {**owned, **run.trainer})
     if arguments.num_train_epochs == 0 and arguments.max_steps <= 0:
         return FitResult(0, 0.0, 0.0, trainable, {})
+    if arguments.eval_strategy != "no" and not has_held_out:
+        raise ConfigError(
+            f"trainer.eval_strategy={arguments.eval_strategy.value}: nothing is held out to evaluate on; give eval_data= or split= above 0, "
+            "or write trainer.eval_strategy=no."
+        )
     trainer = RewardTrainer(
         module,
         arguments,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ class Read(Section):
     pairs_per_group: int = 0
     """At most so many ordered pairs a training group, chosen by a hash of the texts; 0 takes all."""
     max_groups: int = 0
-    """At most so many training groups, chosen by a hash of the prompt; 0 takes all."""
+    """At most so many training groups, chosen by a hash of the texts; 0 takes all."""
 
 
 @dataclass(slots=True)
@@ -107,9 +108,9 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         training, held_out = list(kept), tuple(held)
     rows["prompts_shared_by_train_and_eval"] = prompt_overlap(training, held_out)
     if read.max_groups and len(training) > read.max_groups:
-        chosen = set(sorted({group.prompt_key for group in training})[: read.max_groups])
-        rows["left_out_by_max_groups"] = sum(group.prompt_key not in chosen for group in training)
-        training = [group for group in training if group.prompt_key in chosen]
+        chosen = set(sorted(range(len(training)), key=lambda index: _text_order(training[index]))[: read.max_groups])
+        rows["left_out_by_max_groups"] = len(training) - len(chosen)
+        training = [group for index, group in enumerate(training) if index in chosen]
     training, merging = split_by_prompt(training, fraction=sources.merge_held_out, salt="merge")
     fit_groups, stop_groups = split_by_prompt(merging, fraction=0.4, salt="merge-stop")
     falls: Counter[str] = Counter()
@@ -124,6 +125,12 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
             f"{', '.join(sources.data)}: {len(training)} groups but no two answers that the data orders, expected pairs or scores; "
             "check the format (read.format=), and that scores differ."
         )
+    if sources.merge_held_out and not (len(sets["merge_fit"]) and len(sets["merge_stop"])):
+        raise DataError(
+            f"{', '.join(sources.data)}: merge.held_out={sources.merge_held_out} of {len(training) + len(merging)} training groups leaves "
+            f"{len(sets['merge_fit'])} to learn the coefficients on and {len(sets['merge_stop'])} to stop them by, expected at least one "
+            "each; raise merge.held_out, or write merge.method=routing_mass, which learns nothing."
+        )
     rows |= {name: len(found) for name, found in sets.items()} | {"fell_away": dict(falls), "label_noise": read.label_noise}
     return Prepared(**sets, held_out=tuple(held_out), rows=rows)
 
@@ -131,6 +138,11 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
 def _read(names: Sequence[str], read: Read) -> tuple[tuple[Group, ...], ReadCounts]:
     found = read_groups(names, format=read.format, on_bad=read.on_bad, purpose="train", text=read.text)
     return tuple(merge_single_answers(found.groups)), found.counts
+
+
+def _text_order(group: Group) -> tuple[str, str]:
+    """By a hash of the prompt; groups of one prompt, or of none, by a hash of their answers."""
+    return group.prompt_key, hashlib.sha256(repr(sorted(group.answer_texts)).encode()).hexdigest()
 
 
 def _counts(counts: ReadCounts) -> dict[str, Any]:

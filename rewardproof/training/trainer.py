@@ -277,7 +277,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "remove_unused_columns": False,
     "disable_tqdm": True,
-    "gradient_checkpointing": False,
     "dataloader_pin_memory": False,
 }
 

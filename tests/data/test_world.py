@@ -17,6 +17,7 @@ from rewardproof.data.world import PARTS, constraint_scores, gold_score, gold_sc
 from rewardproof.data.world.constraints import KINDS, compatible, satisfaction
 from rewardproof.data.world.kind import FAMILIES
 from rewardproof.data.world.prompts import SHIFTS, held_pair
+from rewardproof.data.world.text import sentences
 from rewardproof.data.world.topics import mentions, topics
 from rewardproof.data.world.world import world_facts
 from rewardproof.errors import DataError
@@ -104,7 +105,8 @@ def test_shifted_prompts_are_new_in_the_one_way_they_say() -> None:
         counts[prompt.shift] += 1
         kinds = [c["kind"] for c in prompt.constraints]
         pairs = list(itertools.combinations(kinds, 2))
-        assert (prompt.topic not in seen_topics) == (prompt.shift == "topics")
+        assert (prompt.topic in topics(shifted=True)) == (prompt.shift == "topics")
+        assert prompt.shift != "topics" or prompt.topic not in seen_topics
         assert any(kind not in seen_kinds for kind in kinds) == (prompt.shift == "kinds")
         assert any(held_pair(*pair) and set(pair) <= seen_kinds for pair in pairs) == (prompt.shift == "combinations")
         if prompt.shift == "combinations":
@@ -171,8 +173,10 @@ def test_repeating_an_answer_never_raises_gold() -> None:
     for group, text, score in sampled(3):
         if any(c["family"] == "length" or c["kind"] in COUNTING for c in group.meta["constraints"]):
             continue
-        for longer in (f"{text} {text}", f"{text}\n{text}", text + " " + text.split(". ")[-1]):
-            assert gold(group, longer) <= score + 1e-4, (text, group.prompt_text)
+        whole = text if text[-1:] in ".!?" else text + "."
+        plain = max(score, gold(group, whole))
+        for longer in (f"{text} {text}", f"{text}\n{text}", f"{whole} {whole}", f"{whole} {sentences(whole)[-1] if score else whole}"):
+            assert gold(group, longer) <= plain + 1e-4, (text, group.prompt_text)
 
 
 def test_a_block_said_three_times_loses_to_the_best_answer() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -20,6 +24,8 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from rewardproof.data.encoding import EncodedGroup, shared_prefix
 
 COMMON = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -88,3 +94,30 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
         "{% if add_generation_prompt %}{{ '<bar> ' }}{% endif %}"
     )
     return tokenizer
+
+
+def random_groups(seed: int, *, sizes: tuple[int, ...] = (1, 2, 5, 2, 1), longest: int = 14) -> list[EncodedGroup]:
+    """Groups in random order whose conversations share prefixes of any length, 0 included; some answers are identical."""
+    dice = random.Random(seed)
+    groups: list[EncodedGroup] = []
+    for place, size in enumerate(dice.sample(sizes, len(sizes))):
+        prompt = [dice.randrange(4, 96) for _ in range(dice.choice([0, 1, dice.randint(2, 12)]))]
+        answers = [[dice.randrange(4, 96) for _ in range(dice.randint(1, longest))] for _ in range(size)]
+        if size > 2:
+            answers[-1] = list(answers[0])
+        if size == 2 and dice.random() < 0.5:
+            answers[1] = answers[0][: dice.randint(0, len(answers[0]))] + answers[1]
+        conversations = tuple(tuple(prompt + answer) for answer in answers)
+        shared = dice.randint(0, shared_prefix(conversations))
+        groups.append(EncodedGroup(conversations, shared, tuple(min(len(prompt), len(tokens) - 1) for tokens in conversations), place))
+    return groups
+
+
+def conversations(groups: Sequence[EncodedGroup]) -> list[tuple[int, ...]]:
+    """Every conversation of the groups, in order."""
+    return [tokens for group in groups for tokens in group.conversations]
+
+
+def stock_rewards(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Tensor:
+    """Rewards of every conversation alone, through the model's own forward."""
+    return torch.stack([model(input_ids=torch.tensor([tokens])).logits[0, 0] for tokens in conversations(groups)])

@@ -10,9 +10,7 @@ from rewardproof.data.world.kind import FAMILIES, Kind
 from rewardproof.errors import DataError
 
 KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for module in (length, keywords, case_and_punctuation, opening_and_closing, structure)
-    for kind in module.KINDS
+    kind.name: kind for module in (length, keywords, case_and_punctuation, opening_and_closing, structure) for kind in module.KINDS
 }
 """Every kind by name. To add one, append a `Kind` to the tuple at the end of its family's file."""
 

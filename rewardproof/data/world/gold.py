@@ -1,66 +1,21 @@
 """The gold score: what a program knows about an answer, in [0, 1], for any text.
 
-    gold = (mean satisfaction of the prompt's constraints) x quality
-
-Quality is a product of factors that keep the constraints from being met cheaply: repetition, words that are no words, strings of keywords
-that are no sentence, another topic, a copy of the prompt. It adds no wish of its own: an ordinary short answer on the topic has quality 1.
+gold = (mean satisfaction of the prompt's constraints) x quality
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 from rewardproof.data.group import Group
 from rewardproof.data.world.constraints import satisfaction
-from rewardproof.data.world.text import lower_words, sentences, words
-from rewardproof.data.world.topics import mentions
+from rewardproof.data.world.quality import quality
+from rewardproof.data.world.text import words
 from rewardproof.errors import DataError
 
-DETERMINERS = frozenset("a an the my your his its our their this these every".split())
-NOT_AFTER_DETERMINER = frozenset(
-    """a an the my your his its our their this these of to in on at for from with by and or but if is are was were be been has have had do
-    does did will would can could should may it he she they we you i that which who because when while than""".split()
-)
-FUNCTION_WORDS = (
-    DETERMINERS
-    | NOT_AFTER_DETERMINER
-    | frozenset(
-        """as so not no nor up out off into over under about after before between through during without within across around like just also
-        too very more most much many some any each all both few own other another such only even still then there here where how what why me
-        him her us them mine yours being am might must shall let's it's that's don't can't isn't there's you're i'm they're we're i've you'll
-        one two three who's what's those until though although since upon never always often once again ever""".split()
-    )
-)
 FREE_LISTS = frozenset({"json_object", "numbered", "any_list"})
 """Kinds that ask for lists: their answers need not be sentences."""
-MIN_WORDS = 4
-
-
-class Quality(NamedTuple):
-    """The factors of quality, each in [0, 1]."""
-
-    substance: float
-    """Enough different words to say anything: one counts .25, four or more 1 (three where a list was asked for)."""
-    variety: float
-    """Falls with the share of words that repeat earlier sentences or runs of three words, and with one word's share."""
-    language: float
-    """Falls with the share of words that are not English: 1 from 85 % known words on, 0 at 50 %."""
-    fluency: float
-    """Falls where neighbouring words are bare keywords, or in an order that English does not have."""
-    topic: float
-    """.5 if no word of the topic appears, else 1."""
-    own: float
-    """Falls with the share of words copied from the prompt in runs of five."""
-
-    @property
-    def product(self) -> float:
-        """All factors multiplied."""
-        return self.substance * self.variety * self.language * self.fluency * self.topic * self.own
 
 
 def gold_score(answer: str, constraints: Sequence[Mapping[str, Any]], topic: str, prompt: str = "") -> float:
@@ -93,8 +48,8 @@ def gold_scores(group: Group) -> tuple[float, ...]:
     """
     if "constraints" not in group.meta or "topic" not in group.meta:
         raise DataError(
-            f"Group {group.id or group.origin!r} has no 'constraints' and 'topic' in its meta, so it is not from embedded:checkable. The gold "
-            "program scores its own prompts only; name another gold (a column, a model, a URL)."
+            f"Group {group.id or group.origin!r} has no 'constraints' and 'topic' in its meta, so it is not from embedded:checkable. The "
+            "gold program scores its own prompts only; name another gold (a column, a model, a URL)."
         )
     return tuple(gold_score(text, group.meta["constraints"], group.meta["topic"], group.prompt_text) for text in group.answer_texts)
 
@@ -102,107 +57,3 @@ def gold_scores(group: Group) -> tuple[float, ...]:
 def constraint_scores(answer: str, constraints: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
     """Satisfaction of each constraint in [0, 1], quality left aside."""
     return tuple(satisfaction(answer, constraint) for constraint in constraints)
-
-
-def quality(answer: str, topic: str, prompt: str = "", *, listed: bool = False) -> Quality:
-    """The factors that guard the constraints.
-
-    Args:
-        answer: Any text.
-        topic: What it should be about.
-        prompt: The prompt's text, or empty.
-        listed: A list was asked for and given, so runs of bare nouns are fine.
-    """
-    found = lower_words(answer)
-    if not found:
-        return Quality(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    return Quality(
-        substance=min(1.0, len(set(found)) / (MIN_WORDS - listed)),
-        variety=_variety(answer, found),
-        language=_language(answer, found),
-        fluency=1.0 if listed else _fluency(answer),
-        topic=1.0 if mentions(answer, topic) else 0.5,
-        own=_own(found, prompt),
-    )
-
-
-def _variety(answer: str, found: Sequence[str]) -> float:
-    """1 up to 8 % of repeated words, 0 from 45 % on, so that an answer said twice is worth nothing."""
-    pieces: set[str] = set()
-    said_again = 0
-    for sentence in sentences(answer):
-        plain = lower_words(sentence)
-        key = " ".join(plain)
-        said_again += len(plain) if key in pieces else 0
-        pieces.add(key)
-    content = Counter(word for word in found if word not in FUNCTION_WORDS)
-    # The topic's word may come twice or thrice; beyond a tenth of the text each further use counts as a repeat.
-    stuffed = sum(max(0, count - max(2, len(found) // 10)) for count in content.values())
-    short = len(found) - len(set(found)) if len(found) < 6 else 0
-    share = max(said_again, stuffed, short, _covered_by_repeats(found, 2 if len(found) < 12 else 3)) / len(found)
-    return max(0.0, 1 - max(0.0, share - 0.08) / 0.37)
-
-
-def _covered_by_repeats(found: Sequence[str], width: int) -> int:
-    """Number of words inside runs of `width` words that have come before."""
-    runs: set[tuple[str, ...]] = set()
-    covered: set[int] = set()
-    for start in range(len(found) - width + 1):
-        run = tuple(found[start : start + width])
-        if run in runs:
-            covered.update(range(start, start + width))
-        runs.add(run)
-    return len(covered)
-
-
-def _language(answer: str, found: Sequence[str]) -> float:
-    """1 from 85 % known words on, 0 at 50 % and below; numbers are no language, and marks without words neither."""
-    lettered = [word for word in found if not word.isdigit()]
-    known = sum(_known(word) for word in lettered) / max(1, len(lettered))
-    letters = sum(character.isalnum() or character.isspace() for character in answer) / len(answer)
-    share_lettered = min(1.0, len(lettered) / len(found) / 0.6)
-    return max(0.0, min(1.0, (known - 0.5) / 0.35) - 2 * max(0.0, 0.75 - letters)) * share_lettered
-
-
-def _known(word: str) -> bool:
-    """Whether a lower-case word, or each part of a hyphenated one, is English."""
-    if word in word_list():
-        return True
-    if "-" in word or "'" in word:
-        return all(part in word_list() or part in ("s", "t", "re", "ll", "ve", "d", "m") for part in re.split("[-']", word))
-    return False
-
-
-@cache
-def word_list() -> frozenset[str]:
-    """Words that several sampled answers share, with the words of topics and constraints; made by `scripts/build_world.py words`."""
-    text = resources.files("rewardproof.data.world").joinpath("resources/words.txt").read_text(encoding="utf-8")
-    return frozenset(text.split()) | FUNCTION_WORDS
-
-
-def _fluency(answer: str) -> float:
-    """1 for sentences, near 0 for strings of keywords and for word salad."""
-    pairs = linked = broken = 0
-    for sentence in sentences(answer):
-        found = lower_words(sentence)
-        for first, second in zip(found, found[1:], strict=False):
-            pairs += 1
-            broken += first in DETERMINERS and second in NOT_AFTER_DETERMINER
-            linked += (first in FUNCTION_WORDS) or (second in FUNCTION_WORDS)
-    if not pairs:
-        return 0.5
-    content = sum(word not in FUNCTION_WORDS for word in lower_words(answer))
-    if not content:
-        return 0.0
-    return min(1.0, linked / pairs / 0.4) * max(0.0, 1 - 4 * broken / pairs)
-
-
-def _own(found: Sequence[str], prompt: str) -> float:
-    """1 if less than a fifth of the words stand in runs of five copied from the prompt, 0 at seven tenths."""
-    asked = lower_words(prompt)
-    runs = set(zip(asked, asked[1:], asked[2:], asked[3:], asked[4:], strict=False))
-    copied = [False] * len(found)
-    for start in range(len(found) - 4):
-        if tuple(found[start : start + 5]) in runs:
-            copied[start : start + 5] = [True] * 5
-    return max(0.0, min(1.0, (0.7 - sum(copied) / len(found)) / 0.5))

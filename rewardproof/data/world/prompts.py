@@ -17,7 +17,9 @@ from rewardproof.data.world.topics import topics
 SIZES = {"train": 1020, "heldout": 300, "shifted": 309}
 SHIFTS = ("topics", "kinds", "combinations")
 SENTENCE_TASKS = (
-    "Write one short sentence about {topic}.", "Answer in one short sentence about {topic}.", "In one short sentence, tell me about {topic}.",
+    "Write one short sentence about {topic}.",
+    "Answer in one short sentence about {topic}.",
+    "In one short sentence, tell me about {topic}.",
     "Write a single short line about {topic}.",
 )
 TEXT_TASKS = ("Write a very short text about {topic}.", "Write a few words about {topic}.", "Write a tiny note about {topic}.")
@@ -57,7 +59,9 @@ def make_prompts(seed: int = 0) -> dict[str, list[Prompt]]:
     generator = np.random.default_rng(seed)
     seen: set[str] = set()
     parts = {part: _fill(lambda: _usual(generator, topics()), SIZES[part], seen) for part in ("train", "heldout")}
-    parts["shifted"] = [prompt for shift in SHIFTS for prompt in _fill(lambda shift=shift: _shifted(generator, shift), SIZES["shifted"] // 3, seen)]
+    parts["shifted"] = [
+        prompt for shift in SHIFTS for prompt in _fill(lambda shift=shift: _shifted(generator, shift), SIZES["shifted"] // 3, seen)
+    ]
     return parts
 
 

@@ -53,10 +53,10 @@ def title(answer: str) -> float:
 
 
 def unique_words(answer: str) -> float:
-    """1 if no word of four letters or more comes twice in an answer of at least four words; each repeat costs a quarter."""
+    """1 if no word of four letters or more comes twice in an answer of at least four different words; each repeat costs a quarter."""
     found = lower_words(answer)
     long = [word for word in found if len(word) > 3]
-    return 0.0 if len(found) < 4 else max(0.0, 1 - (len(long) - len(set(long))) / 4)
+    return 0.0 if len(set(found)) < 4 else max(0.0, 1 - (len(long) - len(set(long))) / 4)
 
 
 def varied_starts(answer: str) -> float:
@@ -73,39 +73,68 @@ def _list_score(flags: list[bool], n: int) -> float:
 
 KINDS = (
     Kind(
-        "any_list", "structure",
+        "any_list",
+        "structure",
         ("Make it a numbered list.", "Write a list with numbers or dashes."),
-        nothing, any_list, slots("format start digits"),
+        nothing,
+        any_list,
+        slots("format start digits"),
     ),
     Kind(
-        "numbered", "structure",
+        "numbered",
+        "structure",
         ("Answer as a numbered list of {n} short items.", "Write a list of {n} short items, numbered 1 to {n}."),
-        lambda generator, topic: {"n": pick(generator, (2, 3))}, numbered, slots("format start digits"),
+        lambda generator, topic: {"n": pick(generator, (2, 3))},
+        numbered,
+        slots("format start digits"),
     ),
     Kind(
-        "json_object", "structure",
+        "json_object",
+        "structure",
         ('Answer with JSON: {{"{first}": "...", "{second}": "..."}}', 'Fill in this JSON: {{"{first}": "", "{second}": ""}}'),
-        lambda generator, topic: dict(zip(("first", "second"), pick(generator, (("name", "fact"), ("topic", "note"), ("title", "text"))), strict=True)),
-        json_object, slots("format start end case commas quotes marks length unique last colon"),
+        lambda generator, topic: dict(
+            zip(("first", "second"), pick(generator, (("name", "fact"), ("topic", "note"), ("title", "text"))), strict=True)
+        ),
+        json_object,
+        slots("format start end case commas quotes marks length unique last colon"),
     ),
     Kind(
-        "several_lines", "structure",
+        "several_lines",
+        "structure",
         ("Write at least {n} separate lines.", "Put your answer on {n} or more lines, like a short poem."),
-        lambda generator, topic: {"n": pick(generator, (2, 3))}, several_lines, slots("format"),
+        lambda generator, topic: {"n": pick(generator, (2, 3))},
+        several_lines,
+        slots("format"),
     ),
     Kind(
-        "title", "structure",
-        ("Begin with a first line 'Title: ...', then write the text below it.", "Give it a title: the first line must begin with 'Title:'."),
-        nothing, title, slots("format start"),
+        "title",
+        "structure",
+        (
+            "Begin with a first line 'Title: ...', then write the text below it.",
+            "Give it a title: the first line must begin with 'Title:'.",
+        ),
+        nothing,
+        title,
+        slots("format start"),
     ),
     Kind(
-        "unique_words", "structure",
+        "unique_words",
+        "structure",
         ("Do not repeat any word of four or more letters.", "Use each longer word only once."),
-        nothing, unique_words, slots("unique"),
+        nothing,
+        unique_words,
+        slots("unique"),
     ),
     Kind(
-        "varied_starts", "structure",
-        ("Write two or more sentences that each begin with a different word.", "Use several sentences and start each with a different word."),
-        nothing, varied_starts, slots("format length"), shifted=True,
+        "varied_starts",
+        "structure",
+        (
+            "Write two or more sentences that each begin with a different word.",
+            "Use several sentences and start each with a different word.",
+        ),
+        nothing,
+        varied_starts,
+        slots("format length"),
+        shifted=True,
     ),
 )

@@ -36,8 +36,6 @@ def contains_word(text: str, word: str) -> bool:
     return re.search(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", text, re.IGNORECASE) is not None
 
 
-
 def last_character(text: str) -> str:
     """Last character that is not a closing quote or bracket; empty for an empty text."""
     return text.rstrip().rstrip(CLOSERS)[-1:]
-

@@ -8,6 +8,7 @@ from importlib import resources
 from rewardproof.data.world.text import lower_words
 
 ENDINGS = ("ing", "ies", "es", "s", "y", "e")
+FORMS = frozenset(("", "s", "y", "e", "es", "ed", "er", "ers", "ing", "ies", "ny", "ning", "ner", "ners", "ming", "mer", "mers", "'s"))
 
 
 @cache
@@ -39,12 +40,14 @@ def mentions(answer: str, topic: str) -> bool:
 
 
 def has_stem(word: str, stem: str) -> bool:
-    """Whether a lower-case word is a form of the stem: at most four letters follow, two after a stem of three letters."""
-    return word.startswith(stem) and len(word) - len(stem) <= (4 if len(stem) > 3 else 2)
+    """Whether a lower-case word is a form of the stem: at most four letters follow, after a stem of three letters an English ending."""
+    rest = word[len(stem) :]
+    return word.startswith(stem) and (rest in FORMS if len(stem) <= 3 else len(rest) <= 4)
 
 
 def _stem(word: str) -> str:
     for ending in ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith("ss"):
-            return word[: -len(ending)]
+            stem = word[: -len(ending)]
+            return stem[:-1] if ending == "ing" and stem[-2:] in ("nn", "mm", "pp", "tt", "gg") else stem
     return word

@@ -31,7 +31,9 @@ def load_world(part: str) -> list[Group]:
         DataError: There is no such part.
     """
     if part not in PARTS:
-        raise DataError(f"embedded:checkable has no part {part!r}; it has {', '.join(PARTS)}. Name one of them, as in embedded:checkable/train.")
+        raise DataError(
+            f"embedded:checkable has no part {part!r}; it has {', '.join(PARTS)}. Name one of them, as in embedded:checkable/train."
+        )
     n = ANSWERS[part]
     source = part if part in ("train", "shifted") else "heldout"
     return [_group(row, part, n) for row in _rows(source) if len(row["answers"]) >= n]

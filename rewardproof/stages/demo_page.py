@@ -1,0 +1,171 @@
+"""The demo's `report.html`: what was done, who won, the figures, and how to load the models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rewardproof.artifacts import RunDirectory, plain
+from rewardproof.report import (
+    Page,
+    PageFigure,
+    SavedFigure,
+    Section,
+    Table,
+    accuracy_figure,
+    best_of_n_figure,
+    coefficients_figure,
+    format_interval,
+    routing_figure,
+    save_figure,
+    write_page,
+)
+from rewardproof.stages.training_report import provenance_rows
+
+if TYPE_CHECKING:
+    from rewardproof.stages.demo import Demo, Story
+
+WHAT = {
+    "dense": "one Bradley-Terry reward model",
+    "warm": "the average of several dense models that differ in their seed (WARM)",
+    "umm": "experts upcycled from the dense blocks, trained, and merged back into one dense model (UMM-RM)",
+}
+
+
+def write_demo_page(directory: RunDirectory, config: Demo, story: Story, headline: str) -> Path:
+    """Draw the figures and write the page."""
+    sections = [_told(config), _compared(story), _optimised(directory, story), _accuracy(directory, story)]
+    sections += [_experts(directory, story), _examples(story), _times(story), _loading(directory)]
+    page = Page(
+        title="Which reward model is harder to game?",
+        subtitle=f"SmolLM2-135M, {config.pairs} preferences of which {config.label_noise:.0%} are wrong, judged by a program that knows the truth",
+        verdict=headline[0].upper() + headline[1:] + ".",
+        facts=(
+            ("models compared", len(story.curves)),
+            ("minutes in all", round(sum(story.seconds.values()) / 60, 1)),
+            ("answers judged by gold", sum(curve.n_prompts * curve.pool for curve in list(story.curves.values())[:1])),
+        ),
+        sections=sections,
+        provenance=provenance_rows(directory),
+    )
+    return write_page(directory.path / "report.html", page)
+
+
+def _told(config: Demo) -> Section:
+    methods = "; ".join(f"{name}: {text}" for name, text in WHAT.items())
+    return Section(
+        "What was done",
+        (
+            f"{config.pairs} pairs of answers to prompts with checkable constraints were ordered by a program; {config.label_noise:.0%} of the "
+            f"orders were then flipped, as a careless annotator would. Three recipes learned from the same pairs — {methods}.",
+            "Each model then chose the answer it likes best among n, and the program scored the choice. A reward model that is gamed shows a "
+            "proxy that climbs with n while gold stalls or falls.",
+        ),
+    )
+
+
+def _compared(story: Story) -> Section:
+    rows = []
+    for name, curve in story.curves.items():
+        parts = story.accuracy[name]
+        gain = story.gain.get(name)
+        rows.append(
+            (
+                name,
+                parts["heldout"].overall,
+                parts["shifted"].overall,
+                format_interval(curve.gold[-1], percent=False, digits=3),
+                "–" if gain is None else format_interval(gain, percent=False, digits=3),
+            )
+        )
+    first = next(iter(story.curves.values()))
+    length = next(iter(story.accuracy.values()))
+    rows.append(("longer answer wins", length["heldout"].length_only, length["shifted"].length_only, "not run", "–"))
+    rows.append(("random choice", "–", "–", format_interval(first.random_gold, percent=False, digits=3), "–"))
+    rows.append(("gold itself", "–", "–", format_interval(first.oracle[-1], percent=False, digits=3), "–"))
+    n = first.ns[-1]
+    return Section("The result", table=Table(("model", "accuracy, held out", "accuracy, shifted", f"gold of best of {n}", "gain over dense"), tuple(rows)))
+
+
+def _optimised(directory: RunDirectory, story: Story) -> Section:
+    figure = save_figure(best_of_n_figure(story.curves), directory.path, "best-of-n")
+    return Section(
+        "Optimised against",
+        ("Bands are 95 % intervals over prompts; one training seed a model, so they do not show how much another seed would change.",),
+        figures=(_shown(figure, "Gold and proxy score of the chosen answer against the number of answers to choose from."),),
+    )
+
+
+def _accuracy(directory: RunDirectory, story: Story) -> Section:
+    intervals = {name: {part: report.overall for part, report in parts.items()} for name, parts in story.accuracy.items()}
+    figure = save_figure(accuracy_figure(intervals), directory.path, "accuracy")
+    return Section(
+        "Ordering answers",
+        ("Held out: new prompts of the same kinds. Shifted: unseen topics, unseen kinds of constraints, unseen combinations.",),
+        figures=(_shown(figure, "Pair accuracy on held-out and shifted prompts, against the true order."),),
+    )
+
+
+def _experts(directory: RunDirectory, story: Story) -> Section:
+    merge = plain(story.training["umm"]["members"][0]["merge"])
+    layers = [f"layer {layer}" for layer in merge["routing"]]
+    loads = np.array([entry["load"] for entry in merge["routing"].values()])
+    values = np.array(list(merge["coefficients"].values()))
+    names = ["shared", *[f"expert {number}" for number in range(1, values.shape[1])]]
+    routing = save_figure(routing_figure(loads, layers), directory.path, "routing")
+    coefficients = save_figure(coefficients_figure(values, layers, expert_names=names), directory.path, "coefficients")
+    divergence = merge["divergence"]
+    cosine = min(min(entry["cosine"]) for entry in divergence)
+    distance = max(max(entry["relative_distance"]) for entry in divergence)
+    held = merge["held_out"]
+    return Section(
+        "Inside umm",
+        (
+            f"The experts ended close together: the smallest cosine to the shared expert is {cosine:.5f}, the largest distance "
+            f"{distance:.2%} of its norm. Merging kept a correlation of {held['correlation']:.4f} with the mixture's rewards; held-out "
+            f"accuracy was {held['mixture_accuracy']['estimate']:.1%} before and {held['merged_accuracy']['estimate']:.1%} after.",
+        ),
+        figures=(
+            _shown(routing, "Share of tokens that each routed expert gets, by layer."),
+            _shown(coefficients, "Learned coefficient of every expert in the merged block, by layer."),
+        ),
+    )
+
+
+def _examples(story: Story) -> Section:
+    rows: list[tuple[Any, ...]] = []
+    for example in _most_different(story.examples, 3):
+        for name, (answer, gold) in example["picks"].items():
+            rows.append((example["prompt"], name, f"{gold:.2f}", answer))
+    return Section("Choices to look at", ("The prompts on which the models' choices differ most.",), Table(("prompt", "model", "gold", "its choice"), tuple(rows)))
+
+
+def _most_different(examples: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    def spread(example: dict[str, Any]) -> float:
+        golds = [gold for _, gold in example["picks"].values()]
+        return max(golds) - min(golds)
+
+    return sorted(examples, key=spread, reverse=True)[:count]
+
+
+def _times(story: Story) -> Section:
+    return Section("Where the time went", table=Table(("phase", "seconds"), tuple((name, f"{value:.0f}") for name, value in story.seconds.items())))
+
+
+def _loading(directory: RunDirectory) -> Section:
+    code = (
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+        f'model = AutoModelForSequenceClassification.from_pretrained("{directory.path}/umm/model")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{directory.path}/umm/model")\n'
+        'chat = [{"role": "user", "content": "Name a planet."}, {"role": "assistant", "content": "Mars."}]\n'
+        "text = tokenizer.apply_chat_template(chat, tokenize=False)\n"
+        'reward = model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits[0, 0]'
+    )
+    return Section("Load it", (f"Every model lies in {directory.path}/<recipe>/model and needs nothing but transformers.",), code=code)
+
+
+def _shown(figure: SavedFigure, caption: str) -> PageFigure:
+    return PageFigure(figure.svg, caption, caption)
