@@ -40,7 +40,7 @@ def model() -> LlamaForSequenceClassification:
     return LlamaForSequenceClassification(config)
 
 
-def conversations(tokenizer: Any) -> tuple[Dataset, TrainingSet]:  # noqa: ANN401
+def conversations(tokenizer: Any) -> tuple[Dataset, TrainingSet]:
     """The same pairs for both: TRL's conversational format, and our encoded groups."""
     groups = read_groups("embedded:checkable/train", purpose="score").groups
     rows: list[dict[str, Any]] = []
@@ -61,7 +61,7 @@ def conversations(tokenizer: Any) -> tuple[Dataset, TrainingSet]:  # noqa: ANN40
     return Dataset.from_list(rows), TrainingSet(ours)
 
 
-def time_trl(rows: Dataset, tokenizer: Any, folder: str, *, bf16: bool, checkpointing: bool) -> float:  # noqa: ANN401
+def time_trl(rows: Dataset, tokenizer: Any, folder: str, *, bf16: bool, checkpointing: bool) -> float:
     """Seconds of one epoch in TRL, preparation of the data left out."""
     settings = RewardConfig(
         output_dir=folder, per_device_train_batch_size=PER_STEP, num_train_epochs=1, report_to="none", save_strategy="no", use_cpu=True,
@@ -116,14 +116,16 @@ def main() -> None:
                 name = f"{'bf16' if bf16 else 'fp32'}, TRL {'with' if checkpointing else 'without'} gradient checkpointing"
                 found[name] = compare(
                     lambda bf16=bf16: time_ours(groups, folder, bf16=bf16),
-                    lambda bf16=bf16, checkpointing=checkpointing: time_trl(rows, tokenizer, folder, bf16=bf16, checkpointing=checkpointing),
+                    lambda bf16=bf16, checkpointing=checkpointing: time_trl(
+                        rows, tokenizer, folder, bf16=bf16, checkpointing=checkpointing
+                    ),
                 )
-                print(name, found[name])  # noqa: T201
+                print(name, found[name])
     target = Path(__file__).parents[1] / "results" / "bench_training.json"
     target.parent.mkdir(exist_ok=True)
     result = {"pairs": PAIRS, "groups_per_step": PER_STEP, "shape": SHAPE, "ratios": found, "provenance": provenance()}
     target.write_text(json.dumps(result, indent=2) + "\n")
-    print(target)  # noqa: T201
+    print(target)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ _PLACES = {
 __all__ = ["Group", "Message", "RewardModel", "Train", "read_groups", "train"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'rewardproof' has no attribute {name!r}")
     module, attribute = _PLACES[name]

@@ -74,7 +74,7 @@ class RunDirectory:
             written = self.path / "config.yaml"
             if not written.exists():
                 raise CheckpointError(
-                    f"{self.path} was not written by rewardproof (no config.yaml); --resume continues a run of ours. Name another directory."
+                    f"{self.path} was not written by rewardproof (no config.yaml); --resume continues a run. Name another directory."
                 )
             if written.read_text() != text:
                 raise CheckpointError(

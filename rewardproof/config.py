@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -41,7 +41,7 @@ class _Loader(yaml.SafeLoader):
     """YAML in which `1e-5` is a number: PyYAML follows YAML 1.1 and reads it as a string."""
 
 
-_Loader.add_implicit_resolver(
+_Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|nan)$"),
     list("-+0123456789."),
@@ -70,7 +70,7 @@ def load_yaml(text: str, *, origin: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise ConfigError(f"{origin}: got a {type(value).__name__}, expected settings as `key: value` lines.")
-    return value
+    return cast("dict[str, Any]", value)
 
 
 def recipe_names() -> list[str]:
@@ -122,21 +122,23 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Sequence[str]) -> di
         >>> apply_overrides({"trainer": {"learning_rate": 1e-5}}, ["trainer.learning_rate=2e-5", "seed=3"])
         {'trainer': {'learning_rate': 2e-05}, 'seed': 3}
     """
-    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    merged: dict[str, Any] = {key: _copied(value) for key, value in settings.items()}
     for override in overrides:
         dotted, _, text = override.partition("=")
         *parents, leaf = dotted.split(".")
-        place = merged
+        place: dict[str, Any] = merged
         for parent in parents:
-            child = place.get(parent)
-            if child is None:
-                child = {}
+            child: Any = {} if place.get(parent) is None else place[parent]
             if not isinstance(child, dict):
                 raise ConfigError(f"Cannot set {dotted!r}: {parent!r} is a value, not a section; write {parent}=… instead.")
             place[parent] = child
-            place = child
+            place = cast("dict[str, Any]", child)
         place[leaf] = _value(text)
     return merged
+
+
+def _copied(value: Any) -> Any:
+    return dict(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else value
 
 
 def _value(text: str) -> object:

@@ -20,7 +20,9 @@ app = typer.Typer(
 recipes = typer.Typer(help="The shipped recipes.", no_args_is_help=True)
 app.add_typer(recipes, name="recipes")
 
-Tokens = Annotated[list[str], typer.Argument(help="Arguments, then settings as key=value; dotted keys reach into sections.", show_default=False)]
+Tokens = Annotated[
+    list[str], typer.Argument(help="Arguments, then settings as key=value; dotted keys reach into sections.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print report.json alone on standard output.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left at OUT.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what an interrupted run left at OUT.")]
@@ -33,7 +35,9 @@ def _arguments(tokens: list[str], *names: str) -> tuple[list[str], list[str]]:
     many = any(name.endswith("…") for name in names)
     if len(plain) < len(names) or (len(plain) > len(names) and not many):
         got = " ".join(plain) or "none"
-        raise ConfigError(f"Got the arguments: {got}; expected {' '.join(names)}, then settings as key=value (write ./a=b for a path with =).")
+        raise ConfigError(
+            f"Got the arguments: {got}; expected {' '.join(names)}, then settings as key=value (write ./a=b for a path with =)."
+        )
     return plain, overrides
 
 
@@ -124,7 +128,13 @@ def demo(
 
     with session(Options(as_json)) as progress:
         settings = parse(Demo, apply_overrides({}, overrides))
-        return run(settings, plain[0] if plain else "runs/demo", overwrite=overwrite, progress=progress, say=lambda line: typer.echo(line, err=True))
+        return run(
+            settings,
+            plain[0] if plain else "runs/demo",
+            overwrite=overwrite,
+            progress=progress,
+            say=lambda line: typer.echo(line, err=True),
+        )
 
 
 @recipes.command("ls")

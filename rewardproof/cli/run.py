@@ -34,7 +34,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., None]:
     """Run a verb: print what it returns, turn the user's mistakes into one message and exit code 2, ours into code 1."""
 
     @functools.wraps(command)
-    def verb(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def verb(*args: Any, **kwargs: Any) -> None:
         try:
             report = command(*args, **kwargs)
         except RewardproofError as error:
@@ -72,7 +72,13 @@ def session(options: Options) -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     started = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 

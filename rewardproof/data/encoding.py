@@ -82,10 +82,13 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     changes: list[str] = []
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         spare = [
-            token for token in tokenizer.all_special_tokens
-            if token not in {tokenizer.eos_token, tokenizer.bos_token} and "pad" in token.lower()
+            token
+            for token in tokenizer.all_special_tokens
+            if token not in (tokenizer.eos_token, tokenizer.bos_token) and "pad" in token.lower()
         ]
-        named = [token for token in ("<pad>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>", "<unk>") if token in tokenizer.get_vocab()]
+        named = [
+            token for token in ("<pad>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>", "<unk>") if token in tokenizer.get_vocab()
+        ]
         candidates = [token for token in [*spare, *named, tokenizer.unk_token] if token and token != tokenizer.eos_token]
         if candidates:
             tokenizer.pad_token = candidates[0]
@@ -111,7 +114,7 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, *, raw: bool) -> 
     ids = [int(token) for token in tokenizer(text, add_special_tokens=raw)["input_ids"]]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if raw and eos is not None and (not ids or ids[-1] != eos):
-        ids.append(eos)
+        ids.append(int(eos))  # pyright: ignore[reportArgumentType]
     if not raw and bos is not None and ids[:2] == [bos, bos]:
         ids = ids[1:]
     return tuple(ids)
@@ -198,10 +201,11 @@ def _truncate_prompt(group: Group, tokenizer: PreTrainedTokenizerBase, *, max_le
             turns = turns[following:]
             continue
         text_ids = tokenizer(turns[0].content, add_special_tokens=False)["input_ids"] if turns else []
-        if len(text_ids) <= excess:
+        # A cut inside a character decodes to U+FFFD, which is longer in tokens than what it replaces: without stripping it, no end.
+        kept = str(tokenizer.decode(text_ids[excess:])).lstrip("\ufffd").lstrip()
+        if not kept:
             raise DataError(
                 f"{group.origin or group.id}: an answer leaves no room for its prompt within max_length={max_length} tokens; "
                 "expected answers shorter than that. Raise max_length, or pass overlong=drop."
             )
-        kept = str(tokenizer.decode(text_ids[excess:])).lstrip()
         turns = [Message(turns[0].role, kept), *turns[1:]]

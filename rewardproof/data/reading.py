@@ -49,6 +49,17 @@ class ReadCounts:
         """Rows dropped, for whatever reason."""
         return self.bad.total()
 
+    def sentence(self) -> str:
+        """What was dropped and why, for the log.
+
+        Example:
+            >>> ReadCounts(read=10, used=8, bad=Counter({"tie": 2})).sentence()
+            'dropped 2 of 10 rows: 2 × tie'
+        """
+        return f"dropped {self.dropped} of {self.read} rows: " + ", ".join(
+            f"{count} × {reason}" for reason, count in self.bad.most_common()
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class GroupSet:

@@ -171,7 +171,9 @@ def merge_experts(model: PreTrainedModel, coefficients_by_layer: Mapping[int, Te
     """
     blocks = moe_blocks(model)
     if not blocks:
-        raise ModelError(f"{type(model).__name__} is dense: it has no experts to merge. Give a mixture (rewardproof upcycle MODEL OUT, then train).")
+        raise ModelError(
+            f"{type(model).__name__} is dense: it has no experts to merge. Give a mixture (rewardproof upcycle MODEL OUT, then train)."
+        )
     family = family_of(model)
     with torch.no_grad():
         folded = {

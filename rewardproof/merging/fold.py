@@ -14,8 +14,8 @@ from torch import Tensor
 def fold(stack_EX: Tensor, coefficients_E: Tensor) -> Tensor:
     r"""Weighted sum of experts, :math:`\bar W = \sum_i c_i W_i`, computed in float32 or better.
 
-    The gradient with respect to a coefficient is the inner product :math:`\langle \partial L / \partial \bar W, W_i \rangle`; autograd forms
-    it in one product with the stack, without a forward pass for every expert.
+    The gradient with respect to a coefficient is the inner product :math:`\langle \partial L / \partial \bar W, W_i \rangle`;
+    autograd forms it in one product with the stack, without a forward pass for every expert.
 
     Args:
         stack_EX: One matrix (or bias) of every expert, shape `(E, …)`.

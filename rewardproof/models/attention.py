@@ -144,6 +144,7 @@ def flex_attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """The whole stream in one FlexAttention call; compiled on CUDA, plain PyTorch elsewhere."""
+
     def capped(score: Tensor, _b: Tensor, _h: Tensor, _q: Tensor, _k: Tensor) -> Tensor:
         return score if softcap is None else torch.tanh(score / softcap) * softcap
 

@@ -1,7 +1,7 @@
 """Loading and saving under the checkpoint contract, so that a delivered model drops into every consumer unchanged.
 
-The contract: a stock `*ForSequenceClassification` with one label, `problem_type="regression"`, a pad token that is not eos, the chat template
-saved with the tokenizer, safetensors. An unmerged mixture is saved as `experts.safetensors`, a name that stock loaders do not look for:
+The contract: a stock `*ForSequenceClassification` with one label, `problem_type="regression"`, a pad token that is not eos, the chat
+template saved with the tokenizer, safetensors. An unmerged mixture is saved as `experts.safetensors`, a name that stock loaders do not look for:
 they would otherwise fill the blocks that they do not know with random weights.
 """
 
@@ -68,7 +68,9 @@ def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolved)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"No tokenizer could be loaded from {spec!r} ({str(error).splitlines()[0]}); save one beside the model.") from error
+        raise CheckpointError(
+            f"No tokenizer could be loaded from {spec!r} ({str(error).splitlines()[0]}); save one beside the model."
+        ) from error
     for change in prepare_tokenizer(tokenizer):
         log.warning("%s: %s", spec, change)
     return tokenizer
@@ -83,6 +85,8 @@ def load_base(spec: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dty
     resolved, config = _load_config(spec)
     if hasattr(config, CONFIG_KEY):
         raise ModelError(f"{spec} holds experts, expected a dense model to start from; merge it first (rewardproof merge {spec} OUT).")
+    if _has_head(config):
+        _check_one_label(spec, config)
     config.num_labels = 1
     _switch_dropout_off(config)
     try:
@@ -108,8 +112,13 @@ def _has_head(config: Any) -> bool:
     return any("ForSequenceClassification" in name for name in (config.architectures or []))
 
 
+def _check_one_label(spec: str, config: Any) -> None:
+    if config.num_labels != 1:
+        raise ModelError(f"{spec} has {config.num_labels} labels, expected 1: a reward is one number. Choose a reward model.")
+
+
 def _apply_contract(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > model.get_input_embeddings().get_parameter("weight").shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     config = model.config
     config.num_labels = 1
@@ -135,8 +144,7 @@ def load_reward_model(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple
             f"{spec} is {named}: it has no reward head, expected a *ForSequenceClassification with one label. "
             f"Train one from it: rewardproof train dense OUT model={spec} data=…"
         )
-    if config.num_labels != 1:
-        raise ModelError(f"{spec} has {config.num_labels} labels, expected 1: a reward is one number. Choose a reward model.")
+    _check_one_label(spec, config)
     tokenizer = load_tokenizer(spec)
     if hasattr(config, CONFIG_KEY):
         model = _load_experts(Path(resolved), config, dtype)
@@ -149,7 +157,9 @@ def load_reward_model(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple
 def _load_experts(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
     file = folder / EXPERTS_FILE
     if not file.is_file():
-        raise CheckpointError(f"{folder} says that it holds experts but has no {EXPERTS_FILE}; the checkpoint is incomplete. Train it again.")
+        raise CheckpointError(
+            f"{folder} says that it holds experts but has no {EXPERTS_FILE}; the checkpoint is incomplete. Train it again."
+        )
     entry = getattr(config, CONFIG_KEY)
     model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
     restore_structure(model, entry)

@@ -23,10 +23,9 @@ def feed_forward(hidden_TD: Tensor, weights: Weights, activation: Activation) ->
     """One feed-forward block in the common orientation of `families.py`: gated where it has a `gate`."""
     up_TF = F.linear(hidden_TD, weights["up"], weights.get("up_bias"))
     if "gate" in weights:
-        up_TF = activation(F.linear(hidden_TD, weights["gate"], weights.get("gate_bias"))) * up_TF
-    else:
-        up_TF = activation(up_TF)
-    return F.linear(up_TF, weights["down"], weights.get("down_bias"))
+        hidden_TF = activation(F.linear(hidden_TD, weights["gate"], weights.get("gate_bias"))) * up_TF
+        return F.linear(hidden_TF, weights["down"], weights.get("down_bias"))
+    return F.linear(activation(up_TF), weights["down"], weights.get("down_bias"))
 
 
 class FullExperts(nn.Module):
@@ -50,14 +49,17 @@ class FullExperts(nn.Module):
 
     def forward(self, hidden_TD: Tensor, routing: Routing, activation: Activation) -> Tensor:
         """Mix the shared expert with each token's routed experts, without dropping any token."""
-        output_TD = routing.shared_T[:, None].to(hidden_TD.dtype) * feed_forward(hidden_TD, self.expert(0), activation)
+        # One unbind instead of an index for every expert: the backward pass then writes the stacked gradient once.
+        unbound = {name: self.get_parameter(name).unbind() for name in self.names}
+        experts = [{name: unbound[name][number] for name in self.names} for number in range(self.n_experts)]
+        output_TD = routing.shared_T[:, None].to(hidden_TD.dtype) * feed_forward(hidden_TD, experts[0], activation)
         if hidden_TD.is_cuda and "down_bias" not in self.names:
             return output_TD + self._grouped(hidden_TD, routing, activation)
         parts: list[Tensor] = []
         places: list[Tensor] = []
         for number in range(1, self.n_experts):
             token_M, slot_M = (routing.chosen_TK == number - 1).nonzero(as_tuple=True)
-            expert_MD = feed_forward(hidden_TD[token_M], self.expert(number), activation)
+            expert_MD = feed_forward(hidden_TD[token_M], experts[number], activation)
             parts.append(routing.weights_TK[token_M, slot_M][:, None].to(expert_MD.dtype) * expert_MD)
             places.append(token_M)
         return output_TD.index_add(0, torch.cat(places), torch.cat(parts).to(output_TD.dtype))
@@ -108,7 +110,9 @@ class DeltaExperts(nn.Module):
                 rows, columns = matrix.shape
                 bound = columns**-0.5
                 kind = {"dtype": matrix.dtype, "device": matrix.device}
-                self.register_parameter(f"{name}_a", nn.Parameter(torch.empty(n_experts - 1, rank, columns, **kind).uniform_(-bound, bound)))
+                self.register_parameter(
+                    f"{name}_a", nn.Parameter(torch.empty(n_experts - 1, rank, columns, **kind).uniform_(-bound, bound))
+                )
                 self.register_parameter(f"{name}_b", nn.Parameter(torch.zeros(n_experts - 1, rows, rank, **kind)))
 
     def expert(self, index: int) -> Weights:
@@ -136,11 +140,9 @@ class DeltaExperts(nn.Module):
             token_M, slot_M = (routing.chosen_TK == number).nonzero(as_tuple=True)
             rows_MD = hidden_TD[token_M]
             up_MF = base_up_TF[token_M] + self._difference("up", number, rows_MD)
-            if gated:
-                up_MF = activation(base_gate_TF[token_M] + self._difference("gate", number, rows_MD)) * up_MF
-            else:
-                up_MF = activation(up_MF)
-            weighted_MF = routing.weights_TK[token_M, slot_M][:, None].to(up_MF.dtype) * up_MF
+            gate_MF = base_gate_TF[token_M] + self._difference("gate", number, rows_MD) if gated else up_MF
+            hidden_MF = activation(gate_MF) * up_MF if gated else activation(up_MF)
+            weighted_MF = routing.weights_TK[token_M, slot_M][:, None].to(hidden_MF.dtype) * hidden_MF
             mixed_TF = mixed_TF.index_add(0, token_M, weighted_MF.to(mixed_TF.dtype))
             low_rank.append(self._difference("down", number, weighted_MF))
             places.append(token_M)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ def hidden_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = 
         batch: The stream, on the model's device.
         backend: Attention backend; empty chooses by device.
     """
-    base = model.base_model
+    base = cast("PreTrainedModel", model.base_model)
     device = batch.token_ids_T.device
     plan = AttentionPlan(batch, device)
     with packed_attention(base, backend or default_backend(device)):

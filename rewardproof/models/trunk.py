@@ -1,8 +1,8 @@
 """The frozen trunk: layers below the first trained one run once per group, and their output is kept on disk.
 
 During training the frozen layers are replaced by pass-through layers (indices kept, embeddings and norms untouched) and the last of them
-returns the stored activations. The store is content-addressed: weights, layer and precision name the folder, a group's tokens name its rows,
-so that recipes which share data and a trunk share the work.
+returns the stored activations. The store is content-addressed: weights, layer and precision name the folder, a group's tokens name its
+rows, so that recipes which share data and a trunk share the work.
 """
 
 # T tokens of a stream, D hidden width.
@@ -125,12 +125,18 @@ class TrunkCache:
         self._read_index()
 
     def _read_index(self) -> None:
-        if not self.index_file.exists():
+        if not self.index_file.exists() or not self.rows_file.exists():
             return
+        complete = self._complete_rows()
         for line in self.index_file.read_text().splitlines():
             with contextlib.suppress(ValueError):
                 key, start, count = json.loads(line)
-                self.index[key] = (start, count)
+                if start + count <= complete:
+                    self.index[key] = (start, count)
+
+    def _complete_rows(self) -> int:
+        """Whole rows on disk; a crash can leave half a row at the end, or an index that promises more."""
+        return self.rows_file.stat().st_size // (self.width * self.dtype.itemsize)
 
     def fits(self, groups: Sequence[EncodedGroup]) -> bool:
         """Whether the store with these groups added stays inside the limit."""
@@ -173,8 +179,7 @@ class TrunkCache:
     def read(self, groups: Sequence[EncodedGroup]) -> Tensor:
         """Stored activations of a packed stream of these groups, shape `(T, D)`."""
         if self._rows is None:
-            complete = self.rows_file.stat().st_size // (self.width * self.dtype.itemsize)  # a crash can leave half a row at the end
-            self._rows = np.memmap(self.rows_file, dtype=self.dtype, mode="r", shape=(complete, self.width))
+            self._rows = np.memmap(self.rows_file, dtype=self.dtype, mode="r", shape=(self._complete_rows(), self.width))
         spans = [self.index[group_key(group)] for group in groups]
         rows = torch.from_numpy(np.concatenate([self._rows[start : start + count] for start, count in spans]))
         return rows.view(torch.bfloat16).float() if self.half else rows

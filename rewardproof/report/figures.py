@@ -262,7 +262,7 @@ def training_figure(
     return figure
 
 
-def _require(items: Any, name: str) -> None:  # noqa: ANN401
+def _require(items: Any, name: str) -> None:
     if not len(items):
         raise EvaluationError(f"no {name} to draw; expected at least one. An empty figure would look like a result: leave it out.")
 

@@ -1,0 +1,1 @@
+"""Stages: one file a verb, `run(config) -> Report`."""

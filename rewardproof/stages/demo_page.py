@@ -41,7 +41,7 @@ def write_demo_page(directory: RunDirectory, config: Demo, story: Story, headlin
     sections += [_experts(directory, story), _examples(story), _times(story), _loading(directory)]
     page = Page(
         title="Which reward model is harder to game?",
-        subtitle=f"SmolLM2-135M, {config.pairs} preferences of which {config.label_noise:.0%} are wrong, judged by a program that knows the truth",
+        subtitle=f"SmolLM2-135M, {config.pairs} preferences, {config.label_noise:.0%} of them wrong, judged by a program that knows the truth",
         verdict=headline[0].upper() + headline[1:] + ".",
         facts=(
             ("models compared", len(story.curves)),
@@ -59,10 +59,10 @@ def _told(config: Demo) -> Section:
     return Section(
         "What was done",
         (
-            f"{config.pairs} pairs of answers to prompts with checkable constraints were ordered by a program; {config.label_noise:.0%} of the "
-            f"orders were then flipped, as a careless annotator would. Three recipes learned from the same pairs — {methods}.",
-            "Each model then chose the answer it likes best among n, and the program scored the choice. A reward model that is gamed shows a "
-            "proxy that climbs with n while gold stalls or falls.",
+            f"{config.pairs} pairs of answers to prompts with checkable constraints were ordered by a program; {config.label_noise:.0%} "
+            f"of the orders were then flipped, as a careless annotator would. Three recipes learned from the same pairs: {methods}.",
+            "Each model then chose the answer it likes best among n, and the program scored the choice. A reward model that is gamed "
+            "shows a proxy that climbs with n while gold stalls or falls.",
         ),
     )
 
@@ -87,7 +87,10 @@ def _compared(story: Story) -> Section:
     rows.append(("random choice", "–", "–", format_interval(first.random_gold, percent=False, digits=3), "–"))
     rows.append(("gold itself", "–", "–", format_interval(first.oracle[-1], percent=False, digits=3), "–"))
     n = first.ns[-1]
-    return Section("The result", table=Table(("model", "accuracy, held out", "accuracy, shifted", f"gold of best of {n}", "gain over dense"), tuple(rows)))
+    return Section(
+        "The result",
+        table=Table(("model", "accuracy, held out", "accuracy, shifted", f"gold of best of {n}", "gain over dense"), tuple(rows)),
+    )
 
 
 def _optimised(directory: RunDirectory, story: Story) -> Section:
@@ -140,7 +143,11 @@ def _examples(story: Story) -> Section:
     for example in _most_different(story.examples, 3):
         for name, (answer, gold) in example["picks"].items():
             rows.append((example["prompt"], name, f"{gold:.2f}", answer))
-    return Section("Choices to look at", ("The prompts on which the models' choices differ most.",), Table(("prompt", "model", "gold", "its choice"), tuple(rows)))
+    return Section(
+        "Choices to look at",
+        ("The prompts on which the models' choices differ most.",),
+        Table(("prompt", "model", "gold", "its choice"), tuple(rows)),
+    )
 
 
 def _most_different(examples: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -152,7 +159,9 @@ def _most_different(examples: Sequence[dict[str, Any]], count: int) -> list[dict
 
 
 def _times(story: Story) -> Section:
-    return Section("Where the time went", table=Table(("phase", "seconds"), tuple((name, f"{value:.0f}") for name, value in story.seconds.items())))
+    return Section(
+        "Where the time went", table=Table(("phase", "seconds"), tuple((name, f"{value:.0f}") for name, value in story.seconds.items()))
+    )
 
 
 def _loading(directory: RunDirectory) -> Section:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from rewardproof.models.reward_model import RewardModel
 from rewardproof.report import Page, PageFigure, Table, format_interval, reliability_figure, save_figure, write_page
 from rewardproof.report import Section as PageSection
 from rewardproof.stages.training_report import accuracy_of, accuracy_table, provenance_rows
+
+log = logging.getLogger(__name__)
 
 
 class Evaluate(Section):
@@ -64,7 +67,9 @@ def run(
         rows[source] = counts
         reports[source] = accuracy_of(model, groups, progress)
     first = next(iter(reports.values()))
-    headline = f"accuracy {format_interval(first.overall)} on {first.n_pairs} pairs (longer answer wins: {format_interval(first.length_only)})"
+    headline = (
+        f"accuracy {format_interval(first.overall)} on {first.n_pairs} pairs (longer answer wins: {format_interval(first.length_only)})"
+    )
     results = {"rows": rows, "accuracy": {source: report.as_dict() for source, report in reports.items()}}
     table = accuracy_table(reports)
     if directory is None:
@@ -76,6 +81,8 @@ def run(
 
 def _groups(config: Evaluate, source: str) -> tuple[tuple[Group, ...], dict[str, Any]]:
     found = read_groups(source, format=config.format, on_bad=config.on_bad, purpose="train")
+    if found.counts.dropped:
+        log.warning("%s: %s", source, found.counts.sentence())
     groups = found.groups
     if config.split:
         groups = tuple(split_by_prompt(groups, fraction=config.split)[1])

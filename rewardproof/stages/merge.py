@@ -9,7 +9,6 @@ from typing import Literal
 
 from rewardproof.artifacts import Report, RunDirectory
 from rewardproof.config import Section, Strings
-from rewardproof.data import split_by_prompt
 from rewardproof.errors import ConfigError, ModelError
 from rewardproof.merging import average
 from rewardproof.merging.experts import Merge
@@ -64,13 +63,19 @@ def run(
     if config.method == "average":
         return _average(config, out, overwrite=overwrite)
     if len(config.models) != 1:
-        raise ConfigError(f"Got {len(config.models)} models for method={config.method}, expected one mixture; to average models write method=average.")
+        raise ConfigError(
+            f"Got {len(config.models)} models for method={config.method}, expected one mixture; to average models write method=average."
+        )
     if not config.data:
-        raise ConfigError("Missing data=: the router's weights are measured, and coefficients learned, on preferences; name the training data.")
+        raise ConfigError(
+            "Missing data=: the router's weights are measured, and coefficients learned, on preferences; name the training data."
+        )
     spec = config.models[0]
     model, _ = load_reward_model(spec)
     if not is_upcycled(model):
-        raise ModelError(f"{spec} is dense, expected a mixture of experts: it has nothing to merge. Give OUT/moe of a umm run, or method=average.")
+        raise ModelError(
+            f"{spec} is dense, expected a mixture of experts: it has nothing to merge. Give OUT/moe of a umm run, or method=average."
+        )
     tokenizer = load_tokenizer(spec)
     settings = Merge(**config.model_dump(include={"method", "shared_weight", "learn_shared_weight", "steps", "learning_rate"}))
     prepared = prepare(Sources(config.data, (), 0.2, 0.5, config.read, config.max_length), tokenizer)

@@ -76,7 +76,9 @@ def check_settings(config: Train) -> None:
         ConfigError: Names the keys.
     """
     if config.merge is not None and config.upcycle is None:
-        raise ConfigError("Got `merge` without `upcycle`, expected both: a dense model has no experts to merge. Use recipe umm, or drop merge.")
+        raise ConfigError(
+            "Got `merge` without `upcycle`, expected both: a dense model has no experts to merge. Use recipe umm, or drop merge."
+        )
     if config.upcycle is not None:
         check(config.upcycle)
     if config.members < 1:
@@ -109,7 +111,14 @@ def run(
     directory = RunDirectory(out, config, overwrite=overwrite, resume=resume)
     learned = config.merge is not None and config.merge.method == "learned"
     prepared = prepare(
-        Sources(config.data, config.eval_data, config.split, config.merge.held_out if config.merge and learned else 0.0, config.read, config.max_length),
+        Sources(
+            config.data,
+            config.eval_data,
+            config.split,
+            config.merge.held_out if config.merge and learned else 0.0,
+            config.read,
+            config.max_length,
+        ),
         tokenizer,
     )
     directory.log({"phase": "data", **prepared.rows})
@@ -133,6 +142,3 @@ def run(
     report = directory.finish(shown + baseline, results)
     write_training_report(directory, report, accuracy, members)
     return report
-
-
-

@@ -72,7 +72,10 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
         sections.append(Section("Training", figures=(_shown(figure, "Loss and pair accuracy on the training steps."),)))
     for number, member in enumerate(members):
         sections += _merge_sections(directory, plain(member.summary), "" if len(members) == 1 else f" of member {number}")
-    load = f'from transformers import AutoModelForSequenceClassification\n\nmodel = AutoModelForSequenceClassification.from_pretrained("{directory.path}/model")'
+    load = (
+        "from transformers import AutoModelForSequenceClassification\n\n"
+        f'model = AutoModelForSequenceClassification.from_pretrained("{directory.path}/model")'
+    )
     sections.append(Section("Load it", ("The delivered model is a stock checkpoint.",), code=load))
     write_page(
         directory.path / "report.html",

@@ -142,7 +142,7 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
         return FitResult(0, 0.0, 0.0, trainable, {})
     if arguments.eval_strategy != "no" and not has_held_out:
         raise ConfigError(
-            f"trainer.eval_strategy={arguments.eval_strategy.value}: nothing is held out to evaluate on; give eval_data= or split= above 0, "
+            f"trainer.eval_strategy={run.trainer.get('eval_strategy')}: nothing is held out to evaluate on; give eval_data= or split=, "
             "or write trainer.eval_strategy=no."
         )
     trainer = RewardTrainer(
@@ -165,7 +165,9 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
     seconds = float(output.metrics.get("train_runtime", 0.0))
     records = [entry for entry in trainer.state.log_history if "loss" in entry]
     speeds = [entry["tokens_per_second"] for entry in records if "tokens_per_second" in entry]
-    return FitResult(trainer.state.global_step, seconds, float(np.median(speeds)) if speeds else 0.0, trainable, records[-1] if records else {})
+    return FitResult(
+        trainer.state.global_step, seconds, float(np.median(speeds)) if speeds else 0.0, trainable, records[-1] if records else {}
+    )
 
 
 def _freeze(run: Fit) -> int:

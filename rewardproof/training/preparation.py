@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from rewardproof.data import (
 from rewardproof.data.encoding import Overlong, encode_groups
 from rewardproof.errors import DataError
 from rewardproof.training.batches import TrainingSet, keep_paired
+
+log = logging.getLogger(__name__)
 
 
 class Read(Section):
@@ -107,6 +110,8 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         kept, held = split_by_prompt(groups, fraction=sources.split)
         training, held_out = list(kept), tuple(held)
     rows["prompts_shared_by_train_and_eval"] = prompt_overlap(training, held_out)
+    if rows["prompts_shared_by_train_and_eval"]:
+        log.warning("%s prompts are in both the training and the evaluation data", rows["prompts_shared_by_train_and_eval"])
     if read.max_groups and len(training) > read.max_groups:
         chosen = set(sorted(range(len(training)), key=lambda index: _text_order(training[index]))[: read.max_groups])
         rows["left_out_by_max_groups"] = len(training) - len(chosen)
@@ -137,6 +142,8 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
 
 def _read(names: Sequence[str], read: Read) -> tuple[tuple[Group, ...], ReadCounts]:
     found = read_groups(names, format=read.format, on_bad=read.on_bad, purpose="train", text=read.text)
+    if found.counts.dropped:
+        log.warning("%s: %s", ", ".join(names), found.counts.sentence())
     return tuple(merge_single_answers(found.groups)), found.counts
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -90,7 +90,7 @@ class RewardTrainer(Trainer):
             rates: Learning rates by part: `head`, `router`.
             record: Receives every log record.
         """
-        super().__init__(model=module, args=arguments, train_dataset=train_set, eval_dataset=held_out, data_collator=collator)
+        super().__init__(model=module, args=arguments, train_dataset=train_set, eval_dataset=held_out, data_collator=collator)  # pyright: ignore[reportArgumentType]
         self.remove_callback(PrinterCallback)
         self.module = module
         self.held_out = held_out
@@ -106,7 +106,7 @@ class RewardTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One group of parameters for the backbone, and one for each part with a rate of its own."""
         if self.optimizer is None:
-            wrapped = self.model if model is None else model
+            wrapped = self.module if model is None else model
             routers = {id(p) for module in wrapped.modules() if isinstance(module, Router) for p in module.parameters()}
             parts: dict[str, list[nn.Parameter]] = {"backbone": [], "head": [], "router": []}
             for name, parameter in wrapped.named_parameters():
@@ -119,7 +119,7 @@ class RewardTrainer(Trainer):
                 for part, found in parts.items()
                 if found
             ]
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, wrapped)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.module.model)
             self.optimizer = kind(groups, **options)
         return self.optimizer
 
@@ -127,7 +127,7 @@ class RewardTrainer(Trainer):
         """Collect the batches of one optimiser step and the global number of groups in it."""
         samples = list(itertools.islice(epoch_iterator, num_batches))
         count = torch.tensor(sum(batch.n_groups for batch in samples), device=device)
-        return samples, self.accelerator.gather(count).sum()
+        return samples, cast("Tensor", self.accelerator.gather(count)).sum()
 
     def training_step(self, model: nn.Module, inputs: StepBatch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward over the streams of this process's share of a step."""
@@ -136,7 +136,7 @@ class RewardTrainer(Trainer):
         world = self.accelerator.num_processes
         n_groups = float(num_items_in_batch if num_items_in_batch is not None else inputs.n_groups)
         # Processes must run the same number of passes, or sharded models hang; a process that runs out repeats its last one for nothing.
-        passes = int(self.accelerator.gather(torch.tensor([len(inputs.streams)], device=self.args.device)).max())
+        passes = int(cast("Tensor", self.accelerator.gather(torch.tensor([len(inputs.streams)], device=self.args.device))).max())
         total = torch.zeros((), device=self.args.device)
         for number in range(passes):
             repeated = number >= len(inputs.streams)
@@ -180,7 +180,7 @@ class RewardTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._save(output_dir, state_dict)
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in trained_state(self.module).items()}, folder / WEIGHTS)
 

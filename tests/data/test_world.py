@@ -11,6 +11,8 @@ from importlib import resources
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rewardproof.data.group import Group, Message
 from rewardproof.data.world import PARTS, constraint_scores, gold_score, gold_scores, load_world, make_prompts
@@ -160,6 +162,14 @@ def test_gold_is_in_range_and_is_what_the_files_say() -> None:
     for group, text, score in sampled():
         assert 0 <= gold(group, text) <= 1
         assert gold(group, text) == pytest.approx(score, abs=1e-4)
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(text=st.text() | st.text(alphabet='ab .,!?\n"{}[]:-1') | st.just("[" * 100_000))
+def test_gold_is_defined_for_any_text(text: str) -> None:
+    every_kind = [{"kind": kind, "args": arguments} for kind, arguments, _, _ in EXAMPLES]
+    assert all(0 <= score <= 1 for score in constraint_scores(text, every_kind))
+    assert 0 <= gold_score(text, every_kind, "green tea", "Write about green tea.") <= 1
 
 
 def test_gold_scores_a_group_and_refuses_a_foreign_one() -> None:

@@ -72,7 +72,9 @@ def classifier(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_config(CONFIGS[family].__class__(**CONFIGS[family].to_dict()), attn_implementation="eager")
     _sharpen(model, seed)
-    return model.to(dtype).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)  # not model.to(dtype), which would round the rotary frequencies as well
+    return model.eval()
 
 
 def causal(family: str, *, seed: int = 0) -> PreTrainedModel:

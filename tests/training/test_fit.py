@@ -244,7 +244,7 @@ def test_heads_start_as_told(tiny: ModuleType, random_set: Callable[..., Trainin
     for init in ("zero", "normal", "probe"):
         model = tiny.classifier("llama")
         torch.nn.init.zeros_(model.score.weight)
-        train(model, data, tmp_path, head=Head(init=init, learning_rate=0.0), trainer={"num_train_epochs": 0})if init == "zero" else fit(
+        fit(
             Fit(model=model, train=data, held_out=None, layers=range(3), folder=tmp_path, seed=3, trainer={"num_train_epochs": 0},
                 loss=PAIRS_ALONE, compute=Compute(precision="fp32"), head=Head(init=init))
         )  # fmt: skip

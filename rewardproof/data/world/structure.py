@@ -34,7 +34,7 @@ def json_object(answer: str, first: str, second: str) -> float:
     text = re.sub(r"^```(?:json)?\s*|\s*```$", "", answer.strip())
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return 0.2 if text.startswith("{") and text.endswith("}") and len(words(text)) > 2 else 0.0
     if not isinstance(value, dict):
         return 0.0

@@ -1,0 +1,292 @@
+"""`train` on a tiny model: every shipped recipe learns, leaves what the contract says, and survives being interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rewardproof.artifacts import Report
+from rewardproof.config import apply_overrides, load_recipe, parse, recipe_names
+from rewardproof.data import read_groups
+from rewardproof.errors import ConfigError, ModelError
+from rewardproof.merging import average
+from rewardproof.models.checkpoints import EXPERTS_FILE, load_reward_model
+from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.upcycling import is_upcycled
+from rewardproof.stages.train import Train, run
+
+SMALL = {
+    "umm": ["upcycle.n_experts=4", "upcycle.n_active=3", "merge.steps=10", "merge.held_out=0.2"],
+    "umm_delta": ["upcycle.n_experts=4", "upcycle.n_active=3", "merge.steps=10", "merge.held_out=0.2", "upcycle.experts=lora:2"],
+    "moe_unmerged": ["upcycle.n_experts=4", "upcycle.n_active=3"],
+    "warm": ["members=2"],
+    "linear_probe": ["trainer.num_train_epochs=0"],
+}
+LEARNS = ("dense", "moe_unmerged", "umm", "umm_delta", "warm")
+Trained = Callable[..., Report]
+
+
+@pytest.fixture(scope="session")
+def settings(base_dir: Path, toy_file: Path) -> Callable[..., Train]:
+    """`settings("umm", "key=value", …)`: a shipped recipe at the size of a test."""
+
+    def make(recipe: str, *overrides: str) -> Train:
+        common = [
+            f"model={base_dir}", f"data={toy_file}", "split=0.25", "compute.precision=fp32", "trainer.learning_rate=5e-3",
+            "head.learning_rate=1e-2", "trainer.num_train_epochs=3", "trainer.per_device_train_batch_size=8", "trainer.save_strategy=no",
+        ]  # fmt: skip
+        return parse(Train, apply_overrides(load_recipe(recipe), [*common, *SMALL.get(recipe, []), *overrides]))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(settings: Callable[..., Train], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The report of a recipe's run, made once a session."""
+    made: dict[str, Report] = {}
+
+    def make(recipe: str) -> Report:
+        if recipe not in made:
+            made[recipe] = run(settings(recipe), tmp_path_factory.mktemp("runs") / recipe)
+        return made[recipe]
+
+    return make
+
+
+def weights(run_directory: Path, part: str = "model") -> dict[str, torch.Tensor]:
+    folder = run_directory / part
+    file = folder / EXPERTS_FILE if (folder / EXPERTS_FILE).exists() else folder / "model.safetensors"
+    return load_file(file)
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_shipped_recipe_learns_the_toy_task(recipe: str, trained: Trained) -> None:
+    report = trained(recipe)
+    overall = report.results["accuracy"]["overall"]
+    assert overall["n"] > 25
+    if recipe in LEARNS:
+        assert overall["estimate"] > 0.9, "a separable task"
+    else:
+        assert overall["low"] > 0.5, "a probe must beat chance"
+    found = json.loads((report.path / "report.json").read_text())
+    assert found == report.results
+    assert "longer answer wins" in report.headline
+    for name in ("config.yaml", "report.json", "provenance.json", "log.jsonl", "report.html", "figures/calibration.svg", "model/config.json"):
+        assert (report.path / name).is_file(), name
+    assert not (report.path / "checkpoints").exists()
+
+
+def test_every_recipe_is_named_here() -> None:
+    assert set(LEARNS) | {"linear_probe"} == set(recipe_names()), "a new recipe needs a test"
+
+
+@pytest.mark.parametrize("recipe", ["dense", "linear_probe", "umm", "umm_delta", "warm"])
+def test_the_delivered_model_is_the_stock_dense_class(recipe: str, trained: Trained, base_dir: Path) -> None:
+    report = trained(recipe)
+    model = AutoModelForSequenceClassification.from_pretrained(report.path / "model")
+    base = AutoModelForSequenceClassification.from_pretrained(base_dir, num_labels=1)
+    assert type(model).__name__ == "LlamaForSequenceClassification"
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {name: tensor.shape for name, tensor in base.state_dict().items()}
+    assert report.results["parameters"] == sum(parameter.numel() for parameter in base.parameters())
+    config = json.loads((report.path / "model" / "config.json").read_text())
+    assert config["problem_type"] == "regression"
+    assert config["pad_token_id"] != config["eos_token_id"]
+    assert "rewardproof_upcycle" not in config
+    assert (config["mean"], config["std"]) == (report.results["accuracy"]["reward_mean"], report.results["accuracy"]["reward_std"])
+
+
+@pytest.mark.parametrize("recipe", ["umm", "umm_delta", "moe_unmerged"])
+def test_the_unmerged_mixture_is_kept(recipe: str, trained: Trained) -> None:
+    report = trained(recipe)
+    model, _ = load_reward_model(str(report.path / "moe"))
+    assert is_upcycled(model)
+    assert not list((report.path / "moe").glob("model*.safetensors")), "a stock loader must not find half a model"
+    assert is_upcycled(load_reward_model(str(report.path / "model"))[0]) == (recipe == "moe_unmerged")
+
+
+def test_umm_reports_its_merge(trained: Trained, toy_file: Path) -> None:
+    report = trained("umm")
+    merge = report.results["members"][0]["merge"]
+    assert merge["coefficients"].keys() == merge["routing"].keys() == {"0", "1", "2"}
+    for coefficients in merge["coefficients"].values():
+        assert len(coefficients) == 4
+        assert sum(coefficients) == pytest.approx(1, abs=1e-5)
+        assert coefficients[0] == pytest.approx(0.5, abs=1e-6)
+    assert len(merge["divergence"]) == 3
+    assert merge["learning"]["loss_after"] <= merge["learning"]["loss_before"]
+    held = merge["held_out"]
+    mixture, merged = (RewardModel.load(report.path / part) for part in ("moe", "model"))
+    prompts = {tuple(words) for words in _held_out_prompts(toy_file)}
+    groups = [group for group in read_groups(str(toy_file)).groups if tuple(group.prompt_text.split()) in prompts]
+    before = torch.tensor(mixture.score(groups)).flatten()
+    after = torch.tensor(merged.score(groups)).flatten()
+    assert held["correlation"] == pytest.approx(float(torch.corrcoef(torch.stack((before, after)))[0, 1]), abs=1e-4)
+    assert held["merged_reward_std"] == pytest.approx(float(after.std(correction=0)), rel=1e-3)
+    page = (report.path / "report.html").read_text()
+    assert "smallest cosine to shared" in page
+    assert (report.path / "figures" / "coefficients-experts.svg").is_file()
+
+
+def _held_out_prompts(file: Path) -> list[list[str]]:
+    from rewardproof.data import split_by_prompt
+
+    return [group.prompt_text.split() for group in split_by_prompt(read_groups(str(file)).groups, fraction=0.25)[1]]
+
+
+def test_warm_is_the_average_of_its_members(trained: Trained) -> None:
+    report = trained("warm")
+    members = [weights(report.path / "members" / str(number)) for number in range(2)]
+    assert any(not torch.equal(members[0][name], members[1][name]) for name in members[0]), "members must differ by their seed"
+    found = weights(report.path)
+    for name, tensor in average(members).items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-8)
+
+
+def test_reused_members_are_not_trained_again(trained: Trained, settings: Callable[..., Train], tmp_path: Path) -> None:
+    dense = trained("dense")
+    report = run(settings("warm", f"reuse={dense.path / 'model'}"), tmp_path / "warm")
+    assert report.results["members"][0] == {"reused": str(dense.path / "model")}
+    member = weights(tmp_path / "warm" / "members" / "1")
+    for name, tensor in average([weights(dense.path), member]).items():
+        torch.testing.assert_close(weights(report.path)[name], tensor, rtol=1e-6, atol=1e-8)
+
+
+def test_the_first_member_of_warm_is_the_dense_run(trained: Trained) -> None:
+    dense, member = weights(trained("dense").path), weights(trained("warm").path / "members" / "0")
+    for name, tensor in dense.items():
+        torch.testing.assert_close(member[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+def test_nothing_held_out_is_said(settings: Callable[..., Train], tmp_path: Path) -> None:
+    report = run(settings("dense", "split=0", "trainer.max_steps=2"), tmp_path / "out")
+    assert report.headline == "nothing was held out"
+    assert report.results["accuracy"] is None
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert "mean" not in json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+
+
+def test_a_mixture_whose_rewards_are_all_the_same_is_reported(settings: Callable[..., Train], tmp_path: Path) -> None:
+    report = run(settings("umm", "trainer.num_train_epochs=0", "merge.method=uniform"), tmp_path / "out")
+    assert report.results["members"][0]["merge"]["held_out"]["correlation"] is None
+    assert "correlate not at all" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_start_rm_upcycles_a_trained_reward_model(settings: Callable[..., Train], tmp_path: Path) -> None:
+    report = run(settings("umm", "start=rm", "trainer.max_steps=4"), tmp_path / "out")
+    summary = report.results["members"][0]
+    assert (summary["dense"]["steps"], summary["mixture"]["steps"]) == (4, 4)
+    phases = [json.loads(line)["phase"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [phase for number, phase in enumerate(phases) if phase != phases[number - 1]] == ["data", "training", "mixture", "merge"]
+
+
+def test_the_top_layer_alone_can_be_upcycled_and_trained(settings: Callable[..., Train], base_dir: Path, tmp_path: Path) -> None:
+    report = run(settings("umm", "layers=top:1"), tmp_path / "out")
+    assert list(report.results["members"][0]["merge"]["coefficients"]) == ["2"]
+    base = AutoModelForSequenceClassification.from_pretrained(base_dir, num_labels=1).state_dict()
+    changed = {name for name, tensor in weights(report.path).items() if not torch.equal(tensor, base[name])}
+    assert changed == {name for name in base if ".layers.2." in name} | {"model.norm.weight", "score.weight"}
+
+
+class Stopped(Exception):
+    """Stands for the machine going down."""
+
+
+def stopping_at(wanted: str, step: int) -> Callable[[str, int, int], None]:
+    def progress(what: str, done: int, total: int) -> None:
+        if (what, done) == (wanted, step):
+            raise Stopped
+
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("recipe", "what", "step", "more"),
+    [
+        ("dense", "training", 7, ()),
+        ("dense", "training", 7, ("trainer.gradient_accumulation_steps=2", "trainer.per_device_train_batch_size=4")),
+        ("dense", "training", 7, ("layers=top:1",)),
+        ("umm", "mixture", 6, ()),
+        ("umm", "merging", 5, ()),
+        ("moe_unmerged", "scoring", 1, ()),
+        ("umm", "mixture", 5, ("start=rm",)),
+        ("warm", "training", 7, ()),
+    ],
+)
+def test_an_interrupted_run_ends_at_the_same_numbers(
+    recipe: str, what: str, step: int, more: tuple[str, ...], settings: Callable[..., Train], tmp_path: Path
+) -> None:
+    config = settings(recipe, "trainer.num_train_epochs=2", "trainer.save_strategy=steps", "trainer.save_steps=3", *more)
+    whole = run(config, tmp_path / "whole")
+    progress = stopping_at(what, step) if what != "scoring" else stopping_any(what)
+    with pytest.raises(Stopped):
+        run(config, tmp_path / "broken", progress=progress)
+    kept = sorted(path.name for path in (tmp_path / "broken").rglob("checkpoint-*"))
+    assert kept == ([] if what in {"merging", "scoring"} else [f"checkpoint-{(step - 1) // 3 * 3}"])
+    seen: list[tuple[str, int]] = []
+    resumed = run(config, tmp_path / "broken", resume=True, progress=lambda what, done, total: seen.append((what, done)))
+    if kept:
+        assert (what, int(kept[0].rpartition("-")[2]) + 1) == next(entry for entry in seen if entry[0] == what and entry[1] > 0)
+    for name, tensor in weights(whole.path).items():
+        torch.testing.assert_close(weights(resumed.path)[name], tensor, atol=1e-6, rtol=1e-6)
+    assert resumed.results["accuracy"] == whole.results["accuracy"]
+    if recipe == "moe_unmerged":
+        assert resumed.results["members"][0]["mixture"]["routing"] == whole.results["members"][0]["mixture"]["routing"]
+
+
+def stopping_any(wanted: str) -> Callable[[str, int, int], None]:
+    def progress(what: str, done: int, total: int) -> None:
+        if what == wanted:
+            raise Stopped
+
+    return progress
+
+
+REFUSED: list[tuple[str, tuple[str, ...], str]] = [
+    ("dense", ("merge.steps=3",), "`merge` without `upcycle`.*Use recipe umm"),
+    ("umm", ("upcycle.n_experts=1",), "upcycle.n_experts=1: .*n_experts=2 or more"),
+    ("umm", ("upcycle.n_experts=2", "upcycle.n_active=2"), "n_experts=2.*write n_experts=3 or more, or mixing=fixed"),
+    ("umm", ("upcycle.n_active=5",), "upcycle.n_active=5: expected 2 to n_experts=4"),
+    ("umm", ("upcycle.experts=lora:0",), "upcycle.experts='lora:0': expected `full` or `lora:R`"),
+    ("umm", ("upcycle.shared_weight=1.5",), "upcycle.shared_weight=1.5: expected a weight between 0 and 1"),
+    ("umm", ("layers=top:0",), "names no layer that trains.*Widen layers="),
+    ("dense", ("layers=top:99",), r"layers='top:99': expected `all` or `top:K` with K from 0 to 3"),
+    ("dense", ("members=0",), "members=0: expected 1 or more"),
+    ("moe_unmerged", ("members=2",), "members=2 with unmerged experts: only dense models"),
+    ("dense", ("split=1",), "split=1.0: expected a fraction"),
+    ("dense", ("reuse=a/b,c/d",), "reuse names 2 models but members=1"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "overrides", "message"), REFUSED, ids=[f"{recipe}-{overrides[0]}" for recipe, overrides, _ in REFUSED])
+def test_settings_that_cannot_work(
+    recipe: str, overrides: tuple[str, ...], message: str, settings: Callable[..., Train], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(settings(recipe, *overrides), tmp_path / "out")
+
+
+def test_a_reused_model_of_another_shape(settings: Callable[..., Train], tiny: Any, tmp_path: Path) -> None:
+    from rewardproof.models.checkpoints import save_reward_model
+
+    other = save_reward_model(tiny.classifier("gpt2"), tiny.word_tokenizer(), tmp_path / "gpt2")
+    with pytest.raises(ModelError, match="Cannot average models that differ: .*share their architecture"):
+        run(settings("warm", f"reuse={other}", "trainer.max_steps=1"), tmp_path / "out")
+
+
+def test_the_tokenizer_travels_with_the_model(trained: Trained, base_dir: Path) -> None:
+    ours, base = (AutoTokenizer.from_pretrained(folder) for folder in (trained("umm").path / "model", base_dir))
+    assert ours.chat_template == base.chat_template
+    assert ours.get_vocab() == base.get_vocab()
+
+
+def test_bf16_weights_on_request(settings: Callable[..., Train], tmp_path: Path) -> None:
+    report = run(settings("umm", "compute.save_dtype=bf16", "trainer.max_steps=2"), tmp_path / "out")
+    assert {tensor.dtype for tensor in weights(report.path).values()} == {torch.bfloat16}
+    assert json.loads((report.path / "model" / "config.json").read_text())["dtype"] == "bfloat16"

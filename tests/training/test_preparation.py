@@ -1,0 +1,148 @@
+"""From rows to training sets: what is noisy, what is held out, what is left out, and that all of it is counted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from rewardproof.data.encoding import EncodedGroup
+from rewardproof.data.pairs import Pair
+from rewardproof.errors import DataError
+from rewardproof.training.batches import Collator, TrainingSet, keep_paired
+from rewardproof.training.preparation import Prepared, Read, Sources, prepare
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture
+def ready(tiny: ModuleType, tmp_path: Path, write_jsonl: Callable[[Path, Rows], Path]) -> Callable[..., Prepared]:
+    """Prepare rows as `train` does: `ready(rows, eval_rows=…, split=…, merge=…, **read)`."""
+
+    def make(rows: Rows, *, eval_rows: Rows | None = None, split: float = 0.2, merge: float = 0.0, max_length: int = 200, **read: Any) -> Prepared:
+        data = (str(write_jsonl(tmp_path / "train.jsonl", rows)),)
+        evaluation = (str(write_jsonl(tmp_path / "eval.jsonl", eval_rows)),) if eval_rows is not None else ()
+        return prepare(Sources(data, evaluation, split, merge, Read(**read), max_length), tiny.word_tokenizer())
+
+    return make
+
+
+def orders(found: TrainingSet) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Winner's and loser's tokens of every pair."""
+    return [
+        (entry.group.conversations[pair.winner], entry.group.conversations[pair.loser]) for entry in found.groups for pair in entry.pairs
+    ]
+
+
+def test_noise_flips_training_labels_and_no_others(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    clean, noisy = ready(toy_rows(80), merge=0.3), ready(toy_rows(80), merge=0.3, label_noise=1.0)
+    for name in ("train", "merge_fit", "merge_stop"):
+        assert orders(getattr(noisy, name)) == [(loser, winner) for winner, loser in orders(getattr(clean, name))], name
+        assert len(getattr(clean, name)) > 0
+    assert orders(noisy.held_out_set) == orders(clean.held_out_set)
+    assert [group.scores for group in noisy.held_out] == [(1.0, 0.0)] * len(clean.held_out)
+    n_noisy = len(clean.train) + len(clean.merge_fit) + len(clean.merge_stop)
+    assert noisy.rows["fell_away"]["flipped_pairs"] == n_noisy
+    assert "flipped_pairs" not in clean.rows["fell_away"]
+    assert noisy.rows["label_noise"] == 1.0
+
+
+def test_noise_flips_about_its_rate_the_same_pairs_every_time(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    rows = toy_rows(300)
+    clean, first = set(orders(ready(rows, split=0.0).train)), set(orders(ready(rows, split=0.0, label_noise=0.25).train))
+    random.Random(1).shuffle(rows)
+    again, other = set(orders(ready(rows, split=0.0, label_noise=0.25).train)), set(orders(ready(rows, split=0.0, label_noise=0.25, noise_seed=1).train))
+    assert first == again
+    assert first != other
+    assert len(first - clean) == pytest.approx(75, abs=25)
+
+
+def test_every_prompt_falls_on_one_side(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    rows = toy_rows(100)
+    rows += [{**row, "chosen": "w1 w1"} for row in rows]
+    found = ready(rows, merge=0.3)
+    parts = [{tokens[:6] for tokens, _ in orders(part)} for part in (found.train, found.merge_fit, found.merge_stop, found.held_out_set)]
+    assert sum(len(part) for part in parts) == len(set.union(*parts)) == 100
+    assert found.rows["train_sources"] == {"read": 200, "used": 200, "dropped": {}}
+    assert sum(found.rows[name] for name in ("train", "merge_fit", "merge_stop", "held_out_set")) == 200
+    assert found.rows["prompts_shared_by_train_and_eval"] == 0
+
+
+def test_max_groups_does_not_depend_on_the_order_of_rows(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    rows = toy_rows(60)
+    first = ready(rows, max_groups=20)
+    shuffled = random.Random(2).sample(rows, 60)
+    again = ready(shuffled, max_groups=20)
+    assert len(first.train) == 20
+    assert set(orders(first.train)) == set(orders(again.train))
+    assert first.rows["left_out_by_max_groups"] == 60 - 20 - len(first.held_out)
+    assert {tokens for tokens in orders(first.train)} <= set(orders(ready(rows).train))
+    assert "left_out_by_max_groups" not in ready(rows, max_groups=60).rows
+
+
+def test_max_groups_bounds_groups_of_one_prompt_and_of_none(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    one_prompt = [{**row, "prompt": "w50 w51"} for row in toy_rows(40)]
+    assert len(ready(one_prompt, split=0.0, max_groups=10).train) == 10
+    no_prompt = [{"chosen": f"w{40 + number} w1 w2", "rejected": f"w{40 + number} w11"} for number in range(40)]
+    found = ready(no_prompt, split=0.0, max_groups=10, text="raw")
+    assert len(found.train) == 10
+    assert found.rows["left_out_by_max_groups"] == 30
+
+
+def test_eval_data_is_used_whole_and_shared_prompts_are_counted(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    rows = toy_rows(30)
+    found = ready(rows, eval_rows=[*rows[:7], *toy_rows(5, seed=9)], split=0.5)
+    assert (len(found.train), len(found.held_out), len(found.held_out_set)) == (30, 12, 12)
+    assert found.rows["prompts_shared_by_train_and_eval"] == 7
+    assert found.rows["eval_sources"] == {"read": 12, "used": 12, "dropped": {}}
+
+
+def test_rows_that_fall_away_are_counted_by_reason(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    rows = toy_rows(20)
+    same, empty, long = ({**row} for row in toy_rows(3, seed=4))
+    same["rejected"], empty["rejected"], long["chosen"] = same["chosen"], " ", "w1 " * 100
+    found = ready([*rows, same, empty, long], split=0.0, on_bad="drop_unfit", overlong="drop", max_length=60)
+    assert found.rows["train_sources"] == {"read": 23, "used": 21, "dropped": {"identical answers": 1, "empty answer": 1}}
+    assert found.rows["fell_away"] == {"overlong_dropped": 1}
+    assert found.rows["train"] == len(found.train) == 20
+    with pytest.raises(DataError, match=r"train.jsonl:23: got a conversation of \d+ tokens.*max_length=60"):
+        ready([*rows, same, empty, long], split=0.0, on_bad="drop", max_length=60)
+
+
+def test_rankings_keep_at_most_the_pairs_asked_for(ready: Callable[..., Prepared]) -> None:
+    rows = [{"prompt": f"w{40 + number}", "answers": ["w1", "w2 w3", "w4", "w5"], "scores": [3, 1, 2, 1]} for number in range(10)]
+    assert [len(entry.pairs) for entry in ready(rows, split=0.0).train.groups] == [5] * 10
+    limited = ready(rows, split=0.0, pairs_per_group=1).train
+    assert [len(entry.pairs) for entry in limited.groups] == [1] * 10
+    assert {len(entry.group.conversations) for entry in limited.groups} == {2}, "answers without a pair are not computed"
+
+
+def test_data_without_an_order(ready: Callable[..., Prepared]) -> None:
+    single = [{"prompt": f"w{number}", "completion": "w1", "label": True} for number in range(5)]
+    with pytest.raises(DataError, match=r"train.jsonl: 5 groups but no two answers that the data orders.*read.format="):
+        ready(single, split=0.0)
+
+
+def test_too_few_groups_for_the_merge_are_refused_before_training(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    with pytest.raises(DataError, match=r"merge.held_out=0.01 of 8 training groups leaves 0 .* raise merge.held_out, or write merge.method"):
+        ready(toy_rows(8), split=0.0, merge=0.01)
+
+
+def test_keep_paired_renames_what_stays() -> None:
+    group = EncodedGroup(((5, 1), (5, 2), (5, 3), (5, 4)), 1, (1, 1, 1, 1), 0)
+    found = keep_paired(group, [Pair(3, 1, 0.5)])
+    assert found.group.conversations == ((5, 2), (5, 4))
+    assert found.pairs == (Pair(1, 0, 0.5),)
+
+
+def test_streams_keep_groups_pairs_and_the_budget(random_set: Callable[..., TrainingSet]) -> None:
+    data = random_set(12)
+    streams = Collator(tokens_per_batch=50, cache=None)(data.groups).streams
+    assert len(streams) > 2
+    assert sum(stream.batch.n_groups for stream in streams) == 12
+    assert [pairs for stream in streams for pairs in stream.batch.pairs] == [entry.pairs for entry in data.groups]
+    assert all(stream.batch.n_tokens <= 50 or stream.batch.n_groups == 1 for stream in streams)
