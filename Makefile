@@ -6,8 +6,7 @@ WORKERS ?= 2
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
-# One thread a test process: with several processes, more threads only wait for each other.
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 
 # pip would compile every module of every package, which doubles the time of an installation; Python compiles what is imported.
 export PYTHONDONTWRITEBYTECODE :=

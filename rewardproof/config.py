@@ -38,7 +38,7 @@ Strings = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-5` is a number: PyYAML follows YAML 1.1 and reads it as a string."""
+    """YAML in which `1e-5` is a number and `no` a word: PyYAML follows YAML 1.1 and reads them as a string and as false."""
 
 
 _Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
@@ -47,9 +47,12 @@ _Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
     list("-+0123456789."),
 )
 _Loader.yaml_implicit_resolvers = {
-    first: sorted(resolvers, key=lambda pair: pair[0] != "tag:yaml.org,2002:int")
+    first: sorted((pair for pair in resolvers if pair[0] != "tag:yaml.org,2002:bool"), key=lambda pair: pair[0] != "tag:yaml.org,2002:int")
     for first, resolvers in _Loader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 

@@ -1,8 +1,8 @@
 """Loading and saving under the checkpoint contract, so that a delivered model drops into every consumer unchanged.
 
 The contract: a stock `*ForSequenceClassification` with one label, `problem_type="regression"`, a pad token that is not eos, the chat
-template saved with the tokenizer, safetensors. An unmerged mixture is saved as `experts.safetensors`, a name that stock loaders do not look for:
-they would otherwise fill the blocks that they do not know with random weights.
+template saved with the tokenizer, safetensors. An unmerged mixture is saved as `experts.safetensors`, a name that stock loaders do not
+look for: they would otherwise fill the blocks that they do not know with random weights.
 """
 
 from __future__ import annotations
@@ -150,6 +150,7 @@ def load_reward_model(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple
         model = _load_experts(Path(resolved), config, dtype)
     else:
         model = AutoModelForSequenceClassification.from_pretrained(resolved, dtype=dtype)
+    _apply_contract(model, tokenizer)
     model.eval()
     return model, tokenizer
 

@@ -43,7 +43,11 @@ def tokenizer(*, adds: str = "<bos> $A", template: str | None = TEMPLATE) -> Pre
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, as byte-level tokenizers fall back to on rare characters."""
-    vocabulary = {"<pad>": 0, "<eos>": 1, **{symbol: number + 2 for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}}
+    vocabulary = {
+        "<pad>": 0,
+        "<eos>": 1,
+        **{symbol: number + 2 for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))},
+    }
     pieces = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     pieces.decoder = decoders.ByteLevel()
@@ -180,7 +184,9 @@ def lengths(encoded: EncodedGroup) -> list[int]:
 def test_an_overlong_group_stops_with_its_line() -> None:
     assert lengths(encode_group(LONG, TOKENIZER)) == [21, 23]
     assert encode_groups([LONG], TOKENIZER, max_length=23)[1] == {}
-    with pytest.raises(DataError, match=r"prefs\.jsonl:12: got a conversation of 23 tokens, expected at most max_length=22; raise max_length, or pass"):
+    with pytest.raises(
+        DataError, match=r"prefs\.jsonl:12: got a conversation of 23 tokens, expected at most max_length=22; raise max_length, or pass"
+    ):
         encode_groups([LONG], TOKENIZER, max_length=22)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -119,7 +121,7 @@ def test_filling_keeps_order_and_budget(groups: list[EncodedGroup], budget: int)
     for run in runs:
         assert run
         assert len(run) == 1 or sum(group.n_tokens for group in run) <= budget
-    for run, following in zip(runs, runs[1:], strict=False):
+    for run, following in itertools.pairwise(runs):
         assert sum(group.n_tokens for group in run) + following[0].n_tokens > budget, "a run ends only where the next group does not fit"
 
 
@@ -132,7 +134,9 @@ def test_splitting_a_large_group_keeps_its_conversations(group: EncodedGroup, bu
     for part in parts:
         assert part.index == group.index
         assert len(part.conversations) == 1 or part.n_tokens <= budget
-        assert all(tokens[: part.shared] == part.conversations[0][: part.shared] and part.shared < len(tokens) for tokens in part.conversations)
+        assert all(
+            tokens[: part.shared] == part.conversations[0][: part.shared] and part.shared < len(tokens) for tokens in part.conversations
+        )
     if group.n_tokens <= budget:
         assert parts == [group]
 

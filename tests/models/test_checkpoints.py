@@ -170,9 +170,10 @@ pad, longest = model.config.pad_token_id, max(map(len, rows))
 with torch.no_grad():
     alone = [model(input_ids=torch.tensor([row])).logits[0, 0].item() for row in rows]
     mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-    right = model(input_ids=torch.tensor([row + [pad] * (longest - len(row)) for row in rows]), attention_mask=torch.tensor(mask)).logits[:, 0]
-    left = model(input_ids=torch.tensor([[pad] * (longest - len(row)) + row for row in rows]),
-                 attention_mask=torch.tensor([line[::-1] for line in mask])).logits[:, 0]
+    ids = [row + [pad] * (longest - len(row)) for row in rows]
+    right = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)).logits[:, 0]
+    ids = [[pad] * (longest - len(row)) + row for row in rows]
+    left = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor([line[::-1] for line in mask])).logits[:, 0]
 assert not [name for name in sys.modules if name.startswith("rewardproof")]
 print(json.dumps({"alone": alone, "right": right.tolist(), "left": left.tolist()}))
 """
@@ -183,7 +184,9 @@ def test_a_dense_checkpoint_loads_without_rewardproof(tmp_path: Path) -> None:
     path = save_reward_model(model, tiny.word_tokenizer(), tmp_path / "model")
     rows = json.dumps([list(tokens) for tokens in tiny.conversations(GROUPS)])
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", STOCK, str(path), rows], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", STOCK, str(path), rows], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    )
     answer = json.loads(done.stdout.splitlines()[-1])
     for way in ("alone", "right", "left"):
         torch.testing.assert_close(torch.tensor(answer[way]), rewards_of(model), atol=1e-4, rtol=0)
@@ -230,6 +233,21 @@ def test_an_existing_reward_model_keeps_its_head(tmp_path: Path) -> None:
     same_weights(again, model)
 
 
+def test_a_foreign_reward_model_is_brought_under_the_contract(tmp_path: Path) -> None:
+    foreign, tokenizer = tiny.classifier("llama"), tiny.word_tokenizer()
+    foreign.config.pad_token_id = tokenizer.pad_token_id = tokenizer.eos_token_id
+    foreign.save_pretrained(tmp_path / "foreign")
+    tokenizer.save_pretrained(tmp_path / "foreign")
+    path = save_reward_model(*load_reward_model(str(tmp_path / "foreign")), tmp_path / "model")
+    stock, tokenizer = AutoModelForSequenceClassification.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    assert stock.config.problem_type == "regression"
+    assert stock.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    ids = torch.tensor([[5, 6, 7, tokenizer.eos_token_id]])
+    with torch.no_grad():
+        at_the_end = stock.score(stock.model(input_ids=ids).last_hidden_state[0, -1])
+        torch.testing.assert_close(stock(input_ids=ids).logits[0], at_the_end)
+
+
 def test_a_mixture_is_no_base(tmp_path: Path) -> None:
     path = save_reward_model(reward_model("llama", "full"), tiny.word_tokenizer(), tmp_path / "moe")
     with pytest.raises(ModelError, match="holds experts, expected a dense model to start from; merge it first"):
@@ -257,13 +275,17 @@ def test_two_labels_are_refused(tmp_path: Path) -> None:
 
 def test_a_causal_model_has_no_reward_head(tmp_path: Path) -> None:
     base = saved_base("llama", tmp_path)
-    with pytest.raises(ModelError, match="is LlamaForCausalLM: it has no reward head, expected a .ForSequenceClassification with one label"):
+    with pytest.raises(
+        ModelError, match=r"is LlamaForCausalLM: it has no reward head, expected a \*ForSequenceClassification with one label"
+    ):
         load_reward_model(str(base))
 
 
 def test_a_model_without_a_classification_class(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba2", "architectures": ["Mamba2ForCausalLM"]}))
-    with pytest.raises(ModelError, match=r"\(mamba2\) has no sequence-classification class in transformers, expected a decoder that has one"):
+    with pytest.raises(
+        ModelError, match=r"\(mamba2\) has no sequence-classification class in transformers, expected a decoder that has one"
+    ):
         load_base(str(tmp_path), tiny.word_tokenizer())
 
 
@@ -284,19 +306,23 @@ def test_a_directory_without_a_model_points_inside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["/nowhere/at/all", "./nowhere", "nowhere", "a/b/c"])
 def test_a_missing_directory(spec: str) -> None:
-    with pytest.raises(CheckpointError, match="No model at .*expected a directory, a hub id such as Qwen/Qwen3-0.6B, or embedded:smollm2-135m"):
+    with pytest.raises(
+        CheckpointError, match=r"No model at .*expected a directory, a hub id such as Qwen/Qwen3-0.6B, or embedded:smollm2-135m"
+    ):
         load_reward_model(spec)
 
 
 def test_an_unreachable_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable itself is read at import
-    with pytest.raises(CheckpointError, match="Could not load a model from 'no-such-org/no-such-model'.*expected a local directory or a reachable"):
+    with pytest.raises(
+        CheckpointError, match=r"Could not load a model from 'no-such-org/no-such-model'.*expected a local directory or a reachable"
+    ):
         load_reward_model("no-such-org/no-such-model")
 
 
 def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
     tiny.classifier("llama").save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="No tokenizer could be loaded from .*save one beside the model"):
+    with pytest.raises(CheckpointError, match=r"No tokenizer could be loaded from .*save one beside the model"):
         load_reward_model(str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""The reward head and the scoring wrapper: the probe is the logistic regression it says it is, budgets and a shared trunk change nothing."""
+"""The reward head and the scoring wrapper: the probe minimises what it says, budgets and a shared trunk change nothing."""
 
 from __future__ import annotations
 
@@ -100,7 +100,10 @@ def text_groups(sizes: tuple[int, ...] = (3, 1, 7, 2)) -> list[Group]:
 def stock_scores(model: nn.Module, groups: list[Group]) -> list[tuple[float, ...]]:
     encoded = [encode_group(group, tiny.word_tokenizer()) for group in groups]
     with torch.no_grad():
-        return [tuple(model.score(model.base_model(torch.tensor([ids])).last_hidden_state[0, -1]).item() for ids in e.conversations) for e in encoded]
+        return [
+            tuple(model.score(model.base_model(torch.tensor([ids])).last_hidden_state[0, -1]).item() for ids in e.conversations)
+            for e in encoded
+        ]
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 12, 30, 4096])
@@ -118,9 +121,7 @@ def test_no_groups_give_no_scores() -> None:
 
 @pytest.mark.parametrize("tokens_per_batch", [12, 4096])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-def test_sharing_a_trunk_changes_no_score(
-    family: str, tokens_per_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sharing_a_trunk_changes_no_score(family: str, tokens_per_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REWARDPROOF_CACHE", str(tmp_path))
     groups = text_groups()
     for seed in range(2):
@@ -140,7 +141,9 @@ def test_a_mixture_shares_the_trunk_of_its_dense_model(tmp_path: Path, monkeypat
     expected = RewardModel(model, tiny.word_tokenizer()).share_trunk(2, limit_gb=1).score(groups)
     upcycle(model, Upcycle(n_experts=3, n_active=2, layers="top:1"))
     monkeypatch.setattr("rewardproof.models.trunk.trunk_states", None)  # nothing is left to compute
-    torch.testing.assert_close(RewardModel(model, tiny.word_tokenizer()).share_trunk(2, limit_gb=1).score(groups), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        RewardModel(model, tiny.word_tokenizer()).share_trunk(2, limit_gb=1).score(groups), expected, atol=1e-5, rtol=0
+    )
 
 
 def test_a_trunk_that_does_not_fit_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForSequenceClassification, BloomConfig, Phi3Config, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForSequenceClassification,
+    BloomConfig,
+    Phi3Config,
+    PreTrainedModel,
+)
 
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.packing import PackedBatch, Segment, pack
@@ -46,7 +53,9 @@ def test_many_random_packings_equal_stock_rewards(family: str, backend: str) -> 
     model = tiny.classifier(family, seed=1)
     for seed in range(100, 125):
         dice = random.Random(seed)
-        groups = tiny.random_groups(seed, sizes=tuple(dice.choice([1, 2, 5]) for _ in range(dice.randint(1, 8))), longest=dice.choice([1, 6, 30]))
+        groups = tiny.random_groups(
+            seed, sizes=tuple(dice.choice([1, 2, 5]) for _ in range(dice.randint(1, 8))), longest=dice.choice([1, 6, 30])
+        )
         with torch.no_grad():
             packed = packed_rewards(model, pack(groups), backend=backend).rewards_C
             torch.testing.assert_close(packed, tiny.stock_rewards(model, groups), atol=2e-5, rtol=0)
@@ -59,7 +68,9 @@ def test_rewards_do_not_depend_on_the_order_of_groups(family: str, backend: str)
     groups = tiny.random_groups(7)
     with torch.no_grad():
         there = packed_rewards(model, pack(groups), backend=backend).rewards_C.split([len(group.conversations) for group in groups])
-        back = packed_rewards(model, pack(groups[::-1]), backend=backend).rewards_C.split([len(group.conversations) for group in groups[::-1]])
+        back = packed_rewards(model, pack(groups[::-1]), backend=backend).rewards_C.split(
+            [len(group.conversations) for group in groups[::-1]]
+        )
     torch.testing.assert_close(list(there), list(back)[::-1], atol=2e-5, rtol=0)
 
 
@@ -107,7 +118,12 @@ def _late_rests(batch: PackedBatch) -> PackedBatch:
 
 def _rests_that_see_each_other(batch: PackedBatch) -> PackedBatch:
     wider = [
-        Segment(segment.start, segment.end, segment.prefix_start, segment.start if segment.prefix_end > segment.prefix_start else segment.prefix_end)
+        Segment(
+            segment.start,
+            segment.end,
+            segment.prefix_start,
+            segment.start if segment.prefix_end > segment.prefix_start else segment.prefix_end,
+        )
         for segment in batch.segments
     ]
     return replace(batch, segments=tuple(wider))

@@ -1,4 +1,4 @@
-"""The frozen trunk: fed from disk, the upper layers compute what the whole model computes; the store survives crashes and knows its limit."""
+"""The frozen trunk: fed from disk, the upper layers compute what all layers do; the store survives crashes and knows its limit."""
 
 from __future__ import annotations
 
@@ -52,11 +52,7 @@ def filled(model: torch.nn.Module, first_layer: int, groups: Sequence[EncodedGro
 @pytest.mark.parametrize("family", tiny.FAMILY_NAMES)
 def test_a_fed_model_equals_the_whole_one(family: str, first_layer: int) -> None:
     model = tiny.classifier(family)
-    upper = [
-        parameter
-        for module in [*family_of(model).layer_list(model)[first_layer:], model.score]
-        for parameter in module.parameters()
-    ]
+    upper = [parameter for module in [*family_of(model).layer_list(model)[first_layer:], model.score] for parameter in module.parameters()]
 
     def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
         model.zero_grad()

@@ -124,7 +124,9 @@ def _loop_over_stock_blocks(model: PreTrainedModel, layer: int, hidden_TD: Tenso
     family = family_of(model)
     block = moe_blocks(model)[layer]
     logits = (hidden_TD.double() @ block.router.weight.double().T).tolist()
-    weights = torch.tensor([brute_force_weights(row, block.router.n_routed, block.router.mixing, block.router.shared_weight) for row in logits])
+    weights = torch.tensor(
+        [brute_force_weights(row, block.router.n_routed, block.router.mixing, block.router.shared_weight) for row in logits]
+    )
     output_TD = torch.zeros_like(hidden_TD)
     for number in range(block.experts.n_experts):
         stock = copy.deepcopy(family.layer_list(dense_classifier(_name_of(model)))[layer].get_submodule("mlp"))
@@ -276,7 +278,9 @@ def test_grouped_products_equal_the_loop(family: str) -> None:
         with torch.no_grad():
             experts.get_parameter("down_bias").zero_()  # the grouped path leaves a down bias to the loop
     with torch.no_grad():
-        torch.testing.assert_close(experts._grouped(hidden_TD, routing, block.activation), experts(hidden_TD, routed, block.activation), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            experts._grouped(hidden_TD, routing, block.activation), experts(hidden_TD, routed, block.activation), atol=2e-5, rtol=1e-4
+        )
 
 
 def test_grouped_products_survive_an_expert_without_tokens() -> None:
@@ -288,7 +292,10 @@ def test_grouped_products_survive_an_expert_without_tokens() -> None:
     routed = routing._replace(shared_T=torch.zeros(6))
     with torch.no_grad():
         torch.testing.assert_close(
-            block.experts._grouped(hidden_TD, routing, block.activation), block.experts(hidden_TD, routed, block.activation), atol=2e-5, rtol=1e-4
+            block.experts._grouped(hidden_TD, routing, block.activation),
+            block.experts(hidden_TD, routed, block.activation),
+            atol=2e-5,
+            rtol=1e-4,
         )
 
 

@@ -64,13 +64,19 @@ def _sharpen(model: PreTrainedModel, seed: int) -> None:
             elif parameter.ndim == 1:
                 parameter.copy_(0.2 * draw)
             else:
-                parameter.copy_(draw * (1.6 if any(part in name for part in ("q_proj", "k_proj", "qkv", "c_attn", "query_key")) else 1.0) * parameter.shape[-1] ** -0.5)
+                parameter.copy_(
+                    draw
+                    * (1.6 if any(part in name for part in ("q_proj", "k_proj", "qkv", "c_attn", "query_key")) else 1.0)
+                    * parameter.shape[-1] ** -0.5
+                )
 
 
 def classifier(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A random reward model of a family, eager attention as the stock reference."""
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_config(CONFIGS[family].__class__(**CONFIGS[family].to_dict()), attn_implementation="eager")
+    model = AutoModelForSequenceClassification.from_config(
+        CONFIGS[family].__class__(**CONFIGS[family].to_dict()), attn_implementation="eager"
+    )
     _sharpen(model, seed)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)  # not model.to(dtype), which would round the rotary frequencies as well
