@@ -55,7 +55,9 @@ def test_overwrite_starts_from_nothing(tmp_path: Path) -> None:
     assert files(directory.path).keys() == {"config.yaml", "provenance.json"}
 
 
-@pytest.mark.parametrize(("options", "message"), [({"overwrite": True}, "refusing to delete it"), ({"resume": True}, "--resume continues a run of ours")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"overwrite": True}, "refusing to delete it"), ({"resume": True}, "--resume continues a run")]
+)
 def test_a_directory_that_is_not_ours_is_left_alone(options: dict[str, bool], message: str, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
@@ -76,7 +78,7 @@ def test_resume_wants_the_same_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
 def test_a_file_is_no_directory(options: dict[str, bool], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="file is a file; expected a directory to write to. Name another"):
+    with pytest.raises(CheckpointError, match=r"file is a file; expected a directory to write to. Name another"):
         RunDirectory(tmp_path / "file", Small(), **options)
     assert (tmp_path / "file").read_text() == "x"
 
@@ -118,7 +120,10 @@ def test_the_log_grows_line_by_line(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path, Small())
     directory.log({"step": 1, "loss": torch.tensor(0.5)})
     directory.log({"step": 2, "loss": float("inf")})
-    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": None},
+    ]
 
 
 def test_plain_values() -> None:
@@ -128,8 +133,8 @@ def test_plain_values() -> None:
         where: tuple[Path, ...]
 
     given = {
-        1: np.int64(3), "bool": np.bool_(True), "flag": False, "nan": np.float64("nan"), "single": np.float32("inf"), "array": np.array([[1.0, np.nan]]),
-        "tensor": torch.tensor(2.5), "ints": torch.tensor([1, 2]), "point": Point(float("-inf"), (Path("/a"),)), "none": None, "set": {4},
+        1: np.int64(3), "bool": np.bool_(True), "flag": False, "nan": np.float64("nan"), "single": np.float32("inf"),
+        "array": np.array([[1.0, np.nan]]), "tensor": torch.tensor(2.5), "ints": torch.tensor([1, 2]), "point": Point(float("-inf"), (Path("/a"),)), "none": None, "set": {4},
         "nested": [{"deep": (np.float32(0.5),)}], "trained": torch.ones(1, requires_grad=True),
     }  # fmt: skip
     expected = {
@@ -156,5 +161,5 @@ def test_provenance_says_how_to_make_it_again() -> None:
 
 def test_a_directory_that_is_required(tmp_path: Path) -> None:
     assert require_directory(tmp_path, what="a run") == tmp_path
-    with pytest.raises(CheckpointError, match="No directory at .*nowhere; expected a run. Check the path"):
+    with pytest.raises(CheckpointError, match=r"No directory at .*nowhere; expected a run. Check the path"):
         require_directory(tmp_path / "nowhere", what="a run")

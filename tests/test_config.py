@@ -53,8 +53,8 @@ class Outer(Section):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-5", 1e-5), ("1E5", 1e5), ("2.5e-3", 2.5e-3), (".5", 0.5), ("1.", 1.0), ("-3e2", -300.0), ("+1e1", 10.0), (".inf", float("inf")),
-        ("12", 12), ("-4", -4), ("1e", "1e"), ("e5", "e5"), ("1e-5x", "1e-5x"), ("true", True), ("False", False),
+        ("1e-5", 1e-5), ("1E5", 1e5), ("2.5e-3", 2.5e-3), (".5", 0.5), ("1.", 1.0), ("-3e2", -300.0), ("+1e1", 10.0),
+        (".inf", float("inf")), ("12", 12), ("-4", -4), ("1e", "1e"), ("e5", "e5"), ("1e-5x", "1e-5x"), ("true", True), ("False", False),
         ("no", "no"), ("off", "off"), ("yes", "yes"), ("null", None), ("a,b", "a,b"), ("[a, 1]", ["a", 1]),
         ("embedded:smollm2-135m", "embedded:smollm2-135m"), ("@odd", "@odd"), ("", ""), ("top:4", "top:4"),
     ],
@@ -66,7 +66,9 @@ def test_values_are_read_as_a_person_means_them(text: str, value: Any) -> None:
 
 
 def test_numbers_in_files_are_numbers_and_pyyaml_is_left_alone() -> None:
-    assert load_yaml("trainer: {learning_rate: 1e-5, save_strategy: no}", origin="x") == {"trainer": {"learning_rate": 1e-5, "save_strategy": "no"}}
+    assert load_yaml("trainer: {learning_rate: 1e-5, save_strategy: no}", origin="x") == {
+        "trainer": {"learning_rate": 1e-5, "save_strategy": "no"}
+    }
     assert yaml.safe_load("1e-5") == "1e-5", "if PyYAML ever reads it as a number, our resolver can go"
     assert yaml.safe_load("no") is False
 
@@ -101,7 +103,10 @@ def test_lists(text: str, expected: tuple[str, ...]) -> None:
     ("settings", "message"),
     [
         ({"data": "a", "nam": 1}, r"Unknown key 'nam' \(did you mean 'name'\?\); the configuration has: data, name, flag, inner, maybe\."),
-        ({"data": "a", "inner": {"step": 1}}, r"Unknown key 'inner.step' \(did you mean 'steps'\?\); section 'inner' has: steps, rate, kind\."),
+        (
+            {"data": "a", "inner": {"step": 1}},
+            r"Unknown key 'inner.step' \(did you mean 'steps'\?\); section 'inner' has: steps, rate, kind\.",
+        ),
         ({"data": "a", "maybe": {"rat": 1}}, r"Unknown key 'maybe.rat' \(did you mean 'rate'\?\); section 'maybe' has"),
         ({"data": "a", "zzzz": 1}, r"Unknown key 'zzzz'; the configuration has"),
         ({}, r"Missing key 'data': it has no default; give it as data=… on the command line or in the recipe"),
@@ -160,7 +165,7 @@ def test_a_recipe_file_by_path(tmp_path: Path) -> None:
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"Unknown recipe 'ummm' \(did you mean 'umm'\?\); shipped recipes: .*dense.*path of a YAML file"):
         recipe_text("ummm")
-    with pytest.raises(ConfigError, match="Unknown recipe '/nowhere/a.yaml'; shipped"):
+    with pytest.raises(ConfigError, match=r"Unknown recipe '/nowhere/a.yaml'; shipped"):
         recipe_text("/nowhere/a.yaml")
 
 
@@ -170,7 +175,7 @@ def test_broken_recipes_name_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mine.yaml:3: not valid YAML .*correct the file"):
         load_recipe(str(file))
     file.write_text("- a\n")
-    with pytest.raises(ConfigError, match="mine.yaml: got a list, expected settings as `key: value` lines"):
+    with pytest.raises(ConfigError, match=r"mine.yaml: got a list, expected settings as `key: value` lines"):
         load_recipe(str(file))
 
 

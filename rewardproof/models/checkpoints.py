@@ -69,7 +69,7 @@ def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(resolved)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"No tokenizer could be loaded from {spec!r} ({str(error).splitlines()[0]}); save one beside the model."
+            f"No tokenizer could be loaded from {spec!r} ({str(error).splitlines()[0]}); check the name, or save one beside the model."
         ) from error
     for change in prepare_tokenizer(tokenizer):
         log.warning("%s: %s", spec, change)

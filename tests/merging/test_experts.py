@@ -138,11 +138,9 @@ def test_gradients_of_the_logits_are_the_inner_product_formula(tiny: ModuleType,
     mixture = torch.cat((torch.tensor([shared_weight], dtype=torch.float64), (1 - shared_weight) * alpha))
     experts = {name: torch.stack([expert_in_float64(block, name, number) for number in range(N_EXPERTS)]) for name in block.experts.names}
     merged = {name: torch.einsum("e,e...->...", mixture, tensors).requires_grad_() for name, tensors in experts.items()}
-    hidden = F.linear(inputs, merged["up"], merged.get("up_bias"))
-    if gated:
-        hidden = block.activation(F.linear(inputs, merged["gate"], merged.get("gate_bias"))) * hidden
-    else:
-        hidden = block.activation(hidden)
+    up = F.linear(inputs, merged["up"], merged.get("up_bias"))
+    gate = F.linear(inputs, merged["gate"], merged.get("gate_bias")) if gated else None
+    hidden = block.activation(up) if gate is None else block.activation(gate) * up
     (F.linear(hidden, merged["down"], merged.get("down_bias")) * target).sum().backward()
     inner = sum((merged[name].grad * experts[name]).flatten(1).sum(dim=1) for name in experts)
     expected = (1 - shared_weight) * alpha * (inner[1:] - (alpha * inner[1:]).sum())
@@ -163,7 +161,10 @@ def test_the_whole_model_learns_by_the_same_formula(tiny: ModuleType, random_gro
     batch = pack(random_groups(4, sizes=(2,)))
     settings = Merge(method="routing_mass", shared_weight=0.4)
     model = upcycled(tiny, "llama", "full", spread=0.1)
-    stacks = {layer: {name: block.experts.stack(name).detach().clone() for name in block.experts.names} for layer, block in moe_blocks(model).items()}
+    stacks = {
+        layer: {name: block.experts.stack(name).detach().clone() for name in block.experts.names}
+        for layer, block in moe_blocks(model).items()
+    }
     merged = copy.deepcopy(model)
     start = starting_coefficients(masses(model), settings)
     merge_experts(merged, start)
@@ -195,7 +196,9 @@ def test_folded_blocks_compute_the_merged_model_and_can_be_taken_out(
         torch.testing.assert_close(packed_rewards(model, batch).rewards_C, packed_rewards(merged, batch).rewards_C, atol=1e-5, rtol=0)
     restore_blocks(model, blocks)
     assert moe_blocks(model) == blocks
-    assert {name: tensor.tolist() for name, tensor in model.state_dict().items()} == {name: tensor.tolist() for name, tensor in before.items()}
+    assert {name: tensor.tolist() for name, tensor in model.state_dict().items()} == {
+        name: tensor.tolist() for name, tensor in before.items()
+    }
 
 
 @pytest.mark.parametrize("shared_weight", [0.0, 0.5, 1.0])
@@ -276,7 +279,9 @@ def test_divergence_by_brute_force(tiny: ModuleType, kind: str) -> None:
     assert [entry.layer for entry in found] == [1, 2]
     for entry in found:
         block = moe_blocks(model)[entry.layer]
-        vectors = [torch.cat([expert_in_float64(block, name, number).flatten() for name in block.experts.names]) for number in range(N_EXPERTS)]
+        vectors = [
+            torch.cat([expert_in_float64(block, name, number).flatten() for name in block.experts.names]) for number in range(N_EXPERTS)
+        ]
         for number in range(1, N_EXPERTS):
             cosine = float(torch.dot(vectors[number], vectors[0]) / (vectors[number].square().sum() * vectors[0].square().sum()).sqrt())
             distance = float((vectors[number] - vectors[0]).square().sum().sqrt() / vectors[0].square().sum().sqrt())

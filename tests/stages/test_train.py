@@ -30,6 +30,7 @@ SMALL = {
     "linear_probe": ["trainer.num_train_epochs=0"],
 }
 LEARNS = ("dense", "moe_unmerged", "umm", "umm_delta", "warm")
+SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
 
@@ -78,7 +79,15 @@ def test_every_shipped_recipe_learns_the_toy_task(recipe: str, trained: Trained)
     found = json.loads((report.path / "report.json").read_text())
     assert found == report.results
     assert "longer answer wins" in report.headline
-    for name in ("config.yaml", "report.json", "provenance.json", "log.jsonl", "report.html", "figures/calibration.svg", "model/config.json"):
+    for name in (
+        "config.yaml",
+        "report.json",
+        "provenance.json",
+        "log.jsonl",
+        "report.html",
+        "figures/calibration.svg",
+        "model/config.json",
+    ):
         assert (report.path / name).is_file(), name
     assert not (report.path / "checkpoints").exists()
 
@@ -93,7 +102,9 @@ def test_the_delivered_model_is_the_stock_dense_class(recipe: str, trained: Trai
     model = AutoModelForSequenceClassification.from_pretrained(report.path / "model")
     base = AutoModelForSequenceClassification.from_pretrained(base_dir, num_labels=1)
     assert type(model).__name__ == "LlamaForSequenceClassification"
-    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {name: tensor.shape for name, tensor in base.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
+        name: tensor.shape for name, tensor in base.state_dict().items()
+    }
     assert report.results["parameters"] == sum(parameter.numel() for parameter in base.parameters())
     config = json.loads((report.path / "model" / "config.json").read_text())
     assert config["problem_type"] == "regression"
@@ -149,6 +160,7 @@ def test_warm_is_the_average_of_its_members(trained: Trained) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_reused_members_are_not_trained_again(trained: Trained, settings: Callable[..., Train], tmp_path: Path) -> None:
     dense = trained("dense")
     report = run(settings("warm", f"reuse={dense.path / 'model'}"), tmp_path / "warm")
@@ -179,7 +191,7 @@ def test_a_mixture_whose_rewards_are_all_the_same_is_reported(settings: Callable
 
 
 def test_start_rm_upcycles_a_trained_reward_model(settings: Callable[..., Train], tmp_path: Path) -> None:
-    report = run(settings("umm", "start=rm", "trainer.max_steps=4"), tmp_path / "out")
+    report = run(settings("umm", "start=rm", "trainer.max_steps=4", "merge.steps=2"), tmp_path / "out")
     summary = report.results["members"][0]
     assert (summary["dense"]["steps"], summary["mixture"]["steps"]) == (4, 4)
     phases = [json.loads(line)["phase"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
@@ -187,7 +199,7 @@ def test_start_rm_upcycles_a_trained_reward_model(settings: Callable[..., Train]
 
 
 def test_the_top_layer_alone_can_be_upcycled_and_trained(settings: Callable[..., Train], base_dir: Path, tmp_path: Path) -> None:
-    report = run(settings("umm", "layers=top:1"), tmp_path / "out")
+    report = run(settings("umm", "layers=top:1", "trainer.max_steps=4", "merge.steps=2"), tmp_path / "out")
     assert list(report.results["members"][0]["merge"]["coefficients"]) == ["2"]
     base = AutoModelForSequenceClassification.from_pretrained(base_dir, num_labels=1).state_dict()
     changed = {name for name, tensor in weights(report.path).items() if not torch.equal(tensor, base[name])}
@@ -209,20 +221,21 @@ def stopping_at(wanted: str, step: int) -> Callable[[str, int, int], None]:
 @pytest.mark.parametrize(
     ("recipe", "what", "step", "more"),
     [
-        ("dense", "training", 7, ()),
-        ("dense", "training", 7, ("trainer.gradient_accumulation_steps=2", "trainer.per_device_train_batch_size=4")),
         ("dense", "training", 7, ("layers=top:1",)),
         ("umm", "mixture", 6, ()),
-        ("umm", "merging", 5, ()),
-        ("moe_unmerged", "scoring", 1, ()),
-        ("umm", "mixture", 5, ("start=rm",)),
-        ("warm", "training", 7, ()),
+        pytest.param(
+            "dense", "training", 7, ("trainer.gradient_accumulation_steps=2", "trainer.per_device_train_batch_size=4"), marks=SLOW
+        ),
+        pytest.param("umm", "merging", 5, (), marks=SLOW),
+        pytest.param("moe_unmerged", "scoring", 1, (), marks=SLOW),
+        pytest.param("umm", "mixture", 5, ("start=rm",), marks=SLOW),
+        pytest.param("warm", "training", 7, (), marks=SLOW),
     ],
 )
 def test_an_interrupted_run_ends_at_the_same_numbers(
     recipe: str, what: str, step: int, more: tuple[str, ...], settings: Callable[..., Train], tmp_path: Path
 ) -> None:
-    config = settings(recipe, "trainer.num_train_epochs=2", "trainer.save_strategy=steps", "trainer.save_steps=3", *more)
+    config = settings(recipe, "trainer.max_steps=8", "trainer.save_strategy=steps", "trainer.save_steps=3", *more)
     whole = run(config, tmp_path / "whole")
     progress = stopping_at(what, step) if what != "scoring" else stopping_any(what)
     with pytest.raises(Stopped):
@@ -277,7 +290,7 @@ def test_a_reused_model_of_another_shape(settings: Callable[..., Train], tiny: A
     from rewardproof.models.checkpoints import save_reward_model
 
     other = save_reward_model(tiny.classifier("gpt2"), tiny.word_tokenizer(), tmp_path / "gpt2")
-    with pytest.raises(ModelError, match="Cannot average models that differ: .*share their architecture"):
+    with pytest.raises(ModelError, match=r"Cannot average models that differ: .*share their architecture"):
         run(settings("warm", f"reuse={other}", "trainer.max_steps=1"), tmp_path / "out")
 
 
@@ -287,6 +300,7 @@ def test_the_tokenizer_travels_with_the_model(trained: Trained, base_dir: Path) 
     assert ours.get_vocab() == base.get_vocab()
 
 
+@pytest.mark.slow
 def test_bf16_weights_on_request(settings: Callable[..., Train], tmp_path: Path) -> None:
     report = run(settings("umm", "compute.save_dtype=bf16", "trainer.max_steps=2"), tmp_path / "out")
     assert {tensor.dtype for tensor in weights(report.path).values()} == {torch.bfloat16}

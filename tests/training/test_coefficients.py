@@ -12,7 +12,15 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from rewardproof.merging.experts import FoldedBlock, Merge, RoutingMass, measure_routing, merge_experts, put_folded_blocks, starting_coefficients
+from rewardproof.merging.experts import (
+    FoldedBlock,
+    Merge,
+    RoutingMass,
+    measure_routing,
+    merge_experts,
+    put_folded_blocks,
+    starting_coefficients,
+)
 from rewardproof.models.upcycling import Upcycle, moe_blocks, upcycle
 from rewardproof.training import coefficients as module
 from rewardproof.training.batches import Collator, TrainingSet
@@ -102,9 +110,7 @@ def test_learning_stops_when_patience_ends(
 ) -> None:
     model, masses = mixture
     sets = (random_set(8, seed=1), random_set(8, seed=2))
-    found = find_coefficients(
-        model, masses, Merge(steps=60, learning_rate=0.0, patience=2), sets=sets, compute=COMPUTE, folder=tmp_path
-    )
+    found = find_coefficients(model, masses, Merge(steps=60, learning_rate=0.0, patience=2), sets=sets, compute=COMPUTE, folder=tmp_path)
     assert (found.steps, found.best_step) == (10, 0), "two evaluations, five steps apart, without a new best"
     assert found.loss_after == found.loss_before
     torch.testing.assert_close(found.by_layer, starting_coefficients(masses, Merge()))

@@ -103,7 +103,9 @@ def test_totals_are_counts_of_pairs_and_answers(random_set: Callable[..., Traini
     assert metrics["reward/gap"] == pytest.approx((1 - 3 + 0 + 4) / 4)
     assert metrics["reward/mean"] == pytest.approx(14 / 8)
     assert metrics["reward/std"] == pytest.approx(float(np.std(rewards.numpy(), ddof=1)))
-    lengths = [len(tokens) - start for entry in entries for tokens, start in zip(entry.group.conversations, entry.group.answer_starts, strict=True)]
+    lengths = [
+        len(tokens) - start for entry in entries for tokens, start in zip(entry.group.conversations, entry.group.answer_starts, strict=True)
+    ]
     assert totals.lengths == lengths
     assert metrics["reward/length_correlation"] == pytest.approx(float(np.corrcoef(rewards.numpy(), lengths)[0, 1]), abs=1e-5)
     assert metrics["router/shared_weight"] == pytest.approx(float(routing.shared_T.mean()))

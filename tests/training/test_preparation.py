@@ -23,7 +23,9 @@ Rows = list[dict[str, Any]]
 def ready(tiny: ModuleType, tmp_path: Path, write_jsonl: Callable[[Path, Rows], Path]) -> Callable[..., Prepared]:
     """Prepare rows as `train` does: `ready(rows, eval_rows=…, split=…, merge=…, **read)`."""
 
-    def make(rows: Rows, *, eval_rows: Rows | None = None, split: float = 0.2, merge: float = 0.0, max_length: int = 200, **read: Any) -> Prepared:
+    def make(
+        rows: Rows, *, eval_rows: Rows | None = None, split: float = 0.2, merge: float = 0.0, max_length: int = 200, **read: Any
+    ) -> Prepared:
         data = (str(write_jsonl(tmp_path / "train.jsonl", rows)),)
         evaluation = (str(write_jsonl(tmp_path / "eval.jsonl", eval_rows)),) if eval_rows is not None else ()
         return prepare(Sources(data, evaluation, split, merge, Read(**read), max_length), tiny.word_tokenizer())
@@ -55,7 +57,10 @@ def test_noise_flips_about_its_rate_the_same_pairs_every_time(ready: Callable[..
     rows = toy_rows(300)
     clean, first = set(orders(ready(rows, split=0.0).train)), set(orders(ready(rows, split=0.0, label_noise=0.25).train))
     random.Random(1).shuffle(rows)
-    again, other = set(orders(ready(rows, split=0.0, label_noise=0.25).train)), set(orders(ready(rows, split=0.0, label_noise=0.25, noise_seed=1).train))
+    again, other = (
+        set(orders(ready(rows, split=0.0, label_noise=0.25).train)),
+        set(orders(ready(rows, split=0.0, label_noise=0.25, noise_seed=1).train)),
+    )
     assert first == again
     assert first != other
     assert len(first - clean) == pytest.approx(75, abs=25)
@@ -80,7 +85,7 @@ def test_max_groups_does_not_depend_on_the_order_of_rows(ready: Callable[..., Pr
     assert len(first.train) == 20
     assert set(orders(first.train)) == set(orders(again.train))
     assert first.rows["left_out_by_max_groups"] == 60 - 20 - len(first.held_out)
-    assert {tokens for tokens in orders(first.train)} <= set(orders(ready(rows).train))
+    assert set(orders(first.train)) <= set(orders(ready(rows).train))
     assert "left_out_by_max_groups" not in ready(rows, max_groups=60).rows
 
 
@@ -128,7 +133,9 @@ def test_data_without_an_order(ready: Callable[..., Prepared]) -> None:
 
 
 def test_too_few_groups_for_the_merge_are_refused_before_training(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
-    with pytest.raises(DataError, match=r"merge.held_out=0.01 of 8 training groups leaves 0 .* raise merge.held_out, or write merge.method"):
+    with pytest.raises(
+        DataError, match=r"merge.held_out=0.01 of 8 training groups leaves 0 .* raise merge.held_out, or write merge.method"
+    ):
         ready(toy_rows(8), split=0.0, merge=0.01)
 
 
