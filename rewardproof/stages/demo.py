@@ -178,10 +178,11 @@ def _verdict(story: Story, config: Demo) -> str:
     best = max(largest, key=lambda name: largest[name][0].estimate)
     gold, n = largest[best]
     decided = [name for name, gain in story.gain.items() if gain.low > 0 or gain.high < 0]
-    certainty = "no difference to dense is beyond chance" if not decided else f"beyond chance against dense: {', '.join(decided)}"
+    others = ", ".join(f"{name} {interval.estimate:.3f}" for name, (interval, _) in largest.items() if name != best)
+    certainty = f"different from dense beyond chance: {', '.join(decided)}" if decided else "no difference to dense is beyond chance"
     return (
-        f"{best} won: best of {n} under it scores gold {gold.estimate:.3f} [{gold.low:.3f}, {gold.high:.3f}] on {config.prompts} prompts "
-        f"(dense {largest['dense'][0].estimate:.3f}); {certainty}"
+        f"First place for {best}: its best of {n} scores gold {gold.estimate:.3f} [{gold.low:.3f}, {gold.high:.3f}] on {config.prompts} "
+        f"prompts ({others}); {certainty}"
     )
 
 

@@ -42,7 +42,7 @@ def write_demo_page(directory: RunDirectory, config: Demo, story: Story, headlin
     page = Page(
         title="Which reward model is harder to game?",
         subtitle=f"SmolLM2-135M, {config.pairs} preferences, {config.label_noise:.0%} of them wrong, judged by a program that knows the truth",
-        verdict=headline[0].upper() + headline[1:] + ".",
+        verdict=f"{headline}.",
         facts=(
             ("models compared", len(story.curves)),
             ("minutes in all", round(sum(story.seconds.values()) / 60, 1)),
@@ -141,8 +141,8 @@ def _experts(directory: RunDirectory, story: Story) -> Section:
 def _examples(story: Story) -> Section:
     rows: list[tuple[Any, ...]] = []
     for example in _most_different(story.examples, 3):
-        for name, (answer, gold) in example["picks"].items():
-            rows.append((example["prompt"], name, f"{gold:.2f}", answer))
+        for number, (name, (answer, gold)) in enumerate(example["picks"].items()):
+            rows.append(("" if number else example["prompt"], name, f"{gold:.2f}", answer))
     return Section(
         "Choices to look at",
         ("The prompts on which the models' choices differ most.",),
