@@ -134,7 +134,8 @@ def test_plain_values() -> None:
 
     given = {
         1: np.int64(3), "bool": np.bool_(True), "flag": False, "nan": np.float64("nan"), "single": np.float32("inf"),
-        "array": np.array([[1.0, np.nan]]), "tensor": torch.tensor(2.5), "ints": torch.tensor([1, 2]), "point": Point(float("-inf"), (Path("/a"),)), "none": None, "set": {4},
+        "array": np.array([[1.0, np.nan]]), "tensor": torch.tensor(2.5), "ints": torch.tensor([1, 2]),
+        "point": Point(float("-inf"), (Path("/a"),)), "none": None, "set": {4},
         "nested": [{"deep": (np.float32(0.5),)}], "trained": torch.ones(1, requires_grad=True),
     }  # fmt: skip
     expected = {

@@ -54,8 +54,8 @@ def places(base_dir: Path, reward_dir: Path, toy_file: Path, tiny: ModuleType, t
     (folder / "hollow").mkdir()
     moe = save_reward_model(mixture, tiny.word_tokenizer(), folder / "moe")
     return {
-        "base": base_dir, "reward": reward_dir, "run": reward_dir.parent, "moe": moe, "toy": toy_file, "mine": folder / "mine", "hollow": folder / "hollow",
-        "nowhere": folder / "nowhere", **{name.replace(".", "_"): folder / name for name in files},
+        "base": base_dir, "reward": reward_dir, "run": reward_dir.parent, "moe": moe, "toy": toy_file, "mine": folder / "mine",
+        "hollow": folder / "hollow", "nowhere": folder / "nowhere", **{name.replace(".", "_"): folder / name for name in files},
     }  # fmt: skip
 
 
