@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rewardproof.data.encoding import EncodedGroup, shared_prefix
@@ -127,6 +127,7 @@ def test_filling_keeps_order_and_budget(groups: list[EncodedGroup], budget: int)
 
 @quick
 @given(group=encoded_groups(), budget=st.integers(1, 40))
+@example(group=EncodedGroup(tuple((1, 1, 1, 1, 1, last) for last in range(5)), 5, (5,) * 5, 0), budget=7)
 def test_splitting_a_large_group_keeps_its_conversations(group: EncodedGroup, budget: int) -> None:
     parts = split_large(group, tokens_per_batch=budget)
     assert [conversation for part in parts for conversation in part.conversations] == list(group.conversations)
