@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class AttentionPlan:
     def __init__(self, batch: PackedBatch, device: torch.device) -> None:
         """Take the plan of `batch`; masks are built when the first layer asks for them."""
         self.segments = batch.segments
+        self.prefixes = prefix_numbers(batch.segments)
         self.batch = batch
         self.device = device
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
@@ -63,13 +64,18 @@ class AttentionPlan:
         return self._block_masks[window]
 
 
+def prefix_numbers(segments: Sequence[Segment]) -> tuple[int | None, ...]:
+    """For each segment the number of the segment that is its shared prefix, or `None` where it has none."""
+    by_span = {(segment.start, segment.end): number for number, segment in enumerate(segments)}
+    return tuple(by_span.get((segment.prefix_start, segment.prefix_end)) for segment in segments)
+
+
 def _stream_rule(batch: PackedBatch, device: torch.device, window: int | None) -> Callable[..., Tensor]:
     segment_T = torch.empty(batch.n_tokens, dtype=torch.long, device=device)
     prefix_T = torch.empty(batch.n_tokens, dtype=torch.long, device=device)
-    by_start = {(segment.start, segment.end): number for number, segment in enumerate(batch.segments)}
-    for number, segment in enumerate(batch.segments):
+    for number, (segment, prefix) in enumerate(zip(batch.segments, prefix_numbers(batch.segments), strict=True)):
         segment_T[segment.start : segment.end] = number
-        prefix_T[segment.start : segment.end] = by_start.get((segment.prefix_start, segment.prefix_end), -1)
+        prefix_T[segment.start : segment.end] = -1 if prefix is None else prefix
     position_T = batch.position_ids_T.to(device)
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -101,22 +107,23 @@ def segment_attention(
         key = key.repeat_interleave(heads // key.shape[1], dim=1)
         value = value.repeat_interleave(heads // value.shape[1], dim=1)
     key, value = key.to(query.dtype), value.to(query.dtype)
+    # Split rather than slice: the gradient of a slice is as large as the stream, that of a split is written once.
+    lengths = [segment.end - segment.start for segment in plan.segments]
+    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     outputs: list[Tensor] = []
-    for segment in plan.segments:
-        own = slice(segment.start, segment.end)
-        keys, values = key[:, :, own], value[:, :, own]
-        if segment.prefix_end > segment.prefix_start:
-            prefix = slice(segment.prefix_start, segment.prefix_end)
-            keys, values = torch.cat((key[:, :, prefix], keys), dim=2), torch.cat((value[:, :, prefix], values), dim=2)
+    for number, (segment, prefix) in enumerate(zip(plan.segments, plan.prefixes, strict=True)):
+        own_keys, own_values = keys[number], values[number]
+        if prefix is not None:
+            own_keys, own_values = torch.cat((keys[prefix], own_keys), dim=2), torch.cat((values[prefix], own_values), dim=2)
         mask = plan.visible(segment, sliding_window)
         if softcap is None:
             outputs.append(
                 F.scaled_dot_product_attention(
-                    query[:, :, own], keys, values, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+                    queries[number], own_keys, own_values, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
                 )
             )
         else:
-            outputs.append(_soft_capped(query[:, :, own], keys, values, mask, scaling=scaling, softcap=softcap))
+            outputs.append(_soft_capped(queries[number], own_keys, own_values, mask, scaling=scaling, softcap=softcap))
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
