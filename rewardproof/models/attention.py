@@ -67,7 +67,9 @@ class AttentionPlan:
 def prefix_numbers(segments: Sequence[Segment]) -> tuple[int | None, ...]:
     """For each segment the number of the segment that is its shared prefix, or `None` where it has none."""
     by_span = {(segment.start, segment.end): number for number, segment in enumerate(segments)}
-    return tuple(by_span.get((segment.prefix_start, segment.prefix_end)) for segment in segments)
+    return tuple(
+        by_span[segment.prefix_start, segment.prefix_end] if segment.prefix_end > segment.prefix_start else None for segment in segments
+    )
 
 
 def _stream_rule(batch: PackedBatch, device: torch.device, window: int | None) -> Callable[..., Tensor]:

@@ -42,7 +42,7 @@ class Demo(Section):
     """Share of them that is flipped."""
     epochs: int = 2
     """Passes over them."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     """Of the backbone."""
     members: int = 3
     """Models that `warm` averages; the first is `dense`."""

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from rewardproof.data.encoding import EncodedGroup
-from rewardproof.data.packing import PackedBatch, Segment, pack
+from rewardproof.data.packing import PackedBatch, pack
 from rewardproof.errors import ModelError
 from rewardproof.models.attention import FLEX, SEGMENTS, segment_attention
 from rewardproof.models.families import family_of
@@ -117,16 +117,19 @@ def _late_rests(batch: PackedBatch) -> PackedBatch:
 
 
 def _rests_that_see_each_other(batch: PackedBatch) -> PackedBatch:
-    wider = [
-        Segment(
-            segment.start,
-            segment.end,
-            segment.prefix_start,
-            segment.start if segment.prefix_end > segment.prefix_start else segment.prefix_end,
-        )
-        for segment in batch.segments
+    before = [batch.segments[0], *batch.segments[:-1]]
+    wrong = [
+        segment._replace(prefix_start=previous.start, prefix_end=previous.end) if segment.prefix_end > segment.prefix_start else segment
+        for segment, previous in zip(batch.segments, before, strict=True)
     ]
-    return replace(batch, segments=tuple(wider))
+    return replace(batch, segments=tuple(wrong))
+
+
+def test_a_plan_whose_prefix_is_no_segment_is_refused() -> None:
+    batch = pack([EncodedGroup(((5, 6, 7), (5, 6, 8)), 2, (2, 2), 0)])
+    torn = replace(batch, segments=(*batch.segments[:-1], batch.segments[-1]._replace(prefix_end=1)))
+    with torch.no_grad(), pytest.raises(KeyError):
+        packed_rewards(tiny.classifier("llama"), torn, backend=SEGMENTS)
 
 
 @pytest.mark.parametrize("spoil", [_late_rests, _rests_that_see_each_other])
