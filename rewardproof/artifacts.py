@@ -58,14 +58,7 @@ class RunDirectory:
         self.started = time.perf_counter()
         self.config = config
         text = dump_yaml(config)
-        if self.path.exists() and not self.path.is_dir():
-            raise CheckpointError(f"{self.path} is a file; expected a directory to write to. Name another one.")
-        occupied = self.path.exists() and any(self.path.iterdir())
-        if occupied and not overwrite and not resume:
-            raise CheckpointError(
-                f"{self.path} is not empty; a run never overwrites another. Name a new directory, "
-                "or pass --overwrite to delete it, or --resume to continue an interrupted run."
-            )
+        occupied = require_free(self.path, overwrite=overwrite, resume=resume)
         if occupied and overwrite and not resume:
             if not (self.path / MARKER).exists():
                 raise CheckpointError(f"{self.path} was not written by rewardproof (no {MARKER}); refusing to delete it.")
@@ -177,13 +170,19 @@ def peak_memory_gb() -> float:
     return round(peak / (1e9 if sys.platform == "darwin" else 1e6), 2)
 
 
-def require_directory(path: Path | str, *, what: str) -> Path:
-    """Return `path` if it is a directory.
+def require_free(path: Path | str, *, overwrite: bool, resume: bool) -> bool:
+    """Refuse a run directory that must not be written, before any work is done; says whether it holds something.
 
     Raises:
-        CheckpointError: It is not; the message says what was expected there.
+        CheckpointError: It is a file, or it holds something and neither option was given.
     """
     found = Path(path)
-    if not found.is_dir():
-        raise CheckpointError(f"No directory at {found}; expected {what}. Check the path.")
-    return found
+    if found.exists() and not found.is_dir():
+        raise CheckpointError(f"{found} is a file; expected a directory to write to. Name another one.")
+    occupied = found.exists() and any(found.iterdir())
+    if occupied and not overwrite and not resume:
+        raise CheckpointError(
+            f"{found} is not empty; a run never overwrites another. Name a new directory, "
+            "or pass --overwrite to delete it, or --resume to continue an interrupted run."
+        )
+    return occupied

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from rewardproof.artifacts import RunDirectory, peak_memory_gb, plain, provenance, require_directory
+from rewardproof.artifacts import RunDirectory, peak_memory_gb, plain, provenance, require_free
 from rewardproof.config import Section
 from rewardproof.errors import CheckpointError
 
@@ -160,7 +160,11 @@ def test_provenance_says_how_to_make_it_again() -> None:
     assert shown.returncode != 0 or str(found["commit"]).startswith(shown.stdout.strip()[:7])
 
 
-def test_a_directory_that_is_required(tmp_path: Path) -> None:
-    assert require_directory(tmp_path, what="a run") == tmp_path
-    with pytest.raises(CheckpointError, match=r"No directory at .*nowhere; expected a run. Check the path"):
-        require_directory(tmp_path / "nowhere", what="a run")
+def test_a_free_directory_is_free_and_an_occupied_one_is_not(tmp_path: Path) -> None:
+    assert not require_free(tmp_path / "new", overwrite=False, resume=False)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match=r"is a file; expected a directory"):
+        require_free(tmp_path / "file", overwrite=True, resume=False)
+    with pytest.raises(CheckpointError, match=r"not empty; .*--overwrite .*--resume"):
+        require_free(tmp_path, overwrite=False, resume=False)
+    assert require_free(tmp_path, overwrite=True, resume=False)

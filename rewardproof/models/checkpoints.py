@@ -149,7 +149,8 @@ def load_reward_model(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple
     if hasattr(config, CONFIG_KEY):
         model = _load_experts(Path(resolved), config, dtype)
     else:
-        model = AutoModelForSequenceClassification.from_pretrained(resolved, dtype=dtype)
+        _switch_dropout_off(config)
+        model = AutoModelForSequenceClassification.from_pretrained(resolved, config=config, dtype=dtype)
     _apply_contract(model, tokenizer)
     model.eval()
     return model, tokenizer

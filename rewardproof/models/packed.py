@@ -125,7 +125,7 @@ def _padded_end_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 
 def position_boundary(model: PreTrainedModel) -> int | None:
-    """Length at which a model's rotary factors change with the longest text of a stream, or `None` where they never do."""
+    """Length up to which a model's rotary factors do not depend on the longest text of a stream, or `None` where they never do."""
     parameters = getattr(model.config, "rope_parameters", None) or {}
     kind = parameters.get("rope_type", "default") if isinstance(parameters, dict) else "default"
     if kind not in {"longrope", "dynamic"}:

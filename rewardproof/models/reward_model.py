@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rewardproof.data.encoding import EncodedGroup, encode_group
 from rewardproof.data.group import Group
 from rewardproof.data.packing import fill, pack, split_at_position, split_large
-from rewardproof.errors import EvaluationError
+from rewardproof.errors import EvaluationError, ModelError
 from rewardproof.models.checkpoints import load_reward_model, save_reward_model
 from rewardproof.models.families import is_padded_only
 from rewardproof.models.packed import packed_rewards, position_boundary
@@ -102,6 +102,7 @@ class RewardModel:
         """Rewards of encoded groups, in order."""
         wanted = list(groups)
         boundary = position_boundary(self.model)
+        self._refuse_dynamic_rope(wanted, boundary)
         parts = [(place, part) for place, group in enumerate(wanted) for part in self._parts(group, boundary)]
         rewards: list[dict[tuple[int, ...], float]] = [{} for _ in wanted]
         streams = [[], []] if boundary is not None else [[]]
@@ -112,6 +113,18 @@ class RewardModel:
             for stream in streams:
                 self._score_stream(stream, rewards, trunk=trunk, cache=cache)
         return [tuple(found[tokens] for tokens in group.conversations) for found, group in zip(rewards, wanted, strict=True)]
+
+    def _refuse_dynamic_rope(self, groups: Sequence[EncodedGroup], boundary: int | None) -> None:
+        parameters = getattr(self.model.config, "rope_parameters", None) or {}
+        if boundary is None or parameters.get("rope_type") != "dynamic":
+            return
+        for group in groups:
+            longest = max(len(tokens) for tokens in group.conversations)
+            if longest > boundary:
+                raise ModelError(
+                    f"Group {group.index} has a conversation of {longest} tokens, expected at most {boundary}: beyond that, dynamic rotary "
+                    "factors depend on what was scored before, so no reward is the right one. Shorten the text."
+                )
 
     @contextlib.contextmanager
     def _shared_trunk(self, groups: Sequence[EncodedGroup]) -> Iterator[tuple[FrozenTrunk | None, TrunkCache | None]]:

@@ -33,6 +33,13 @@ from rewardproof.models.precision import Precision, computing_in
 log = logging.getLogger(__name__)
 
 
+_NOT_OF_THE_TRUNK = frozenset(
+    "_name_or_path architectures dtype id2label label2id mean std problem_type pad_token_id eos_token_id bos_token_id use_cache "
+    "transformers_version value_head_prefix rewardproof_upcycle num_labels torch_dtype".split()
+)
+"""Configuration entries that two models may differ in and still share their lower layers' activations."""
+
+
 class _Reached(Exception):
     """Carries the hidden states out of a forward pass that need go no further."""
 
@@ -204,7 +211,8 @@ def group_key(group: EncodedGroup) -> str:
 
 
 def _trunk_key(model: PreTrainedModel, first_layer: int, precision: Precision) -> str:
-    digest = hashlib.sha256(f"{model.config.model_type}/{first_layer}/{precision}".encode())
+    settings = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_THE_TRUNK}
+    digest = hashlib.sha256(json.dumps([first_layer, precision, settings], sort_keys=True, default=str).encode())
     lower = list(family_of(model).layer_list(model)[:first_layer])
     embeddings = [module for module in model.base_model.modules() if isinstance(module, nn.Embedding)]
     for module in [*embeddings, *lower]:

@@ -41,7 +41,7 @@ def write_demo_page(directory: RunDirectory, config: Demo, story: Story, headlin
     sections += [_experts(directory, story), _examples(story), _times(story), _loading(directory)]
     page = Page(
         title="Which reward model is harder to game?",
-        subtitle=f"SmolLM2-135M, {config.pairs} preferences, {config.label_noise:.0%} of them wrong, judged by a program that knows the truth",
+        subtitle=f"SmolLM2-135M, {config.pairs} preferences, {config.label_noise:.0%} of them wrong; a program that knows the truth judges",
         verdict=f"{headline}.",
         facts=(
             ("models compared", len(story.curves)),

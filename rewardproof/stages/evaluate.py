@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from rewardproof.artifacts import Report, RunDirectory, plain
+from rewardproof.artifacts import Report, RunDirectory, plain, require_free
 from rewardproof.config import Section, Strings
 from rewardproof.data import Group, read_groups, split_by_prompt
 from rewardproof.errors import ConfigError, DataError
@@ -58,8 +58,9 @@ def run(
     """
     if not config.data:
         raise ConfigError("No data to evaluate on, expected at least one source; name files, folders or embedded:… after the model.")
+    if out is not None:
+        require_free(out, overwrite=overwrite, resume=False)
     model = RewardModel.load(config.model, precision=config.precision)
-    directory = RunDirectory(out, config, overwrite=overwrite) if out is not None else None
     reports: dict[str, AccuracyReport] = {}
     rows: dict[str, Any] = {}
     for source in config.data:
@@ -72,8 +73,9 @@ def run(
     )
     results = {"rows": rows, "accuracy": {source: report.as_dict() for source, report in reports.items()}}
     table = accuracy_table(reports)
-    if directory is None:
+    if out is None:
         return Report(Path(config.model), headline, plain({"headline": headline, **results})), table
+    directory = RunDirectory(out, config, overwrite=overwrite)
     report = directory.finish(headline, results)
     _write_page(directory, config, reports, report)
     return report, table

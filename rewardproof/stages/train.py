@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from rewardproof.artifacts import Report, RunDirectory
+from rewardproof.artifacts import Report, RunDirectory, require_free
 from rewardproof.config import Section, Strings
 from rewardproof.errors import ConfigError
 from rewardproof.merging.experts import Merge
@@ -24,6 +24,7 @@ from rewardproof.stages.training_report import accuracy_of, write_training_repor
 from rewardproof.training.fit import Compute
 from rewardproof.training.objective import Loss
 from rewardproof.training.preparation import Read, Sources, prepare
+from rewardproof.training.trainer import check_trainer_keys
 
 Progress = Callable[[str, int, int], None]
 
@@ -87,6 +88,7 @@ def check_settings(config: Train) -> None:
         raise ConfigError(f"members={config.members} with unmerged experts: only dense models can be averaged; add a merge section.")
     if len(config.reuse) > config.members:
         raise ConfigError(f"reuse names {len(config.reuse)} models but members={config.members}; raise members or name fewer.")
+    check_trainer_keys(config.trainer)
     if not config.eval_data and not 0 <= config.split < 1:
         raise ConfigError(f"split={config.split}: expected a fraction from 0 up to but not including 1.")
 
@@ -107,8 +109,8 @@ def run(
         The report; its headline is the held-out pair accuracy.
     """
     check_settings(config)
+    require_free(out, overwrite=overwrite, resume=resume)
     tokenizer = load_tokenizer(config.model)
-    directory = RunDirectory(out, config, overwrite=overwrite, resume=resume)
     learned = config.merge is not None and config.merge.method == "learned"
     prepared = prepare(
         Sources(
@@ -121,6 +123,7 @@ def run(
         ),
         tokenizer,
     )
+    directory = RunDirectory(out, config, overwrite=overwrite, resume=resume)
     directory.log({"phase": "data", **prepared.rows})
     context = MemberContext(config, prepared, tokenizer, directory, resume, progress)
     members = [train_member(context, number) for number in range(config.members)]

@@ -60,7 +60,12 @@ class StepTotals:
         }
         if self.routings:
             shared, entropy, largest = (sum(column) / len(self.routings) for column in zip(*self.routings, strict=True))
-            values |= {"router/shared_weight": shared, "router/entropy": entropy, "router/load_max": largest, "loss/balance": self.balance}
+            values |= {
+                "router/shared_weight": shared,
+                "router/entropy": entropy,
+                "router/load_max": largest,
+                "loss/balance": self.balance / self.groups,
+            }
         return values
 
 
@@ -96,7 +101,7 @@ def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals:
     if output.routings and settings.router_balance:
         balance = balance_loss(output.routings, settings.balance)
         loss = loss + settings.router_balance * balance * batch.n_groups
-        totals.balance = float(balance.detach())
+        totals.balance += float(balance.detach()) * batch.n_groups
     _count(output, batch, (winner_P, loser_P), totals)
     return loss
 

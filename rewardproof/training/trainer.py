@@ -7,6 +7,7 @@ processes. The trainer knows nothing of experts or merging: it trains the parame
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rewardproof.config import nearest_hint
 from rewardproof.errors import ConfigError
 from rewardproof.models.packed import PackedRewards, end_states, packed_rewards
 from rewardproof.models.precision import Precision, computing_in
@@ -279,6 +281,21 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "disable_tqdm": True,
     "dataloader_pin_memory": False,
 }
+
+
+def check_trainer_keys(settings: Mapping[str, Any]) -> None:
+    """Refuse a key that `TrainingArguments` does not have, before any work is done.
+
+    Raises:
+        ConfigError: Names the key and the nearest one.
+    """
+    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    for key in settings:
+        if key not in known:
+            raise ConfigError(
+                f"Unknown key 'trainer.{key}'{nearest_hint(key, known)}; the `trainer:` section is handed to "
+                "transformers.TrainingArguments, which has no such setting. Correct the key."
+            )
 
 
 def training_arguments(output: Path, settings: Mapping[str, Any]) -> TrainingArguments:

@@ -126,7 +126,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "section for a value": ("train dense OUT model={base} data={toy} loss=3", r"Bad value for 'loss': got 3"),
     "bad trainer key": (
         "train dense OUT model={base} data={toy} trainer.learning_rat=1",
-        r"Bad `trainer:` settings: .*learning_rat.*correct the key",
+        r"Unknown key .trainer\.learning_rat.*did you mean .learning_rate.*Correct the key",
     ),
     "bad trainer value": ("train dense OUT model={base} data={toy} trainer.lr_scheduler_type=wavy", r"Bad `trainer:` settings: .*wavy"),
     "too many layers": (
