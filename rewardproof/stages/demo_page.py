@@ -45,7 +45,7 @@ def write_demo_page(directory: RunDirectory, config: Demo, story: Story, headlin
         verdict=f"{headline}.",
         facts=(
             ("models compared", len(story.curves)),
-            ("minutes in all", round(sum(story.seconds.values()) / 60, 1)),
+            ("minutes in all", f"{sum(story.seconds.values()) / 60:.1f}"),
             ("answers judged by gold", sum(curve.n_prompts * curve.pool for curve in list(story.curves.values())[:1])),
         ),
         sections=sections,
@@ -55,7 +55,7 @@ def write_demo_page(directory: RunDirectory, config: Demo, story: Story, headlin
 
 
 def _told(config: Demo) -> Section:
-    methods = "; ".join(f"{name}: {text}" for name, text in WHAT.items())
+    methods = ", ".join(f"{name} ({text})" for name, text in WHAT.items())
     return Section(
         "What was done",
         (
@@ -118,7 +118,7 @@ def _experts(directory: RunDirectory, story: Story) -> Section:
     loads = np.array([entry["load"] for entry in merge["routing"].values()])
     values = np.array(list(merge["coefficients"].values()))
     names = ["shared", *[f"expert {number}" for number in range(1, values.shape[1])]]
-    routing = save_figure(routing_figure(loads, layers), directory.path, "routing")
+    routing = save_figure(routing_figure(loads, layers, expert_names=names[1:]), directory.path, "routing")
     coefficients = save_figure(coefficients_figure(values, layers, expert_names=names), directory.path, "coefficients")
     divergence = merge["divergence"]
     cosine = min(min(entry["cosine"]) for entry in divergence)

@@ -123,7 +123,12 @@ def _merge_sections(directory: RunDirectory, summary: Mapping[str, Any], of_whom
     loads = np.array([entry["load"] for entry in routing.values()])
     figures = [
         _shown(
-            save_figure(routing_figure(loads, layers), directory.path, f"routing-{name}"), "Share of tokens that each routed expert gets."
+            save_figure(
+                routing_figure(loads, layers, expert_names=[f"expert {number + 1}" for number in range(loads.shape[1])]),
+                directory.path,
+                f"routing-{name}",
+            ),
+            "Share of tokens that each routed expert gets.",
         )
     ]
     if "coefficients" in found:

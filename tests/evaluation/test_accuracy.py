@@ -12,12 +12,12 @@ from rewardproof.errors import EvaluationError
 from rewardproof.evaluation import pair_accuracy
 
 
-def group(prompt: str, answers: list[str], scores: list[float] | None, **columns: Any) -> Group:  # noqa: ANN401
+def group(prompt: str, answers: list[str], scores: list[float] | None, **columns: Any) -> Group:
     texts = tuple((Message("assistant", text),) for text in answers)
     return Group((Message("user", prompt),), texts, scores=tuple(scores) if scores is not None else None, **columns)
 
 
-def pairs(n: int, **columns: Any) -> list[Group]:  # noqa: ANN401
+def pairs(n: int, **columns: Any) -> list[Group]:
     return [group(f"p{i}", ["long answer", "short"], [1.0, 0.0], **columns) for i in range(n)]
 
 

@@ -28,7 +28,7 @@ def test_importance_and_load_written_out() -> None:
 
 
 @pytest.mark.parametrize("loss", [importance_load_balance, switch_balance])
-def test_tokens_without_weight_change_nothing(loss) -> None:  # noqa: ANN001
+def test_tokens_without_weight_change_nothing(loss) -> None:
     probabilities, selected = routing()
     pads = torch.tensor([[0.96, 0.01, 0.01, 0.01, 0.01]], dtype=torch.float64).expand(30, -1)
     weight = torch.cat([torch.zeros(15), torch.ones(12), torch.zeros(15)])
