@@ -14,7 +14,20 @@ from typing import Any
 
 import yaml
 
-KEPT = ("headline", "rows", "accuracy", "best_of_n", "gold_gain_over_dense", "phases_seconds", "members", "merge", "precision", "seconds")
+KEPT = (
+    "headline",
+    "rows",
+    "accuracy",
+    "best_of_n",
+    "gold_gain_over_dense",
+    "phases_seconds",
+    "scoring_seconds",
+    "parameters",
+    "members",
+    "merge",
+    "precision",
+    "seconds",
+)
 DROPPED = ("calibration",)
 
 

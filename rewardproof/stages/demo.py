@@ -6,7 +6,7 @@ Noisy preferences train `dense`, `warm` and `umm`; each picks among shipped answ
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +71,7 @@ class Story:
         seconds: Wall time by phase.
         training: `report.json` of each training run.
         examples: A prompt, and each model's pick with its gold score.
+        scoring_seconds: Time to score one pool through all layers, by model.
     """
 
     accuracy: dict[str, dict[str, AccuracyReport]] = field(default_factory=dict)
@@ -79,6 +80,7 @@ class Story:
     seconds: dict[str, float] = field(default_factory=dict)
     training: dict[str, dict[str, Any]] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
+    scoring_seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -148,6 +150,7 @@ def _judge(config: Demo, story: Story, models: dict[str, Path], progress: Progre
         model.share_trunk(_first_layer(model, config.layers), limit_gb=20.0)
         story.accuracy[name] = {part: pair_accuracy(groups, scored(model, groups, progress)) for part, groups in parts.items()}
         rewards = scored(model, pools, progress)
+        story.scoring_seconds[name] = _timed(model, pools[:1])
         story.curves[name] = best_of_n_curve(rewards, gold, _sizes(len(rewards[0])), clusters=prompts)
         places = [max(range(len(row)), key=row.__getitem__) for row in rewards]
         picks[name] = [scores[place] for scores, place in zip(gold, places, strict=True)]
@@ -158,6 +161,17 @@ def _judge(config: Demo, story: Story, models: dict[str, Path], progress: Progre
     for name in models:
         if name != "dense":
             story.gain[name] = paired_difference(picks[name], picks["dense"], prompts)
+
+
+def _timed(model: RewardModel, groups: Sequence[Group]) -> float:
+    """Fastest of three passes through all layers."""
+    model.share_trunk(0, limit_gb=0.0)
+    times: list[float] = []
+    for _ in range(3):
+        started = time.perf_counter()
+        model.score(groups)
+        times.append(time.perf_counter() - started)
+    return round(min(times), 3)
 
 
 def _some(source: str, limit: int) -> tuple[Group, ...]:
@@ -192,5 +206,6 @@ def _results(story: Story) -> dict[str, Any]:
         "best_of_n": {name: curve.as_dict() for name, curve in story.curves.items()},
         "gold_gain_over_dense": {name: gain.as_dict() for name, gain in story.gain.items()},
         "phases_seconds": story.seconds,
+        "scoring_seconds": story.scoring_seconds,
         "training": story.training,
     }

@@ -130,6 +130,9 @@ def _experts(directory: RunDirectory, story: Story) -> Section:
             f"The experts ended close together: the smallest cosine to the shared expert is {cosine:.5f}, the largest distance "
             f"{distance:.2%} of its norm. Merging kept a correlation of {held['correlation']:.4f} with the mixture's rewards; held-out "
             f"accuracy was {held['mixture_accuracy']['estimate']:.1%} before and {held['merged_accuracy']['estimate']:.1%} after.",
+            f"The merged model is the dense one in shape: {story.training['umm']['parameters']:,} parameters against "
+            f"{story.training['dense']['parameters']:,}, and {story.scoring_seconds['umm']:.2f} s against "
+            f"{story.scoring_seconds['dense']:.2f} s to score one pool of answers.",
         ),
         figures=(
             _shown(routing, "Share of tokens that each routed expert gets, by layer."),
