@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -41,7 +41,9 @@ class Report:
 class RunDirectory:
     """A directory that one run owns. It is created once, never overwritten by accident, and written atomically."""
 
-    def __init__(self, path: Path | str, config: Section, *, overwrite: bool = False, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path | str, config: Section, *, overwrite: bool = False, resume: bool = False, started: float | None = None
+    ) -> None:
         """Create the directory and write `config.yaml` and `provenance.json`.
 
         Args:
@@ -49,13 +51,14 @@ class RunDirectory:
             config: The resolved configuration.
             overwrite: Delete what an earlier run left there.
             resume: Continue an interrupted run with the same configuration.
+            started: `time.perf_counter()` when the verb began, for the seconds of the report; now if absent.
 
         Raises:
             CheckpointError: The directory holds something and neither option was given, belongs to no run of ours,
                 or was made with another configuration.
         """
         self.path = Path(path)
-        self.started = time.perf_counter()
+        self.started = time.perf_counter() if started is None else started
         self.config = config
         text = dump_yaml(config)
         occupied = require_free(self.path, overwrite=overwrite, resume=resume)
@@ -76,7 +79,7 @@ class RunDirectory:
                 )
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_text("config.yaml", text)
-        self.write_json(MARKER, provenance())
+        self.write_json(MARKER, provenance(elapsed=time.perf_counter() - self.started))
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file atomically and return its path."""
@@ -129,8 +132,8 @@ def plain(value: object) -> Any:
     return str(value)
 
 
-def provenance() -> dict[str, Any]:
-    """The command, commit, versions and machine of this process."""
+def provenance(*, elapsed: float = 0.0) -> dict[str, Any]:
+    """The command, commit, versions and machine of this process, which started its work `elapsed` seconds ago."""
     versions: dict[str, str] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -142,7 +145,7 @@ def provenance() -> dict[str, Any]:
         "commit": _commit(),
         "versions": versions,
         "machine": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - elapsed)),
     }
 
 
@@ -186,3 +189,17 @@ def require_free(path: Path | str, *, overwrite: bool, resume: bool) -> bool:
             "or pass --overwrite to delete it, or --resume to continue an interrupted run."
         )
     return occupied
+
+
+def refuse_inputs_inside(out: Path | str, inputs: Sequence[str]) -> None:
+    """Refuse a run directory that holds the run's own inputs, which overwriting would delete.
+
+    Raises:
+        CheckpointError: Names the input.
+    """
+    target = Path(out).resolve()
+    for spec in inputs:
+        if Path(spec).exists() and Path(spec).resolve().is_relative_to(target):
+            raise CheckpointError(
+                f"{spec} lies in the output directory {out}, expected it elsewhere: the run owns that directory. Name another."
+            )

@@ -159,7 +159,7 @@ def copy_recipe(name: str, target: Path, debug: Debug = False) -> None:
     """Copy a recipe to a file, to change it there."""
     text = recipe_text(name)
     if target.exists():
-        raise ConfigError(f"{target} exists; name another file.")
+        raise ConfigError(f"{target} exists; expected a file to be made, since a copy never replaces what is there; name another file.")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text)
 

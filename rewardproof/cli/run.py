@@ -11,13 +11,13 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import typer
 
-from rewardproof.errors import RewardproofError
+from rewardproof.errors import ConfigError, RewardproofError
 
 PATIENCE = 2.0
 """Seconds that a piece of work may take before it gets a progress bar."""
@@ -36,6 +36,11 @@ def guarded(command: Callable[..., Any]) -> Callable[..., None]:
     @functools.wraps(command)
     def verb(*args: Any, **kwargs: Any) -> None:
         try:
+            if kwargs.get("overwrite") and kwargs.get("resume"):
+                raise ConfigError(
+                    "Got --overwrite and --resume, expected one of them: the first deletes what an earlier run left, the second continues "
+                    "it. Drop one."
+                )
             report = command(*args, **kwargs)
         except RewardproofError as error:
             if kwargs.get("debug"):
@@ -43,7 +48,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., None]:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            typer.echo("interrupted; run the same command with --resume to go on", err=True)
+            typer.echo(f"interrupted{_going_on(kwargs)}", err=True)
             raise typer.Exit(130) from None
         if report is None:
             return
@@ -53,6 +58,15 @@ def guarded(command: Callable[..., Any]) -> Callable[..., None]:
             typer.echo(f"{report.path}: {report.headline}")
 
     return verb
+
+
+def _going_on(options: Mapping[str, Any]) -> str:
+    """What to do after an interruption, by what the verb can do."""
+    if "resume" in options:
+        return f"; run the same command with --resume{' in place of --overwrite' if options.get('overwrite') else ''} to go on"
+    if "overwrite" in options and not options["overwrite"]:
+        return "; run the same command again, with --overwrite if it has left a directory behind"
+    return "; run the same command again"
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -28,21 +29,21 @@ class Merge(Section):
 
     method: Literal["uniform", "routing_mass", "learned"] = "learned"
     """Coefficients of the routed experts: equal, the router's mean weights, or learned from there on held-out preferences."""
-    shared_weight: float = 0.5
+    shared_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Coefficient λ of the shared expert; the routed ones share the rest."""
     learn_shared_weight: bool = False
     """Learn λ too, as a sigmoid, starting from `shared_weight`."""
-    held_out: float = 0.1
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Fraction of the training prompts kept away from the experts for learning the coefficients."""
-    steps: int = 60
+    steps: Annotated[int, Field(ge=1)] = 60
     """Steps on the coefficients at most."""
-    groups_per_step: int = 16
+    groups_per_step: Annotated[int, Field(ge=1)] = 16
     """Groups in one such step."""
-    learning_rate: float = 2e-2
+    learning_rate: Annotated[float, Field(ge=0)] = 2e-2
     """AdamW's rate on the coefficients' logits."""
-    patience: int = 4
+    patience: Annotated[int, Field(ge=1)] = 4
     """Evaluations without a lower loss, on the second part of the held-out prompts, before stopping."""
-    routing_groups: int = 256
+    routing_groups: Annotated[int, Field(ge=1)] = 256
     """Groups on which the router's mean weights are measured."""
 
 
@@ -167,12 +168,18 @@ def merge_experts(model: PreTrainedModel, coefficients_by_layer: Mapping[int, Te
     """Fold every mixture into a stock dense block, in place: afterwards the model is of its stock class, shapes and size.
 
     Raises:
-        ModelError: The model has no experts.
+        ModelError: The model has no experts, or a layer has no coefficients.
     """
     blocks = moe_blocks(model)
     if not blocks:
         raise ModelError(
             f"{type(model).__name__} is dense: it has no experts to merge. Give a mixture (rewardproof upcycle MODEL OUT, then train)."
+        )
+    missing = [layer for layer in blocks if layer not in coefficients_by_layer]
+    if missing:
+        raise ModelError(
+            f"Got coefficients for layers {sorted(coefficients_by_layer)}, expected every upcycled layer ({sorted(blocks)}): "
+            f"the experts of layer {missing[0]} could not be folded. Give one vector a layer."
         )
     family = family_of(model)
     with torch.no_grad():

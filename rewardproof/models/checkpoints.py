@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,27 @@ def resolve(spec: str) -> str:
     """
     if spec.startswith("embedded:"):
         if spec not in EMBEDDED:
-            raise CheckpointError(f"Unknown embedded model {spec!r}; expected one of: {', '.join(EMBEDDED)}.")
+            raise CheckpointError(
+                f"Unknown embedded model {spec!r}; expected one of: {', '.join(EMBEDDED)}. Nothing else can be had without a hub; "
+                "correct the name, or give a directory or a hub id."
+            )
         return str(EMBEDDED[spec]())
     path = Path(spec)
     if path.is_dir():
         if not (path / "config.json").is_file():
             inner = path / "model" / "config.json"
-            hint = f"; did you mean {path / 'model'}?" if inner.is_file() else ""
+            hint = (
+                f"; did you mean {path / 'model'}? A run keeps its model there: name that directory."
+                if inner.is_file()
+                else ": transformers reads the architecture from that file. Name the directory that `save_pretrained` or a run wrote."
+            )
             raise CheckpointError(f"{spec} holds no config.json; expected a model directory{hint}")
         return str(path)
     if path.is_absolute() or spec.startswith((".", "~")) or spec.count("/") != 1:
-        raise CheckpointError(f"No model at {spec!r}; expected a directory, a hub id such as Qwen/Qwen3-0.6B, or embedded:smollm2-135m.")
+        raise CheckpointError(
+            f"No model at {spec!r}; expected a directory, a hub id such as Qwen/Qwen3-0.6B, or embedded:smollm2-135m. "
+            "No directory has this name and it cannot be a hub id; correct the path, or train the model first."
+        )
     return spec
 
 
@@ -130,6 +141,13 @@ def _apply_contract(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     config.architectures = [type(model).__name__]
 
 
+def forget_reward_scale(model: PreTrainedModel) -> None:
+    """Drop `mean` and `std` from the configuration: they describe the rewards of the weights that the model had before."""
+    for name in ("mean", "std"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+
+
 def load_reward_model(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A trained reward model, dense or with experts, and its tokenizer.
 
@@ -199,3 +217,11 @@ def save_reward_model(
         shutil.rmtree(target)
     os.replace(partial, target)
     return target
+
+
+def save_reward_scale(path: Path | str, rewards: Sequence[Sequence[float]]) -> None:
+    """Write the mean and standard deviation of rewards into a saved checkpoint's configuration, where consumers normalise by them."""
+    values = torch.tensor([value for row in rewards for value in row], dtype=torch.float64)
+    file = Path(path) / "config.json"
+    config = json.loads(file.read_text()) | {"mean": float(values.mean()), "std": float(values.std(correction=0))}
+    file.write_text(json.dumps(config, indent=2) + "\n")

@@ -28,6 +28,11 @@ def feed_forward(hidden_TD: Tensor, weights: Weights, activation: Activation) ->
     return F.linear(activation(up_TF), weights["down"], weights.get("down_bias"))
 
 
+def _computing_dtype(tensor: Tensor) -> torch.dtype:
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
 class FullExperts(nn.Module):
     """Exact copies of the dense block in fused parameters of shape `(E, …)`; expert 0 is the shared one."""
 
@@ -53,7 +58,7 @@ class FullExperts(nn.Module):
         unbound = {name: self.get_parameter(name).unbind() for name in self.names}
         experts = [{name: unbound[name][number] for name in self.names} for number in range(self.n_experts)]
         output_TD = routing.shared_T[:, None].to(hidden_TD.dtype) * feed_forward(hidden_TD, experts[0], activation)
-        if hidden_TD.is_cuda and "down_bias" not in self.names:
+        if hidden_TD.is_cuda and self.groupable(_computing_dtype(hidden_TD)):
             return output_TD + self._grouped(hidden_TD, routing, activation)
         parts: list[Tensor] = []
         places: list[Tensor] = []
@@ -64,9 +69,13 @@ class FullExperts(nn.Module):
             places.append(token_M)
         return output_TD.index_add(0, torch.cat(places), torch.cat(parts).to(output_TD.dtype))
 
+    def groupable(self, dtype: torch.dtype) -> bool:
+        """Whether torch has grouped products and takes these shapes: their rows have to begin at multiples of 16 bytes."""
+        return hasattr(F, "grouped_mm") and all(width * dtype.itemsize % 16 == 0 for width in self.stack("up").shape[1:])
+
     def _grouped(self, hidden_TD: Tensor, routing: Routing, activation: Activation) -> Tensor:
         """Routed experts as grouped matrix products over tokens sorted by expert; autocast is applied by hand."""
-        dtype = torch.get_autocast_dtype(hidden_TD.device.type) if torch.is_autocast_enabled(hidden_TD.device.type) else hidden_TD.dtype
+        dtype = _computing_dtype(hidden_TD)
         n_routed = routing.chosen_TK.shape[1]
         expert_S, order_S = routing.chosen_TK.flatten().sort(stable=True)
         token_S = order_S // n_routed
@@ -74,18 +83,11 @@ class FullExperts(nn.Module):
         sorted_SD = hidden_TD[token_S].to(dtype)
 
         def product(rows: Tensor, name: str) -> Tensor:
-            return F.grouped_mm(rows, self.stack(name)[1:].to(dtype).transpose(1, 2), offs=offsets_E)
+            made = F.grouped_mm(rows, self.stack(name)[1:].to(dtype).transpose(1, 2), offs=offsets_E)
+            return made + self.stack(f"{name}_bias")[1:][expert_S].to(dtype) if f"{name}_bias" in self.names else made
 
         up_SF = product(sorted_SD, "up")
-        if "up_bias" in self.names:
-            up_SF = up_SF + self.stack("up_bias")[1:][expert_S].to(dtype)
-        if "gate" in self.names:
-            gate_SF = product(sorted_SD, "gate")
-            if "gate_bias" in self.names:
-                gate_SF = gate_SF + self.stack("gate_bias")[1:][expert_S].to(dtype)
-            up_SF = activation(gate_SF) * up_SF
-        else:
-            up_SF = activation(up_SF)
+        up_SF = activation(product(sorted_SD, "gate")) * up_SF if "gate" in self.names else activation(up_SF)
         weight_S = routing.weights_TK.flatten()[order_S]
         down_SD = product(up_SF, "down") * weight_S[:, None].to(dtype)
         return torch.zeros_like(hidden_TD).index_add(0, token_S, down_SD.to(hidden_TD.dtype))

@@ -44,11 +44,6 @@ class Family:
     fused: bool = False
     transposed: bool = False
 
-    @property
-    def gated(self) -> bool:
-        """Whether the block multiplies an activated gate into its hidden units."""
-        return bool(self.gate) or self.fused
-
     def layer_list(self, model: PreTrainedModel) -> nn.ModuleList:
         """The model's decoder layers."""
         found = model.get_submodule(self.layers)

@@ -3,11 +3,12 @@
 # P pairs, D hidden width.
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
@@ -20,11 +21,12 @@ from rewardproof.errors import ModelError
 class Head(Section):
     """How the reward head starts and learns."""
 
-    init: Literal["zero", "normal", "probe"] = "zero"
-    """`zero`: every reward starts at 0; `normal`: drawn from N(0, 1/width); `probe`: logistic regression on the frozen features."""
-    learning_rate: float = 1e-3
+    init: Literal["zero", "normal", "probe", "keep"] = "zero"
+    """`zero`: every reward starts at 0; `normal`: drawn from N(0, 1/width); `probe`: logistic regression on the frozen features; `keep`:
+    the head of a model that is a reward model already."""
+    learning_rate: Annotated[float, Field(ge=0)] = 1e-3
     """The head's own learning rate: at the backbone's small rate, a head that starts at zero learns nothing in a short run."""
-    probe_penalty: float = 1e-2
+    probe_penalty: Annotated[float, Field(gt=0)] = 1e-2
     """Weight of the squared norm of the standardised coefficients in the probe, relative to the mean log-loss."""
 
 

@@ -19,6 +19,8 @@ from rewardproof.models.families import is_padded_only
 from rewardproof.models.routing import Router, Routing
 
 log = logging.getLogger(__name__)
+_WARNED = "_rewardproof_warned_of_padding"
+"""Set on a model whose user has been told that it is scored padded."""
 
 
 class PackedRewards(NamedTuple):
@@ -115,7 +117,9 @@ def conversations_of(batch: PackedBatch) -> list[Tensor]:
 
 
 def _padded_end_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    log.warning("%s adds position biases inside its attention (ALiBi); scoring it padded instead of packed", model.config.model_type)
+    if not getattr(model, _WARNED, False):
+        log.warning("%s adds position biases inside its attention (ALiBi); scoring it padded instead of packed", model.config.model_type)
+        setattr(model, _WARNED, True)
     rows = conversations_of(batch)
     lengths = torch.tensor([len(row) for row in rows], device=batch.token_ids_T.device)
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rewardproof.data.encoding import EncodedGroup, encode_group
+from rewardproof.data.encoding import EncodedGroup, Overlong, encode_groups
 from rewardproof.data.group import Group
 from rewardproof.data.packing import fill, pack, split_at_position, split_large
-from rewardproof.errors import EvaluationError, ModelError
+from rewardproof.errors import ConfigError, DataError, EvaluationError, ModelError
 from rewardproof.models.checkpoints import load_reward_model, save_reward_model
 from rewardproof.models.families import is_padded_only
 from rewardproof.models.packed import packed_rewards, position_boundary
@@ -94,15 +96,60 @@ class RewardModel:
             context: Unused; scorers that follow a policy need it.
 
         Raises:
+            DataError: A conversation has more tokens than the model has positions.
             EvaluationError: A reward is not finite.
         """
-        return self.score_encoded([encode_group(group, self.tokenizer, index=place) for place, group in enumerate(groups)])
+        return self.score_encoded(self.encode(groups)[0], origins=[group.origin or group.id for group in groups])
 
-    def score_encoded(self, groups: Iterable[EncodedGroup]) -> list[tuple[float, ...]]:
-        """Rewards of encoded groups, in order."""
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a conversation may have at most; `None` where the model computes at any length, as rotary positions do."""
+        if (getattr(self.model.config, "rope_parameters", None) or {}).get("rope_type") == "dynamic":
+            return position_boundary(self.model)
+        return _position_table(self.model)
+
+    def encode(
+        self, groups: Sequence[Group], *, max_length: int = 0, overlong: Overlong = "fail"
+    ) -> tuple[list[EncodedGroup], Counter[str]]:
+        """Tokenise groups as this model reads them.
+
+        Args:
+            groups: Groups in the caller's order.
+            max_length: Longest conversation allowed, in tokens; 0 is the model's own limit.
+            overlong: As in `encode_groups`; under `fail`, what exceeds the model's own limit is refused when it is scored.
+
+        Returns:
+            The encoded groups, each with its `index` into `groups`, and how many were dropped or truncated.
+
+        Raises:
+            ConfigError: `max_length` is beyond the model's own limit.
+            DataError: A group is too long under `fail`, or its answer alone is under `truncate_prompt`.
+        """
+        own = self.longest or sys.maxsize
+        if max_length < 0 or max_length > own:
+            raise ConfigError(
+                f"Got max_length={max_length}; expected 0 for the model's own limit, or at most {own} tokens. This {self._kind} model "
+                "cannot compute beyond that; lower max_length."
+            )
+        limit = max_length or (sys.maxsize if overlong == "fail" else own)
+        return encode_groups(groups, self.tokenizer, max_length=limit, overlong=overlong)
+
+    def score_encoded(self, groups: Iterable[EncodedGroup], *, origins: Sequence[str] = ()) -> list[tuple[float, ...]]:
+        """Rewards of encoded groups, in order.
+
+        Args:
+            groups: The groups.
+            origins: What messages call the groups by, `file:line`; without it, their index.
+
+        Raises:
+            DataError: A conversation has more tokens than the model has positions.
+            ModelError: A conversation is longer than dynamic rotary factors allow.
+            EvaluationError: A reward is not finite.
+        """
         wanted = list(groups)
         boundary = position_boundary(self.model)
-        self._refuse_dynamic_rope(wanted, boundary)
+        names = [origin or f"answer group {group.index}" for group, origin in zip(wanted, origins or [""] * len(wanted), strict=True)]
+        self._refuse_too_long(wanted, names)
         parts = [(place, part) for place, group in enumerate(wanted) for part in self._parts(group, boundary)]
         rewards: list[dict[tuple[int, ...], float]] = [{} for _ in wanted]
         streams = [[], []] if boundary is not None else [[]]
@@ -111,20 +158,31 @@ class RewardModel:
             streams[int(long)].append(entry)
         with self._shared_trunk([part for _, part in parts]) as (trunk, cache):
             for stream in streams:
-                self._score_stream(stream, rewards, trunk=trunk, cache=cache)
+                self._score_stream(stream, rewards, names, trunk=trunk, cache=cache)
         return [tuple(found[tokens] for tokens in group.conversations) for found, group in zip(rewards, wanted, strict=True)]
 
-    def _refuse_dynamic_rope(self, groups: Sequence[EncodedGroup], boundary: int | None) -> None:
-        parameters = getattr(self.model.config, "rope_parameters", None) or {}
-        if boundary is None or parameters.get("rope_type") != "dynamic":
+    def _refuse_too_long(self, groups: Sequence[EncodedGroup], names: Sequence[str]) -> None:
+        longest = self.longest
+        if longest is None:
             return
-        for group in groups:
-            longest = max(len(tokens) for tokens in group.conversations)
-            if longest > boundary:
+        for group, name in zip(groups, names, strict=True):
+            found = max(len(tokens) for tokens in group.conversations)
+            if found > longest and position_boundary(self.model) is not None:
                 raise ModelError(
-                    f"Group {group.index} has a conversation of {longest} tokens, expected at most {boundary}: beyond that, dynamic rotary "
-                    "factors depend on what was scored before, so no reward is the right one. Shorten the text."
+                    f"{name}: got a conversation of {found} tokens, expected at most {longest}: beyond that, dynamic rotary factors depend "
+                    "on what was scored before, so no reward is the right one. Shorten the text, or pass overlong=drop or "
+                    "overlong=truncate_prompt."
                 )
+            if found > longest:
+                raise DataError(
+                    f"{name}: got a conversation of {found} tokens, expected at most {longest}: this {self._kind} model has a table of "
+                    f"{longest} positions and none for a later token. Shorten the text, pass overlong=drop or overlong=truncate_prompt, "
+                    "or take a model with rotary positions."
+                )
+
+    @property
+    def _kind(self) -> str:
+        return str(self.model.config.model_type)
 
     @contextlib.contextmanager
     def _shared_trunk(self, groups: Sequence[EncodedGroup]) -> Iterator[tuple[FrozenTrunk | None, TrunkCache | None]]:
@@ -150,6 +208,7 @@ class RewardModel:
         self,
         parts: list[tuple[int, EncodedGroup]],
         rewards: list[dict[tuple[int, ...], float]],
+        names: Sequence[str],
         *,
         trunk: FrozenTrunk | None,
         cache: TrunkCache | None,
@@ -163,13 +222,22 @@ class RewardModel:
             for group in run:
                 place, _ = next(owners)
                 for tokens in group.conversations:
-                    rewards[place][tokens] = _finite(next(values), group.index)
+                    rewards[place][tokens] = _finite(next(values), names[place])
 
 
-def _finite(value: float, index: int) -> float:
+def _position_table(model: PreTrainedModel) -> int | None:
+    """Length of the model's table of absolute positions; `None` for rotary positions and ALiBi."""
+    config = model.config
+    if is_padded_only(model) or getattr(config, "rope_parameters", None):
+        return None
+    found = getattr(config, "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def _finite(value: float, name: str) -> float:
     if not math.isfinite(value):
         raise EvaluationError(
-            f"The reward of answer group {index} is {value}, expected a finite number; the model's weights or its precision are broken. "
+            f"The reward of {name} is {value}, expected a finite number; the model's weights or its precision are broken. "
             "Score in fp32, or check the checkpoint."
         )
     return value

@@ -40,6 +40,10 @@ _NOT_OF_THE_TRUNK = frozenset(
 """Configuration entries that two models may differ in and still share their lower layers' activations."""
 
 
+_KNOWN_KEYS = "_rewardproof_trunk_keys"
+Versions = tuple[tuple[int, int, int], ...]
+
+
 class _Reached(Exception):
     """Carries the hidden states out of a forward pass that need go no further."""
 
@@ -154,11 +158,14 @@ class TrunkCache:
     def add(self, groups: Sequence[EncodedGroup], *, tokens_per_batch: int) -> Iterator[int]:
         """Compute and store what is missing; yields the number of groups done so far, for a progress bar."""
         done = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            self.index.clear()
             self._read_index()
-            _make_room(self.folder, self.limit_bytes)
             missing = [group for group in {group_key(group): group for group in groups}.values() if group_key(group) not in self.index]
+            adding = sum(group.n_tokens for group in missing) * self.width * self.dtype.itemsize
+            _make_room(self.folder, self.limit_bytes, adding=adding)
             done = len(groups) - len(missing)
             yield done
             for side in _sides(missing, position_boundary(self.model)):
@@ -211,24 +218,48 @@ def group_key(group: EncodedGroup) -> str:
 
 
 def _trunk_key(model: PreTrainedModel, first_layer: int, precision: Precision) -> str:
+    """Name of a trunk's store; remembered on the model until one of the tensors below `first_layer` changes."""
     settings = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_THE_TRUNK}
-    digest = hashlib.sha256(json.dumps([first_layer, precision, settings], sort_keys=True, default=str).encode())
+    asked = json.dumps([first_layer, precision, settings], sort_keys=True, default=str)
     lower = list(family_of(model).layer_list(model)[:first_layer])
     embeddings = [module for module in model.base_model.modules() if isinstance(module, nn.Embedding)]
-    for module in [*embeddings, *lower]:
-        for name, tensor in module.state_dict().items():
+    tensors = [entry for module in [*embeddings, *lower] for entry in module.state_dict(keep_vars=True).items()]
+    known: dict[str, tuple[Versions | None, str]] = model.__dict__.setdefault(_KNOWN_KEYS, {})
+    versions = _versions(tensors)
+    if asked not in known or versions is None or known[asked][0] != versions:
+        digest = hashlib.sha256(asked.encode())
+        for name, tensor in tensors:
             digest.update(name.encode())
             digest.update(memoryview(tensor.detach().to("cpu", torch.float32).contiguous().numpy()).cast("B"))
-    return digest.hexdigest()[:32]
+        known[asked] = (versions, digest.hexdigest()[:32])
+    return known[asked][1]
 
 
-def _make_room(keep: Path, limit_bytes: int) -> None:
+def _versions(tensors: Sequence[tuple[str, Tensor]]) -> Versions | None:
+    """Which tensors these are, where they lie and how often they were changed in place; `None` where torch does not count that."""
+    if any(tensor.is_inference() for _, tensor in tensors):
+        return None
+    return tuple((id(tensor), tensor.data_ptr(), tensor._version) for _, tensor in tensors)
+
+
+def _make_room(keep: Path, limit_bytes: int, *, adding: int) -> None:
+    """Delete stores, the longest unused first, until `adding` more bytes stay inside the limit; a store that is being filled stays."""
     stores = sorted((path for path in keep.parent.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
     sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in stores}
     for path in stores:
-        if sum(sizes.values()) <= limit_bytes:
+        if sum(sizes.values()) + adding <= limit_bytes:
             return
-        if path != keep:
+        if path != keep and _delete_unless_locked(path):
             log.warning("trunk cache: deleting %s (%.1f GB) to stay under its limit", path, sizes[path] / 1e9)
-            shutil.rmtree(path)
             del sizes[path]
+
+
+def _delete_unless_locked(store: Path) -> bool:
+    with (store / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("trunk cache: %s is being filled by another process and stays, though the limit is reached", store)
+            return False
+        shutil.rmtree(store)
+    return True

@@ -63,10 +63,14 @@ def check(settings: Upcycle) -> None:
         )
     if not 2 <= settings.n_active <= settings.n_experts:
         raise ConfigError(
-            f"upcycle.n_active={settings.n_active}: expected 2 to n_experts={settings.n_experts}, the shared expert included."
+            f"upcycle.n_active={settings.n_active}: expected 2 to n_experts={settings.n_experts}, the shared expert included: a token uses "
+            "the shared expert and at least one routed one. Write n_active in that range (6 of 8 is the published setting)."
         )
     if not 0 <= settings.shared_weight <= 1:
-        raise ConfigError(f"upcycle.shared_weight={settings.shared_weight}: expected a weight between 0 and 1.")
+        raise ConfigError(
+            f"upcycle.shared_weight={settings.shared_weight}: expected a weight between 0 and 1: the routed experts get the rest. "
+            "Write such a weight (0.5 is the default); it matters under mixing=fixed only."
+        )
     lora_rank(settings.experts)
 
 
@@ -81,7 +85,10 @@ def lora_rank(experts: str) -> int:
         return 0
     match = re.fullmatch(r"lora:([1-9]\d*)", experts)
     if not match:
-        raise ConfigError(f"upcycle.experts={experts!r}: expected `full` or `lora:R` with a rank R of at least 1, e.g. lora:4.")
+        raise ConfigError(
+            f"upcycle.experts={experts!r}: expected `full` or `lora:R` with a rank R of at least 1: with rank 0 experts would stay equal. "
+            "Write full, or for instance lora:4."
+        )
     return int(match.group(1))
 
 
@@ -96,7 +103,10 @@ def select_layers(spec: str, n_layers: int) -> range:
         return range(n_layers)
     match = re.fullmatch(r"top:(\d+)", spec)
     if not match or int(match.group(1)) > n_layers:
-        raise ConfigError(f"layers={spec!r}: expected `all` or `top:K` with K from 0 to {n_layers}, the model's number of layers.")
+        raise ConfigError(
+            f"layers={spec!r}: expected `all` or `top:K` with K from 0 to {n_layers}, the model's number of layers. "
+            f"Layers are counted from the head down; write layers=all, or for instance layers=top:{min(4, n_layers)}."
+        )
     return range(n_layers - int(match.group(1)), n_layers)
 
 

@@ -12,7 +12,7 @@ from rewardproof.report.figures import (
     routing_figure,
     training_figure,
 )
-from rewardproof.report.page import Page, PageFigure, Section, write_page
+from rewardproof.report.page import Page, PageFigure, Section, provenance_rows, write_page
 from rewardproof.report.tables import Cell, Table, console_table, format_cell, format_interval, markdown_table
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "format_cell",
     "format_interval",
     "markdown_table",
+    "provenance_rows",
     "reliability_figure",
     "routing_figure",
     "save_figure",

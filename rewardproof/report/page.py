@@ -6,6 +6,7 @@ This writes what it is given; what a report says is the stage's business.
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,13 @@ class Page:
     facts: Sequence[tuple[str, Cell]] = ()
     sections: Sequence[Section] = ()
     provenance: Sequence[tuple[str, Cell]] = field(default_factory=tuple)
+
+
+def provenance_rows(run: Path) -> tuple[tuple[str, str], ...]:
+    """The page's footer from a run's `provenance.json`: what it takes to make the run again."""
+    found = json.loads((run / "provenance.json").read_text())
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return (("command", found["command"]), ("commit", str(found["commit"])), ("versions", versions), ("started", found["started"]))
 
 
 def write_page(path: Path | str, page: Page) -> Path:

@@ -23,7 +23,8 @@ from rewardproof.stages.demo_page import write_demo_page
 from rewardproof.stages.train import Train
 from rewardproof.stages.train import run as run_train
 from rewardproof.stages.training_report import scored
-from rewardproof.statistics import Interval, paired_difference
+from rewardproof.statistics import Interval, best_of_n, paired_difference
+from rewardproof.statistics.checks import FloatArray
 
 Progress = Callable[[str, int, int], None]
 WORLD = "embedded:checkable"
@@ -84,7 +85,7 @@ class Story:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a phase, and print its seconds."""
+        """Time a phase."""
         started = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - started, 1)
@@ -127,7 +128,7 @@ def _common(config: Demo) -> list[str]:
         f"model={config.model}", f"data={WORLD}/train", f"eval_data={WORLD}/heldout", f"layers={config.layers}", f"seed={config.seed}",
         f"read.label_noise={config.label_noise}", "read.pairs_per_group=1", f"read.max_groups={config.pairs}",
         f"trainer.num_train_epochs={config.epochs}", f"trainer.learning_rate={config.learning_rate}",
-        "trainer.per_device_train_batch_size=16", "trainer.save_strategy=no",
+        "trainer.per_device_train_batch_size=16", "trainer.save_strategy=no", "trainer.eval_strategy=no",
     ]  # fmt: skip
 
 
@@ -144,23 +145,24 @@ def _judge(config: Demo, story: Story, models: dict[str, Path], progress: Progre
     pools = _some(f"{WORLD}/pool64", config.prompts)
     gold = CheckableGold().score(pools)
     prompts = [group.prompt_key for group in pools]
-    picks: dict[str, list[float]] = {}
+    best: dict[str, FloatArray] = {}
     for name, path in models.items():
         model = RewardModel.load(path, precision="auto")
         model.share_trunk(_first_layer(model, config.layers), limit_gb=20.0)
         story.accuracy[name] = {part: pair_accuracy(groups, scored(model, groups, progress)) for part, groups in parts.items()}
         rewards = scored(model, pools, progress)
         story.scoring_seconds[name] = _timed(model, pools[:1])
-        story.curves[name] = best_of_n_curve(rewards, gold, _sizes(len(rewards[0])), clusters=prompts)
+        sizes = _sizes(len(rewards[0]))
+        story.curves[name] = best_of_n_curve(rewards, gold, sizes, clusters=prompts)
+        best[name] = best_of_n(rewards, gold, sizes[-1:])[:, 0]
         places = [max(range(len(row)), key=row.__getitem__) for row in rewards]
-        picks[name] = [scores[place] for scores, place in zip(gold, places, strict=True)]
         for number, (group, place) in enumerate(zip(pools, places, strict=True)):
             if number == len(story.examples):
                 story.examples.append({"prompt": group.prompt_text, "picks": {}})
             story.examples[number]["picks"][name] = (group.answer_texts[place], gold[number][place])
     for name in models:
         if name != "dense":
-            story.gain[name] = paired_difference(picks[name], picks["dense"], prompts)
+            story.gain[name] = paired_difference(best[name], best["dense"], prompts)
 
 
 def _timed(model: RewardModel, groups: Sequence[Group]) -> float:

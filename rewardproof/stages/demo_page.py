@@ -6,24 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from rewardproof.artifacts import RunDirectory, plain
+from rewardproof.artifacts import RunDirectory
 from rewardproof.report import (
     Page,
-    PageFigure,
-    SavedFigure,
     Section,
     Table,
     accuracy_figure,
     best_of_n_figure,
-    coefficients_figure,
     format_interval,
-    routing_figure,
+    provenance_rows,
     save_figure,
     write_page,
 )
-from rewardproof.stages.training_report import provenance_rows
+from rewardproof.stages.experts_page import experts_sections, shown
 
 if TYPE_CHECKING:
     from rewardproof.stages.demo import Demo, Story
@@ -38,10 +33,11 @@ WHAT = {
 def write_demo_page(directory: RunDirectory, config: Demo, story: Story, headline: str) -> Path:
     """Draw the figures and write the page."""
     sections = [_told(config), _compared(story), _optimised(directory, story), _accuracy(directory, story)]
-    sections += [_experts(directory, story), _examples(story), _times(story), _loading(directory)]
+    sections += [*_experts(directory, story), _examples(story), _times(story), _loading(directory)]
     page = Page(
         title="Which reward model is harder to game?",
-        subtitle=f"SmolLM2-135M, {config.pairs} preferences, {config.label_noise:.0%} of them wrong; a program that knows the truth judges",
+        subtitle=f"{config.model.removeprefix('embedded:')}, {config.pairs} preferences, {config.label_noise:.0%} of them wrong; "
+        "judged by a program that knows the truth",
         verdict=f"{headline}.",
         facts=(
             ("models compared", len(story.curves)),
@@ -49,7 +45,7 @@ def write_demo_page(directory: RunDirectory, config: Demo, story: Story, headlin
             ("answers judged by gold", sum(curve.n_prompts * curve.pool for curve in list(story.curves.values())[:1])),
         ),
         sections=sections,
-        provenance=provenance_rows(directory),
+        provenance=provenance_rows(directory.path),
     )
     return write_page(directory.path / "report.html", page)
 
@@ -98,7 +94,7 @@ def _optimised(directory: RunDirectory, story: Story) -> Section:
     return Section(
         "Optimised against",
         ("Bands are 95 % intervals over prompts; one training seed a model, so they do not show how much another seed would change.",),
-        figures=(_shown(figure, "Gold and proxy score of the chosen answer against the number of answers to choose from."),),
+        figures=(shown(figure, "Gold and proxy score of the chosen answer against the number of answers to choose from."),),
     )
 
 
@@ -108,37 +104,18 @@ def _accuracy(directory: RunDirectory, story: Story) -> Section:
     return Section(
         "Ordering answers",
         ("Held out: new prompts of the same kinds. Shifted: unseen topics, unseen kinds of constraints, unseen combinations.",),
-        figures=(_shown(figure, "Pair accuracy on held-out and shifted prompts, against the true order."),),
+        figures=(shown(figure, "Pair accuracy on held-out and shifted prompts, against the true order."),),
     )
 
 
-def _experts(directory: RunDirectory, story: Story) -> Section:
-    merge = plain(story.training["umm"]["members"][0]["merge"])
-    layers = [f"layer {layer}" for layer in merge["routing"]]
-    loads = np.array([entry["load"] for entry in merge["routing"].values()])
-    values = np.array(list(merge["coefficients"].values()))
-    names = ["shared", *[f"expert {number}" for number in range(1, values.shape[1])]]
-    routing = save_figure(routing_figure(loads, layers, expert_names=names[1:]), directory.path, "routing")
-    coefficients = save_figure(coefficients_figure(values, layers, expert_names=names), directory.path, "coefficients")
-    divergence = merge["divergence"]
-    cosine = min(min(entry["cosine"]) for entry in divergence)
-    distance = max(max(entry["relative_distance"]) for entry in divergence)
-    held = merge["held_out"]
-    return Section(
-        "Inside umm",
-        (
-            f"The experts ended close together: the smallest cosine to the shared expert is {cosine:.5f}, the largest distance "
-            f"{distance:.2%} of its norm. Merging kept a correlation of {held['correlation']:.4f} with the mixture's rewards; held-out "
-            f"accuracy was {held['mixture_accuracy']['estimate']:.1%} before and {held['merged_accuracy']['estimate']:.1%} after.",
-            f"The merged model is the dense one in shape: {story.training['umm']['parameters']:,} parameters against "
-            f"{story.training['dense']['parameters']:,}, and {story.scoring_seconds['umm']:.2f} s against "
-            f"{story.scoring_seconds['dense']:.2f} s to score one pool of answers.",
-        ),
-        figures=(
-            _shown(routing, "Share of tokens that each routed expert gets, by layer."),
-            _shown(coefficients, "Learned coefficient of every expert in the merged block, by layer."),
-        ),
+def _experts(directory: RunDirectory, story: Story) -> list[Section]:
+    umm, dense = story.training["umm"], story.training["dense"]
+    sections = experts_sections(directory, umm["members"][0]["merge"], of_whom=" of umm")
+    told = (
+        f"The merged model is the dense one in shape: {umm['parameters']:,} parameters against {dense['parameters']:,}, and "
+        f"{story.scoring_seconds['umm']:.2f} s against {story.scoring_seconds['dense']:.2f} s to score one pool of answers."
     )
+    return [*sections, Section("What merging costs later: nothing", (told,))]
 
 
 def _examples(story: Story) -> Section:
@@ -148,7 +125,7 @@ def _examples(story: Story) -> Section:
             rows.append(("" if number else example["prompt"], name, f"{gold:.2f}", answer))
     return Section(
         "Choices to look at",
-        ("The prompts on which the models' choices differ most.",),
+        ("The prompts on which the models' choices among all 64 answers differ most.",),
         Table(("prompt", "model", "gold", "its choice"), tuple(rows)),
     )
 
@@ -177,7 +154,3 @@ def _loading(directory: RunDirectory) -> Section:
         'reward = model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits[0, 0]'
     )
     return Section("Load it", (f"Every model lies in {directory.path}/<recipe>/model and needs nothing but transformers.",), code=code)
-
-
-def _shown(figure: SavedFigure, caption: str) -> PageFigure:
-    return PageFigure(figure.svg, caption, caption)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from rewardproof.artifacts import Report, RunDirectory, plain, require_free
+from pydantic import Field
+
+from rewardproof.artifacts import Report, RunDirectory, plain, refuse_inputs_inside, require_free
 from rewardproof.config import Section, Strings
-from rewardproof.data import Group, read_groups, split_by_prompt
+from rewardproof.data import Group, merge_single_answers, read_groups, split_by_prompt
+from rewardproof.data.encoding import Overlong
 from rewardproof.errors import ConfigError, DataError
-from rewardproof.evaluation import AccuracyReport
+from rewardproof.evaluation import AccuracyReport, pair_accuracy
 from rewardproof.models.precision import Precision
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.report import Page, PageFigure, Table, format_interval, reliability_figure, save_figure, write_page
+from rewardproof.report import Page, PageFigure, Table, format_interval, provenance_rows, reliability_figure, save_figure, write_page
 from rewardproof.report import Section as PageSection
-from rewardproof.stages.training_report import accuracy_of, accuracy_table, provenance_rows
+from rewardproof.stages.training_report import CHUNK, accuracy_table
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +39,14 @@ class Evaluate(Section):
     """Of the forward pass."""
     format: str = "auto"
     """Name of the row format, or `auto`."""
+    text: Literal["chat", "raw"] = "chat"
+    """`chat` makes a plain prompt the user's turn; `raw` joins plain texts as they are, with no template."""
     on_bad: Literal["fail", "drop_unfit", "drop"] = "drop_unfit"
     """What happens at a bad row; dropped rows are counted by reason."""
+    max_length: Annotated[int, Field(ge=0)] = 0
+    """Longest conversation, in tokens; 0 is the model's own limit, which models with rotary positions do not have."""
+    overlong: Overlong = "fail"
+    """What happens at a longer conversation: stop, leave its group out, or score it with its prompt shortened from the beginning."""
 
 
 def run(
@@ -55,18 +66,25 @@ def run(
 
     Returns:
         The report, and the table to print.
+
+    Raises:
+        DataError: Data that cannot be read or holds nothing to evaluate, or a conversation longer than allowed under `fail`.
     """
+    started = time.perf_counter()
     if not config.data:
         raise ConfigError("No data to evaluate on, expected at least one source; name files, folders or embedded:… after the model.")
     if out is not None:
         require_free(out, overwrite=overwrite, resume=False)
+        refuse_inputs_inside(out, [config.model, *config.data])
     model = RewardModel.load(config.model, precision=config.precision)
     reports: dict[str, AccuracyReport] = {}
     rows: dict[str, Any] = {}
     for source in config.data:
         groups, counts = _groups(config, source)
-        rows[source] = counts
-        reports[source] = accuracy_of(model, groups, progress)
+        reports[source], lengths = _accuracy(model, config, source, groups, progress)
+        rows[source] = _with_lengths(counts, lengths)
+        if lengths:
+            log.warning("%s: %s", source, ", ".join(f"{count} × {what}" for what, count in lengths.items()))
     first = next(iter(reports.values()))
     headline = (
         f"accuracy {format_interval(first.overall)} on {first.n_pairs} pairs (longer answer wins: {format_interval(first.length_only)})"
@@ -75,22 +93,52 @@ def run(
     table = accuracy_table(reports)
     if out is None:
         return Report(Path(config.model), headline, plain({"headline": headline, **results})), table
-    directory = RunDirectory(out, config, overwrite=overwrite)
+    directory = RunDirectory(out, config, overwrite=overwrite, started=started)
     report = directory.finish(headline, results)
     _write_page(directory, config, reports, report)
     return report, table
 
 
 def _groups(config: Evaluate, source: str) -> tuple[tuple[Group, ...], dict[str, Any]]:
-    found = read_groups(source, format=config.format, on_bad=config.on_bad, purpose="train")
+    found = read_groups(source, format=config.format, on_bad=config.on_bad, purpose="train", text=config.text)
     if found.counts.dropped:
         log.warning("%s: %s", source, found.counts.sentence())
-    groups = found.groups
+    joined = merge_single_answers(found.groups)
+    groups = tuple(joined)
     if config.split:
-        groups = tuple(split_by_prompt(groups, fraction=config.split)[1])
+        groups = tuple(split_by_prompt(joined, fraction=config.split)[1])
         if not groups:
-            raise DataError(f"{source}: split={config.split} holds out none of its {len(found.groups)} groups; expected some. Raise split.")
+            raise DataError(f"{source}: split={config.split} holds out none of its {len(joined)} groups; expected some. Raise split.")
     return groups, {"read": found.counts.read, "used": len(groups), "dropped": dict(found.counts.bad)}
+
+
+def _accuracy(
+    model: RewardModel, config: Evaluate, source: str, groups: Sequence[Group], progress: Callable[[str, int, int], None]
+) -> tuple[AccuracyReport, Counter[str]]:
+    """Accuracy on the groups that fit, and how many were dropped or truncated."""
+    kept: list[Group] = []
+    rewards: list[tuple[float, ...]] = []
+    lengths: Counter[str] = Counter()
+    for start in range(0, len(groups), CHUNK):
+        chunk = groups[start : start + CHUNK]
+        encoded, found = model.encode(chunk, max_length=config.max_length, overlong=config.overlong)
+        fitting = [chunk[entry.index] for entry in encoded]
+        rewards += model.score_encoded(encoded, origins=[group.origin for group in fitting])
+        kept += fitting
+        lengths.update(found)
+        progress("scoring", start + len(chunk), len(groups))
+    if not kept:
+        raise DataError(
+            f"{source}: all {len(groups)} groups are longer than {config.max_length or model.longest} tokens and were dropped; expected at "
+            "least one that fits, because accuracy needs pairs. Raise max_length, or pass overlong=truncate_prompt."
+        )
+    return pair_accuracy(kept, rewards), lengths
+
+
+def _with_lengths(counts: dict[str, Any], lengths: Counter[str]) -> dict[str, Any]:
+    overlong = lengths["overlong_dropped"]
+    dropped = counts["dropped"] | ({"overlong": overlong} if overlong else {})
+    return counts | {"used": counts["used"] - overlong, "dropped": dropped, "prompt_truncated": lengths["overlong_prompt_truncated"]}
 
 
 def _write_page(directory: RunDirectory, config: Evaluate, reports: dict[str, AccuracyReport], report: Report) -> None:
@@ -100,5 +148,5 @@ def _write_page(directory: RunDirectory, config: Evaluate, reports: dict[str, Ac
         caption = "How often the preferred answer agrees with the data, by the model's own confidence."
         sections.append(PageSection(f"Calibration on {source}", figures=(PageFigure(figure.svg, caption, caption),)))
     verdict = report.headline[0].upper() + report.headline[1:] + "."
-    page = Page("Evaluation", verdict, subtitle=config.model, sections=sections, provenance=provenance_rows(directory))
+    page = Page("Evaluation", verdict, subtitle=config.model, sections=sections, provenance=provenance_rows(directory.path))
     write_page(directory.path / "report.html", page)

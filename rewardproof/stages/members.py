@@ -22,6 +22,7 @@ from rewardproof.models.checkpoints import load_base, load_reward_model, save_re
 from rewardproof.models.families import family_of
 from rewardproof.models.precision import default_device
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.trunk import group_key
 from rewardproof.models.upcycling import is_upcycled, select_layers, upcycle
 from rewardproof.training.batches import TrainingSet
 from rewardproof.training.coefficients import LearnedCoefficients, find_coefficients
@@ -98,9 +99,14 @@ def train_member(context: MemberContext, number: int) -> Member:
             progress=context.progress,
         )
     if config.members > 1:
-        save_reward_model(member.model, context.tokenizer, finished, dtype=context.save_dtype)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        save_reward_model(member.model, context.tokenizer, finished)
     return member
+
+
+def drop_checkpoints(context: MemberContext) -> None:
+    """Delete the members' training checkpoints, once everything that they could be needed for is saved."""
+    for number in range(context.config.members):
+        shutil.rmtree(context.folder(number) / "checkpoints", ignore_errors=True)
 
 
 def _loaded(path: str) -> PreTrainedModel:
@@ -116,19 +122,19 @@ def _mixture_or_base(context: MemberContext, folder: Path, seed: int) -> PreTrai
 
 def _fit(context: MemberContext, model: PreTrainedModel, folder: Path, seed: int, what: str) -> dict[str, Any]:
     config = context.config
-    starts_head = not (what == "mixture" and config.start == "rm")
+    head = config.head.model_copy(update={"init": "keep"}) if what == "mixture" and config.start == "rm" else config.head
     result = fit(
         Fit(
             model=model,
             train=context.prepared.train,
-            held_out=context.prepared.held_out_set if "eval_strategy" in config.trainer else None,
+            held_out=context.prepared.held_out_set,
             layers=select_layers(config.layers, len(family_of(model).layer_list(model))),
             folder=folder,
             seed=seed,
             trainer=config.trainer,
             loss=config.loss,
             compute=config.compute,
-            head=config.head if starts_head else config.head.model_copy(update={"init": "zero"}),
+            head=head,
             router_learning_rate=config.upcycle.router_learning_rate if config.upcycle else 0.0,
             lora=config.lora,
             resume=context.resume,
@@ -155,14 +161,14 @@ def _train_mixture(context: MemberContext, member: Member, folder: Path, seed: i
         layers = select_layers(config.layers, len(family_of(member.model).layer_list(member.model)))
         upcycle(member.model, config.upcycle, layers=layers, seed=seed)
         member.summary["mixture"] = _fit(context, member.model, folder / "checkpoints" / "moe", seed, "mixture")
-        save_reward_model(member.model, context.tokenizer, folder / "moe", dtype=context.save_dtype)
+        save_reward_model(member.model, context.tokenizer, folder / "moe")
     if config.merge is None:
         routing = _routing_summary(_routing(member.model, context.prepared.train, config.compute))
         member.summary["mixture"] |= {"routing": routing, "divergence": expert_divergence(member.model)}
 
 
 def _routing(model: PreTrainedModel, groups: TrainingSet, compute: Compute, *, limit: int = ROUTING_GROUPS) -> dict[int, RoutingMass]:
-    sample = [entry.group for entry in groups.groups[:limit]]
+    sample = sorted((entry.group for entry in groups.groups), key=group_key)[:limit]
     return measure_routing(model, sample, tokens_per_batch=compute.tokens_per_batch, precision=compute.precision)
 
 
@@ -189,7 +195,7 @@ def merge_mixture(
     model = mixture.model
     masses = _routing(model, prepared.train, compute, limit=settings.routing_groups)
     divergence = expert_divergence(model)
-    before = mixture.score(prepared.held_out) if prepared.held_out else []
+    before = mixture.score_encoded(prepared.held_out_tokens)
     found = find_coefficients(
         model,
         masses,
@@ -202,7 +208,7 @@ def merge_mixture(
         progress=progress,
     )
     merge_experts(model, found.by_layer)
-    after = mixture.score(prepared.held_out) if prepared.held_out else []
+    after = mixture.score_encoded(prepared.held_out_tokens)
     return {
         "method": settings.method,
         "coefficients": {str(layer): coefficients_E for layer, coefficients_E in found.by_layer.items()},

@@ -1,21 +1,35 @@
-"""`rewardproof score MODEL IN OUT`: the same rows out, with `rewards` added; streamed, resumable, in bounded memory."""
+"""`rewardproof score MODEL IN OUT`: the same rows out, with `rewards` added; streamed, resumable, in bounded memory.
+
+Rows are written to `OUT.partial`, which becomes OUT when all are there.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
+import shutil
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice
+from datetime import date, datetime
+from datetime import time as clock
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
-from rewardproof.artifacts import Report, RunDirectory
+from rewardproof.artifacts import Report, RunDirectory, require_free
 from rewardproof.config import Section
 from rewardproof.data import ReadCounts, Row, iter_rows
+from rewardproof.data.encoding import EncodedGroup, Overlong
 from rewardproof.errors import CheckpointError
 from rewardproof.models.precision import Precision
 from rewardproof.models.reward_model import RewardModel
+
+log = logging.getLogger(__name__)
 
 
 class Score(Section):
@@ -29,9 +43,15 @@ class Score(Section):
     """Of the forward pass; `fp32` reproduces stock rewards to rounding."""
     format: str = "auto"
     """Name of the row format, or `auto`."""
+    text: Literal["chat", "raw"] = "chat"
+    """`chat` makes a plain prompt the user's turn; `raw` joins plain texts as they are, with no template."""
     on_bad: Literal["fail", "drop"] = "fail"
     """Stop at a row that cannot be scored, or leave it out and count it."""
-    chunk: int = 512
+    max_length: Annotated[int, Field(ge=0)] = 0
+    """Longest conversation, in tokens; 0 is the model's own limit, which models with rotary positions do not have."""
+    overlong: Overlong = "fail"
+    """What happens at a longer conversation: stop, leave its row out, or score it with its prompt shortened from the beginning."""
+    chunk: Annotated[int, Field(ge=1)] = 512
     """Rows scored and written together; memory and what an interruption can lose are bounded by it."""
 
 
@@ -47,54 +67,151 @@ def run(
 
     Args:
         config: Model and data.
-        out: JSONL file to write; its report goes to `OUT.report/`.
-        overwrite: Replace an existing file.
-        resume: Go on after the last whole row of an interrupted run's file.
+        out: JSONL file to write, whole or not at all; its report goes to `OUT.report/`.
+        overwrite: Replace an existing file; it stays as it is until all rows are scored.
+        resume: Go on after the last whole row of an interrupted run's `OUT.partial`, or of OUT where there is none.
         progress: Receives what is being done, how far, and 0 for an unknown total.
 
     Returns:
         The report; the headline is the mean reward and its spread.
 
     Raises:
-        CheckpointError: OUT exists and neither option was given.
+        CheckpointError: OUT exists and neither option was given, is a directory, or is or lies within what is read.
+        DataError: A row that cannot be scored, or is longer than allowed, under `fail`.
     """
-    target = Path(out)
-    if target.exists() and not (overwrite or resume):
-        raise CheckpointError(f"{target} exists; a run never overwrites a file. Name another, or pass --overwrite or --resume.")
+    started = time.perf_counter()
+    files = _Files.at(Path(out))
+    files.check(config.data, overwrite=overwrite, resume=resume)
+    earlier = files.earlier() if resume else None
     model = RewardModel.load(config.model, precision=config.precision)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    directory = RunDirectory(f"{target}.report", config, overwrite=overwrite, resume=resume)
-    done = _keep_whole_rows(target) if resume and target.exists() else 0
-    counts = ReadCounts()
-    rows = iter_rows(config.data, format=config.format, on_bad=config.on_bad, purpose="score", counts=counts)
-    moments = _Moments(target if done else None)
-    with target.open("a" if done else "w") as stream:
-        for chunk in _chunks(islice(rows, done, None), config.chunk):
-            rewards = model.score([row.group for row in chunk])
-            for row, values in zip(chunk, rewards, strict=True):
-                stream.write(json.dumps({**row.raw, "rewards": list(values)}, ensure_ascii=False) + "\n")
+    files.out.parent.mkdir(parents=True, exist_ok=True)
+    directory = RunDirectory(files.report, config, resume=True, started=started) if resume else None
+    counts, lengths = ReadCounts(), Counter[str]()
+    rows = iter_rows(config.data, format=config.format, on_bad=config.on_bad, purpose="score", text=config.text, counts=counts)
+    done = earlier.rows if earlier else 0
+    scored = _scored(model, islice(_encoded(model, rows, config, lengths), done, None), config.chunk)
+    first = next(scored, [])
+    moments = _Moments(earlier)
+    with files.open_partial(earlier) as stream:
+        directory = directory or RunDirectory(files.report, config, overwrite=overwrite, started=started)
+        for chunk in chain([first], scored):
+            for row, values in chunk:
+                stream.write(_line({**row.raw, "rewards": list(values)}))
                 moments.add(values)
             stream.flush()
             done += len(chunk)
             progress("scoring", done, 0)
-    headline = f"{done} rows, {moments.count} answers, mean reward {moments.mean:.4f} (standard deviation {moments.std:.4f})"
+    os.replace(files.partial, files.out)
+    return _report(directory, files, done, (counts, lengths), moments)
+
+
+def _report(directory: RunDirectory, files: _Files, written: int, counted: tuple[ReadCounts, Counter[str]], moments: _Moments) -> Report:
+    counts, lengths = counted
+    dropped = dict(counts.bad) | ({"overlong": lengths["overlong_dropped"]} if lengths["overlong_dropped"] else {})
+    shortened = lengths["overlong_prompt_truncated"]
+    if dropped or shortened:
+        named = ", ".join(f"{count} × {reason}" for reason, count in dropped.items()) or "none"
+        log.warning("%s: of %d rows left out: %s; scored with a shortened prompt: %d", files.out, counts.read, named, shortened)
+    headline = f"{written} rows, {moments.count} answers, mean reward {moments.mean:.4f} (standard deviation {moments.std:.4f})"
     results: dict[str, Any] = {
-        "rows": {"read": counts.read, "written": done, "dropped": dict(counts.bad)},
+        "rows": {"read": counts.read, "written": written, "dropped": dropped, "prompt_truncated": shortened},
         "rewards": {"count": moments.count, "mean": moments.mean, "std": moments.std},
     }
     report = directory.finish(headline, results)
-    return Report(target, report.headline, report.results)
+    return Report(files.out, report.headline, report.results)
+
+
+class _Earlier(NamedTuple):
+    """An interrupted run's file, and its whole rows in rows and in bytes; a half-written last line is not counted."""
+
+    file: Path
+    rows: int
+    size: int
+
+
+class _Files(NamedTuple):
+    """OUT and what lies beside it."""
+
+    out: Path
+    partial: Path
+    report: Path
+
+    @classmethod
+    def at(cls, out: Path) -> _Files:
+        return cls(out, Path(f"{out}.partial"), Path(f"{out}.report"))
+
+    def check(self, data: str, *, overwrite: bool, resume: bool) -> None:
+        """Refuse before anything is opened what would destroy rows, ours or the user's."""
+        for file in (self.out, self.partial):
+            if file.is_dir():
+                raise CheckpointError(f"{file} is a directory; expected a file to write rows to. Name a file in it, or another.")
+        source = Path(data).resolve()
+        if source.exists():
+            same = source in (self.out.resolve(), self.partial.resolve()) or (self.out.exists() and self.out.samefile(source))
+            if same or source.is_relative_to(self.report.resolve()):
+                raise CheckpointError(
+                    f"Got {data} to read and {self.out} to write; expected two different files: the rows would be replaced by their own "
+                    "output. Name another OUT."
+                )
+            if source.is_dir() and self.out.resolve().is_relative_to(source):
+                raise CheckpointError(
+                    f"{self.out} lies in {data}, the folder to read; expected it elsewhere: a later run would read the scored rows as "
+                    "data. Name an OUT outside that folder."
+                )
+        if self.out.exists() and not (overwrite or resume):
+            raise CheckpointError(f"{self.out} exists; a run never overwrites a file. Name another, or pass --overwrite or --resume.")
+        if self.partial.exists() and self.partial.stat().st_size and not (overwrite or resume):
+            raise CheckpointError(
+                f"{self.partial} exists, rows of an interrupted run; expected none, because a run never overwrites another. Pass --resume "
+                "to go on after them, or --overwrite to start again."
+            )
+        require_free(self.report, overwrite=overwrite, resume=resume)
+
+    def earlier(self) -> _Earlier | None:
+        """What an interrupted run left; nothing where it had not written a row."""
+        file = next((file for file in (self.partial, self.out) if file.exists()), None)
+        if file is None or not file.stat().st_size:
+            return None
+        if not (self.report / "config.yaml").exists():
+            raise CheckpointError(
+                f"{file} was not written by rewardproof score (no {self.report}/config.yaml); expected rows of an interrupted run, because "
+                "--resume appends to them. Name another OUT."
+            )
+        size = rows = 0
+        with file.open("rb") as stream:
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break
+                size += len(line)
+                rows += 1
+        return _Earlier(file, rows, size)
+
+    def open_partial(self, earlier: _Earlier | None) -> Any:
+        """`OUT.partial`, behind its whole rows; OUT itself is left as it is."""
+        if earlier is None:
+            return self.partial.open("wb")
+        if earlier.file != self.partial:
+            shutil.copyfile(earlier.file, self.partial)
+        os.truncate(self.partial, earlier.size)
+        return self.partial.open("ab")
 
 
 class _Moments:
     """Count, mean and spread of rewards, over those already in a file and those added."""
 
-    def __init__(self, written: Path | None) -> None:
+    def __init__(self, earlier: _Earlier | None) -> None:
         self.count, self._sum, self._squares = 0, 0.0, 0.0
-        if written is not None:
-            with written.open() as lines:
-                for line in lines:
+        if earlier is None:
+            return
+        with earlier.file.open("rb") as lines:
+            for number, line in enumerate(islice(lines, earlier.rows), start=1):
+                try:
                     self.add(json.loads(line)["rewards"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise CheckpointError(
+                        f"{earlier.file}:{number}: got a line without rewards ({type(error).__name__}), expected a scored row: the file is "
+                        "damaged or not ours. Pass --overwrite to start again, or name another OUT."
+                    ) from error
 
     def add(self, values: tuple[float, ...] | list[float]) -> None:
         self.count += len(values)
@@ -110,20 +227,34 @@ class _Moments:
         return float(np.sqrt(max(self._squares / max(self.count, 1) - self.mean**2, 0.0)))
 
 
-def _keep_whole_rows(file: Path) -> int:
-    """Cut a half-written last line off, and count the rows that stay."""
-    kept = rows = 0
-    with file.open("rb") as stream:
-        for line in stream:
-            if not line.endswith(b"\n"):
-                break
-            kept += len(line)
-            rows += 1
-    with file.open("rb+") as stream:
-        stream.truncate(kept)
-    return rows
+def _encoded(model: RewardModel, rows: Iterator[Row], config: Score, lengths: Counter[str]) -> Iterator[tuple[Row, EncodedGroup]]:
+    """The rows that are scored, as tokens; a resumed run goes through the earlier ones again, so that it counts what they counted."""
+    while chunk := list(islice(rows, config.chunk)):
+        encoded, found = model.encode([row.group for row in chunk], max_length=config.max_length, overlong=config.overlong)
+        lengths.update(found)
+        for entry in encoded:
+            yield chunk[entry.index], entry
 
 
-def _chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    while chunk := list(islice(rows, size)):
-        yield chunk
+def _scored(model: RewardModel, entries: Iterator[tuple[Row, EncodedGroup]], size: int) -> Iterator[list[tuple[Row, tuple[float, ...]]]]:
+    while chunk := list(islice(entries, size)):
+        rewards = model.score_encoded([entry for _, entry in chunk], origins=[row.group.origin for row, _ in chunk])
+        yield [(row, values) for (row, _), values in zip(chunk, rewards, strict=True)]
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    """One row as a line of JSON; what JSON has no type for (Parquet's dates, decimals and bytes) as text."""
+    try:
+        return json.dumps(row, ensure_ascii=False, default=_as_json).encode() + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot hold but an escape can
+        return json.dumps(row, default=_as_json).encode() + b"\n"
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, (datetime, date, clock)):
+        return value.isoformat()
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value).decode(errors="backslashreplace")
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    return str(value)

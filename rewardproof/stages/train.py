@@ -6,21 +6,23 @@ their weights.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from rewardproof.artifacts import Report, RunDirectory, require_free
+from rewardproof.artifacts import Report, RunDirectory, refuse_inputs_inside, require_free
 from rewardproof.config import Section, Strings
 from rewardproof.errors import ConfigError
+from rewardproof.evaluation import pair_accuracy
 from rewardproof.merging.experts import Merge
-from rewardproof.models.checkpoints import load_tokenizer
+from rewardproof.models.checkpoints import EXPERTS_FILE, load_tokenizer, save_reward_scale
 from rewardproof.models.heads import Head
 from rewardproof.models.precision import resolve_precision
 from rewardproof.models.upcycling import Upcycle, check
 from rewardproof.report import format_interval
-from rewardproof.stages.members import MemberContext, average_members, train_member
-from rewardproof.stages.training_report import accuracy_of, write_training_report
+from rewardproof.stages.members import MemberContext, average_members, drop_checkpoints, train_member
+from rewardproof.stages.training_report import CHUNK, scored, write_training_report
 from rewardproof.training.fit import Compute
 from rewardproof.training.objective import Loss
 from rewardproof.training.preparation import Read, Sources, prepare
@@ -83,14 +85,29 @@ def check_settings(config: Train) -> None:
     if config.upcycle is not None:
         check(config.upcycle)
     if config.members < 1:
-        raise ConfigError(f"members={config.members}: expected 1 or more.")
+        raise ConfigError(f"members={config.members}: expected 1 or more, since a run delivers a model; write members=1.")
     if config.members > 1 and config.upcycle is not None and config.merge is None:
         raise ConfigError(f"members={config.members} with unmerged experts: only dense models can be averaged; add a merge section.")
     if len(config.reuse) > config.members:
         raise ConfigError(f"reuse names {len(config.reuse)} models but members={config.members}; raise members or name fewer.")
+    if config.lora and config.upcycle is not None:
+        raise ConfigError(
+            "Got `lora` with `upcycle`: adapters would train no expert. Write upcycle.experts=lora:R for low-rank experts instead."
+        )
+    if config.layers == "top:0" and (config.lora or config.upcycle is not None):
+        raise ConfigError(
+            "layers=top:0 trains the head alone, expected layers for `lora` or `upcycle` to change; write layers=top:1 or more."
+        )
+    if config.start == "rm" and config.upcycle is None:
+        raise ConfigError("start=rm says what to upcycle, but nothing is upcycled; drop it, or use a recipe with an upcycle section.")
+    for spec in config.reuse:
+        if (Path(spec) / EXPERTS_FILE).exists():
+            raise ConfigError(f"reuse={spec} is a mixture, expected dense models: only those can be averaged. Merge it first.")
     check_trainer_keys(config.trainer)
     if not config.eval_data and not 0 <= config.split < 1:
-        raise ConfigError(f"split={config.split}: expected a fraction from 0 up to but not including 1.")
+        raise ConfigError(
+            f"split={config.split}: expected a fraction from 0 up to but not including 1, so that something trains; write split=0.2."
+        )
 
 
 def run(
@@ -109,7 +126,9 @@ def run(
         The report; its headline is the held-out pair accuracy.
     """
     check_settings(config)
+    started = time.perf_counter()
     require_free(out, overwrite=overwrite, resume=resume)
+    refuse_inputs_inside(out, (config.model, *config.reuse, *config.data, *config.eval_data))
     tokenizer = load_tokenizer(config.model)
     learned = config.merge is not None and config.merge.method == "learned"
     prepared = prepare(
@@ -123,16 +142,22 @@ def run(
         ),
         tokenizer,
     )
-    directory = RunDirectory(out, config, overwrite=overwrite, resume=resume)
+    if config.loss.margin == "data" and not any(pair.margin for entry in prepared.train.groups for pair in entry.pairs):
+        raise ConfigError(
+            "loss.margin=data, but no training pair has a margin; add a `margin` column to the data, or write loss.margin=none."
+        )
+    directory = RunDirectory(out, config, overwrite=overwrite, resume=resume, started=started)
     directory.log({"phase": "data", **prepared.rows})
     context = MemberContext(config, prepared, tokenizer, directory, resume, progress)
     members = [train_member(context, number) for number in range(config.members)]
     model = average_members([member.model for member in members])
     delivered = context.reward_model(model)
-    accuracy = accuracy_of(delivered, prepared.held_out, progress) if prepared.held_out else None
-    if accuracy is not None:
-        model.config.mean, model.config.std = accuracy.reward_mean, accuracy.reward_std
     delivered.save(directory.path / "model", dtype=context.save_dtype)
+    groups = prepared.held_out_tokens or [entry.group for entry in prepared.train.groups[:CHUNK]]
+    rewards = scored(delivered, groups, progress)
+    accuracy = pair_accuracy(prepared.held_out, rewards) if prepared.held_out else None
+    save_reward_scale(directory.path / "model", rewards)
+    drop_checkpoints(context)
     results: Mapping[str, Any] = {
         "rows": prepared.rows,
         "precision": resolve_precision(config.compute.precision, model.device),

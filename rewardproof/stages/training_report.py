@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from rewardproof.artifacts import Report, RunDirectory, plain
+from rewardproof.artifacts import Report, RunDirectory
 from rewardproof.data import Group
+from rewardproof.data.encoding import EncodedGroup, encode_group
 from rewardproof.evaluation import AccuracyReport, pair_accuracy
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.report import (
-    Page,
-    PageFigure,
-    SavedFigure,
-    Section,
-    Table,
-    coefficients_figure,
-    reliability_figure,
-    routing_figure,
-    save_figure,
-    training_figure,
-    write_page,
-)
+from rewardproof.report import Page, Section, Table, provenance_rows, reliability_figure, save_figure, training_figure, write_page
+from rewardproof.stages.experts_page import experts_sections, shown
 from rewardproof.stages.members import Member
 
 CHUNK = 256
 """Groups scored between two signs of progress."""
 
 
-def scored(model: RewardModel, groups: Sequence[Group], progress: Callable[[str, int, int], None]) -> list[tuple[float, ...]]:
-    """Rewards of all groups, with progress."""
+def scored(
+    model: RewardModel, groups: Sequence[Group] | Sequence[EncodedGroup], progress: Callable[[str, int, int], None]
+) -> list[tuple[float, ...]]:
+    """Rewards of all groups, given as text or encoded, with progress."""
     rewards: list[tuple[float, ...]] = []
     for start in range(0, len(groups), CHUNK):
-        rewards += model.score(groups[start : start + CHUNK])
+        chunk = groups[start : start + CHUNK]
+        rewards += model.score_encoded(
+            entry if isinstance(entry, EncodedGroup) else encode_group(entry, model.tokenizer, index=start + place)
+            for place, entry in enumerate(chunk)
+        )
         progress("scoring", len(rewards), len(groups))
     return rewards
 
@@ -63,15 +58,17 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
             Section(
                 "Held-out preferences",
                 table=accuracy_table({"held out": accuracy}),
-                figures=(_shown(figure, "How often the preferred answer agrees with the data, by the model's own confidence."),),
+                figures=(shown(figure, "How often the preferred answer agrees with the data, by the model's own confidence."),),
             )
         )
     records = _records(directory)
     if any("loss" in record for record in records):
-        figure = save_figure(training_figure(records, accuracy="pair/accuracy"), directory.path, "training")
-        sections.append(Section("Training", figures=(_shown(figure, "Loss and pair accuracy on the training steps."),)))
+        figure = save_figure(training_figure(records, accuracy="eval_pair/accuracy"), directory.path, "training")
+        sections.append(Section("Training", figures=(shown(figure, "Training loss, and pair accuracy on the held-out prompts."),)))
     for number, member in enumerate(members):
-        sections += _merge_sections(directory, plain(member.summary), "" if len(members) == 1 else f" of member {number}")
+        found = member.summary.get("merge") or member.summary.get("mixture") or {}
+        if "routing" in found:
+            sections += experts_sections(directory, found, of_whom="" if len(members) == 1 else f" of member {number}")
     load = (
         "from transformers import AutoModelForSequenceClassification\n\n"
         f'model = AutoModelForSequenceClassification.from_pretrained("{directory.path}/model")'
@@ -88,71 +85,12 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
                 ("parameters", report.results["parameters"]),
             ),
             sections=sections,
-            provenance=provenance_rows(directory),
+            provenance=provenance_rows(directory.path),
         ),
     )
 
 
-def provenance_rows(directory: RunDirectory) -> tuple[tuple[str, str], ...]:
-    """The page's footer: what it takes to make the run again."""
-    import json
-
-    found = json.loads((directory.path / "provenance.json").read_text())
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    return (("command", found["command"]), ("commit", str(found["commit"])), ("versions", versions), ("started", found["started"]))
-
-
 def _records(directory: RunDirectory) -> list[dict[str, Any]]:
-    import json
-
     file = directory.path / "log.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return [line for line in lines if line.get("phase") in {"training", "mixture"}]
-
-
-def _shown(figure: SavedFigure, caption: str) -> PageFigure:
-    return PageFigure(figure.svg, caption, caption)
-
-
-def _merge_sections(directory: RunDirectory, summary: Mapping[str, Any], of_whom: str) -> list[Section]:
-    found = summary.get("merge") or summary.get("mixture") or {}
-    if "routing" not in found:
-        return []
-    routing, name = found["routing"], of_whom.strip().replace(" ", "-") or "experts"
-    layers = [f"layer {layer}" for layer in routing]
-    loads = np.array([entry["load"] for entry in routing.values()])
-    figures = [
-        _shown(
-            save_figure(
-                routing_figure(loads, layers, expert_names=[f"expert {number + 1}" for number in range(loads.shape[1])]),
-                directory.path,
-                f"routing-{name}",
-            ),
-            "Share of tokens that each routed expert gets.",
-        )
-    ]
-    if "coefficients" in found:
-        values = np.array(list(found["coefficients"].values()))
-        names = ["shared", *[f"expert {number}" for number in range(1, values.shape[1])]]
-        figure = save_figure(coefficients_figure(values, layers, expert_names=names), directory.path, f"coefficients-{name}")
-        figures.append(_shown(figure, "Coefficient of every expert in the merged block, by layer."))
-    rows = tuple(
-        (
-            f"layer {entry['layer']}",
-            f"{min(entry['cosine']):.6f}",
-            f"{max(entry['relative_distance']):.5f}",
-            f"{routing[str(entry['layer'])]['weights'][0]:.3f}",
-            f"{routing[str(entry['layer'])]['entropy']:.3f}",
-        )
-        for entry in found["divergence"]
-    )
-    table = Table(("layer", "smallest cosine to shared", "largest distance to shared", "mean shared weight", "routing entropy, nats"), rows)
-    text = []
-    if found.get("held_out"):
-        held = found["held_out"]
-        correlation = "not at all (one of them gives all the same)" if held["correlation"] is None else f"{held['correlation']:.4f}"
-        text.append(
-            f"On held-out answers the merged model's rewards correlate {correlation} with the mixture's; accuracy "
-            f"{held['mixture_accuracy']['estimate']:.1%} before and {held['merged_accuracy']['estimate']:.1%} after merging."
-        )
-    return [Section(f"Experts{of_whom}", tuple(text), table=table, figures=tuple(figures))]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
-from rewardproof.artifacts import Report, RunDirectory
-from rewardproof.models.checkpoints import load_reward_model, save_reward_model
-from rewardproof.models.upcycling import CONFIG_KEY, Upcycle, upcycle
+from rewardproof.artifacts import Report, RunDirectory, refuse_inputs_inside, require_free
+from rewardproof.models.checkpoints import forget_reward_scale, load_reward_model, save_reward_model
+from rewardproof.models.upcycling import CONFIG_KEY, Upcycle, check, upcycle
 
 
 class UpcycleModel(Upcycle):
@@ -19,12 +20,23 @@ class UpcycleModel(Upcycle):
 
 
 def run(config: UpcycleModel, out: Path | str, *, overwrite: bool = False) -> Report:
-    """Upcycle a dense reward model and save the mixture to `OUT/model`."""
+    """Upcycle a dense reward model and save the mixture to `OUT/model`.
+
+    Raises:
+        CheckpointError: OUT holds something, or MODEL does not exist.
+        ConfigError: The settings cannot work.
+        ModelError: The model is a mixture already, or no reward model.
+    """
+    settings = Upcycle(**config.model_dump(exclude={"model", "seed"}))
+    check(settings)
+    started = time.perf_counter()
+    refuse_inputs_inside(out, [config.model])
+    require_free(out, overwrite=overwrite, resume=False)
     model, tokenizer = load_reward_model(config.model)
     before = sum(parameter.numel() for parameter in model.parameters())
-    settings = Upcycle(**config.model_dump(exclude={"model", "seed"}))
     upcycle(model, settings, seed=config.seed)
-    directory = RunDirectory(out, config, overwrite=overwrite)
+    forget_reward_scale(model)
+    directory = RunDirectory(out, config, overwrite=overwrite, started=started)
     save_reward_model(model, tokenizer, directory.path / "model")
     after = sum(parameter.numel() for parameter in model.parameters())
     layers = getattr(model.config, CONFIG_KEY)["layer_indices"]

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -36,9 +37,9 @@ class Compute(Section):
 
     precision: Precision = "auto"
     """`auto` is bf16 autocast over fp32 weights where the hardware has bf16, else fp32; `tf32` is fp32 with reduced matrix products."""
-    tokens_per_batch: int = 4096
+    tokens_per_batch: Annotated[int, Field(ge=1)] = 4096
     """Token budget of one forward pass."""
-    trunk_cache_gb: float = 20.0
+    trunk_cache_gb: Annotated[float, Field(ge=0)] = 20.0
     """Disk for the activations of frozen layers; 0 runs the frozen layers every time instead."""
     attention: Literal["", "rewardproof_segments", "rewardproof_flex"] = ""
     """Attention backend; empty is FlexAttention on CUDA and per-segment attention elsewhere."""
@@ -60,7 +61,8 @@ class Fit:
         trainer: Settings for `TrainingArguments`.
         loss: The objective.
         compute: Precision, budgets, cache.
-        head: How the head starts, or `None` to leave it as it is.
+        head: How the head starts and its learning rate, or `None` where it does not train.
+        trunk_precision: Of the frozen layers, where it differs from that of the layers that train; empty where it does not.
         router_learning_rate: The routers' own rate.
         lora: Settings for peft's `LoraConfig`; empty trains the weights themselves.
         trainable: Chooses parameters by module instead of by layer (merge coefficients); `None` trains the layers.
@@ -81,6 +83,7 @@ class Fit:
     loss: Loss
     compute: Compute
     head: Head | None = None
+    trunk_precision: Precision | Literal[""] = ""
     router_learning_rate: float = 1e-3
     lora: Mapping[str, Any] = field(default_factory=dict)
     trainable: Callable[[PreTrainedModel], Sequence[nn.Parameter]] | None = None
@@ -150,6 +153,8 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
     precision = resolve_precision(run.compute.precision, device)
     has_held_out = run.held_out is not None and len(run.held_out) > 0
     owned = {"bf16": precision == "bf16", "use_cpu": device.type == "cpu", "seed": run.seed, "data_seed": run.seed}
+    if not has_held_out:
+        owned["eval_strategy"] = "no"
     arguments = training_arguments(run.folder, {**owned, **run.trainer})
     if arguments.num_train_epochs == 0 and arguments.max_steps <= 0:
         return FitResult(0, 0.0, 0.0, trainable, {})
@@ -211,10 +216,9 @@ def _add_adapters(run: Fit) -> Any:
     except ImportError as error:
         raise MissingExtraError("lora= needs peft, which is not installed; install it with: pip install 'rewardproof[lora]'") from error
     try:
-        settings = LoraConfig(**{"layers_to_transform": list(run.layers), "modules_to_save": None, **run.lora})
-    except TypeError as error:
-        raise ConfigError(f"Bad `lora:` settings: {error}. They are handed to peft.LoraConfig; correct the key named.") from error
-    adapted = get_peft_model(run.model, settings)
+        adapted = get_peft_model(run.model, LoraConfig(**{"layers_to_transform": list(run.layers), "modules_to_save": None, **run.lora}))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"Bad `lora:` settings: {error}. They are handed to peft.LoraConfig; correct the key or value named.") from error
     run.model.get_submodule("score").requires_grad_(True)
     return adapted
 
@@ -225,7 +229,7 @@ def _detached_trunk(run: Fit) -> Iterator[tuple[FrozenTrunk | None, TrunkCache |
     if first == 0 or not len(run.layers) or run.compute.trunk_cache_gb <= 0 or is_padded_only(run.model):
         yield None, None
         return
-    precision = resolve_precision(run.compute.precision, run.model.device)
+    precision = resolve_precision(run.trunk_precision or run.compute.precision, run.model.device)
     cache = TrunkCache(run.model, first, precision=precision, limit_gb=run.compute.trunk_cache_gb)
     groups = [entry.group for part in (run.train, run.held_out) if part is not None for entry in part.groups]
     if not cache.fits(groups):
@@ -241,7 +245,9 @@ def _detached_trunk(run: Fit) -> Iterator[tuple[FrozenTrunk | None, TrunkCache |
 
 def _start_head(run: Fit, module: PackedRewardModule, collator: Collator) -> None:
     assert run.head is not None
-    if run.head.init == "normal":
+    if run.head.init == "zero":
+        set_head(run.model, np.zeros(run.model.config.hidden_size))
+    elif run.head.init == "normal":
         set_normal_head(run.model, seed=run.seed)
     elif run.head.init == "probe":
         differences = feature_differences(module, run.train.groups, collator=collator, precision=run.compute.precision)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from rewardproof.config import Section
@@ -20,18 +21,26 @@ from rewardproof.models.routing import Routing
 class Loss(Section):
     """The training objective."""
 
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability that a recorded preference is wrong."""
     margin: Literal["none", "data"] = "none"
     """`data` demands that the gap exceed the pair's own margin column."""
-    reward_l2: float = 1e-3
+    reward_l2: Annotated[float, Field(ge=0)] = 1e-3
     """Weight of half the rewards' squared sum a pair; it centres rewards, which pairs alone leave free."""
-    centering: float = 0.0
+    centering: Annotated[float, Field(ge=0)] = 0.0
     """Weight of (chosen + rejected)², TRL's form of centring."""
-    router_balance: float = 0.01
+    router_balance: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the load-balance loss, summed over layers; dense models have none."""
     balance: Literal["cv2", "switch"] = "cv2"
     """`cv2`: squared variation of importance and load (XFT); `switch`: fraction times probability (Switch Transformer)."""
+
+
+class RoutingTotals(NamedTuple):
+    """One router on one stream: mean weight of the shared expert, entropy in nats, and each routed expert's share of the choices."""
+
+    shared: float
+    entropy: float
+    load: tuple[float, ...]
 
 
 @dataclass(slots=True)
@@ -39,14 +48,13 @@ class StepTotals:
     """Sums over a step's groups, for the log. Every field is a plain number."""
 
     groups: int = 0
-    tokens: int = 0
     pairs: int = 0
     correct: float = 0.0
     gap: float = 0.0
     rewards: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     balance: float = 0.0
-    routings: list[tuple[float, float, float]] = field(default_factory=list)
+    routings: list[RoutingTotals] = field(default_factory=list)
 
     def metrics(self) -> dict[str, float]:
         """The totals as the quantities of the log: accuracy and gap over pairs, reward mean and spread, length correlation, routing."""
@@ -59,13 +67,15 @@ class StepTotals:
             "reward/length_correlation": _correlation(rewards, torch.tensor(self.lengths, dtype=torch.float32)),
         }
         if self.routings:
-            shared, entropy, largest = (sum(column) / len(self.routings) for column in zip(*self.routings, strict=True))
+            count = len(self.routings)
+            loads = [sum(column) / count for column in zip(*(entry.load for entry in self.routings), strict=True)]
             values |= {
-                "router/shared_weight": shared,
-                "router/entropy": entropy,
-                "router/load_max": largest,
+                "router/shared_weight": sum(entry.shared for entry in self.routings) / count,
+                "router/entropy": sum(entry.entropy for entry in self.routings) / count,
+                "router/load_max": sum(max(entry.load) for entry in self.routings) / count,
                 "loss/balance": self.balance / self.groups,
             }
+            values |= {f"router/load_{number}": load for number, load in enumerate(loads, start=1)}
         return values
 
 
@@ -138,7 +148,6 @@ def _count(output: PackedRewards, batch: PackedBatch, index: tuple[Tensor, Tenso
     rewards_C = output.rewards_C.detach()
     gap_P = rewards_C[index[0]] - rewards_C[index[1]]
     totals.groups += batch.n_groups
-    totals.tokens += batch.n_tokens
     totals.pairs += len(gap_P)
     totals.correct += float((gap_P > 0).sum() + 0.5 * (gap_P == 0).sum())
     totals.gap += float(gap_P.sum())
@@ -148,4 +157,5 @@ def _count(output: PackedRewards, batch: PackedBatch, index: tuple[Tensor, Tenso
         probabilities_TE = routing.probabilities_TE.detach()
         entropy = -(probabilities_TE * probabilities_TE.clamp_min(1e-12).log()).sum(dim=1).mean()
         load_E = routing.selected_TE.float().mean(dim=0)
-        totals.routings.append((float(routing.shared_T.detach().mean()), float(entropy), float(load_E.max() / load_E.sum())))
+        load = tuple((load_E / load_E.sum()).tolist())
+        totals.routings.append(RoutingTotals(float(routing.shared_T.detach().mean()), float(entropy), load))

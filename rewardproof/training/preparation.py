@@ -7,8 +7,9 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from rewardproof.config import Section, Strings
@@ -22,7 +23,7 @@ from rewardproof.data import (
     split_by_prompt,
     with_label_noise,
 )
-from rewardproof.data.encoding import Overlong, encode_groups
+from rewardproof.data.encoding import EncodedGroup, Overlong, encode_groups
 from rewardproof.errors import DataError
 from rewardproof.training.batches import TrainingSet, keep_paired
 
@@ -41,13 +42,13 @@ class Read(Section):
     in a row) and stop at damaged ones; or drop and count all."""
     overlong: Overlong = "fail"
     """What happens at a conversation longer than `max_length`: stop, drop the group, or shorten its prompt from the beginning."""
-    label_noise: float = 0.0
+    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability that a training preference is flipped; the same pairs flip whatever the training seed."""
     noise_seed: int = 0
     """Seed of the flips."""
-    pairs_per_group: int = 0
+    pairs_per_group: Annotated[int, Field(ge=0)] = 0
     """At most so many ordered pairs a training group, chosen by a hash of the texts; 0 takes all."""
-    max_groups: int = 0
+    max_groups: Annotated[int, Field(ge=0)] = 0
     """At most so many training groups, chosen by a hash of the texts; 0 takes all."""
 
 
@@ -59,7 +60,8 @@ class Prepared:
         train: What the model trains on.
         merge_fit: Kept from the experts, for learning merge coefficients; empty where nothing is learned.
         merge_stop: Kept from both, for stopping that in time.
-        held_out: Groups for evaluation, as text.
+        held_out: Groups for evaluation, as text; those that fit the length limit.
+        held_out_tokens: The same groups, encoded.
         held_out_set: The same as ordered pairs in tokens, for the accuracy during training.
         rows: Counts for the report.
     """
@@ -68,6 +70,7 @@ class Prepared:
     merge_fit: TrainingSet
     merge_stop: TrainingSet
     held_out: tuple[Group, ...]
+    held_out_tokens: tuple[EncodedGroup, ...]
     held_out_set: TrainingSet
     rows: dict[str, Any] = field(default_factory=dict)
 
@@ -119,17 +122,17 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     training, merging = split_by_prompt(training, fraction=sources.merge_held_out, salt="merge")
     fit_groups, stop_groups = split_by_prompt(merging, fraction=0.4, salt="merge-stop")
     falls: Counter[str] = Counter()
+    tokens = _Tokens(tokenizer, sources, falls)
     sets = {
-        "train": _training_set(training, tokenizer, sources, falls=falls, noisy=True),
-        "merge_fit": _training_set(fit_groups, tokenizer, sources, falls=falls, noisy=True),
-        "merge_stop": _training_set(stop_groups, tokenizer, sources, falls=falls, noisy=True),
-        "held_out_set": _training_set(held_out, tokenizer, sources, falls=falls, noisy=False),
+        "train": tokens.ordered(training, tokens.encoded(training), noisy=True),
+        "merge_fit": tokens.ordered(fit_groups, tokens.encoded(fit_groups), noisy=True),
+        "merge_stop": tokens.ordered(stop_groups, tokens.encoded(stop_groups), noisy=True),
     }
-    if not len(sets["train"]):
-        raise DataError(
-            f"{', '.join(sources.data)}: {len(training)} groups but no two answers that the data orders, expected pairs or scores; "
-            "check the format (read.format=), and that scores differ."
-        )
+    held_out_tokens = tokens.encoded(held_out)
+    sets["held_out_set"] = tokens.ordered(held_out, held_out_tokens, noisy=False)
+    _refuse_without_order(sources.data, training, sets["train"])
+    if held_out:
+        _refuse_without_order(sources.eval_data or sources.data, held_out, sets["held_out_set"])
     if sources.merge_held_out and not (len(sets["merge_fit"]) and len(sets["merge_stop"])):
         raise DataError(
             f"{', '.join(sources.data)}: merge.held_out={sources.merge_held_out} of {len(training) + len(merging)} training groups leaves "
@@ -137,7 +140,16 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
             "each; raise merge.held_out, or write merge.method=routing_mass, which learns nothing."
         )
     rows |= {name: len(found) for name, found in sets.items()} | {"fell_away": dict(falls), "label_noise": read.label_noise}
-    return Prepared(**sets, held_out=tuple(held_out), rows=rows)
+    kept_groups = tuple(held_out[entry.index] for entry in held_out_tokens)
+    return Prepared(**sets, held_out=kept_groups, held_out_tokens=tuple(held_out_tokens), rows=rows)
+
+
+def _refuse_without_order(names: Sequence[str], groups: Sequence[Group], found: TrainingSet) -> None:
+    if not len(found):
+        raise DataError(
+            f"{', '.join(names)}: {len(groups)} groups but no two answers that the data orders, expected pairs or scores; "
+            "check the format (read.format=), and that scores differ."
+        )
 
 
 def _read(names: Sequence[str], read: Read) -> tuple[tuple[Group, ...], ReadCounts]:
@@ -156,22 +168,31 @@ def _counts(counts: ReadCounts) -> dict[str, Any]:
     return {"read": counts.read, "used": counts.used, "dropped": dict(counts.bad)}
 
 
-def _training_set(
-    groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, sources: Sources, *, falls: Counter[str], noisy: bool
-) -> TrainingSet:
-    read = sources.read
-    encoded, counts = encode_groups(groups, tokenizer, max_length=sources.max_length, overlong=read.overlong)
-    falls.update(counts)
-    kept = []
-    for entry in encoded:
-        group = groups[entry.index]
-        pairs = ordered_pairs(group, limit=read.pairs_per_group)
-        if not pairs:
-            falls["without_an_order"] += 1
-            continue
-        if noisy and read.label_noise:
-            flipped = with_label_noise(group, pairs, rate=read.label_noise, seed=read.noise_seed)
-            falls["flipped_pairs"] += sum(before.winner != after.winner for before, after in zip(pairs, flipped, strict=True))
-            pairs = flipped
-        kept.append(keep_paired(entry, pairs))
-    return TrainingSet(kept)
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """Groups to tokens and pairs under one set of rules; what falls away is counted in `falls`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    sources: Sources
+    falls: Counter[str]
+
+    def encoded(self, groups: Sequence[Group]) -> list[EncodedGroup]:
+        encoded, counts = encode_groups(groups, self.tokenizer, max_length=self.sources.max_length, overlong=self.sources.read.overlong)
+        self.falls.update(counts)
+        return encoded
+
+    def ordered(self, groups: Sequence[Group], encoded: Sequence[EncodedGroup], *, noisy: bool) -> TrainingSet:
+        read = self.sources.read
+        kept = []
+        for entry in encoded:
+            group = groups[entry.index]
+            pairs = ordered_pairs(group, limit=read.pairs_per_group)
+            if not pairs:
+                self.falls["without_an_order"] += 1
+                continue
+            if noisy and read.label_noise:
+                flipped = with_label_noise(group, pairs, rate=read.label_noise, seed=read.noise_seed)
+                self.falls["flipped_pairs"] += sum(before.winner != after.winner for before, after in zip(pairs, flipped, strict=True))
+                pairs = flipped
+            kept.append(keep_paired(entry, pairs))
+        return TrainingSet(kept)

@@ -58,10 +58,6 @@ class PackedRewardModule(nn.Module):
             return self.trunk.feeding(stream.trunk_TD)
         return contextlib.nullcontext()
 
-    def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
-        self.model.gradient_checkpointing_enable(**options)
-
 
 class RewardTrainer(Trainer):
     """Trains the trainable parameters of a `PackedRewardModule` on ordered pairs."""
@@ -149,7 +145,7 @@ class RewardTrainer(Trainer):
                 totals = StepTotals() if repeated else self.totals
                 loss = step_loss(model(stream), stream.batch, self.loss_settings, totals) * (0.0 if repeated else world / n_groups)
                 self.accelerator.backward(loss)
-            total = total + loss.detach() / world
+            total = total + loss.detach()
         self.seen_tokens += sum(stream.batch.n_tokens for stream in inputs.streams)
         return total
 
@@ -264,6 +260,13 @@ class ProgressCallbackTo(TrainerCallback):
         self.progress(self.what, state.global_step, state.max_steps)
 
 
+REFUSED_KEYS = {
+    "gradient_checkpointing": "a packed stream's attention plan lives for one forward pass only. To save memory lower "
+    "compute.tokens_per_batch, or train fewer layers.",
+    "load_best_model_at_end": "the last state is delivered, so that runs of one length compare. Set num_train_epochs instead.",
+}
+"""Settings of `TrainingArguments` that cannot be honoured, and what to do instead."""
+
 TRAINER_DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-5,
     "num_train_epochs": 1,
@@ -273,6 +276,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "weight_decay": 0.0,
     "logging_steps": 5,
+    "eval_strategy": "epoch",
     "save_strategy": "steps",
     "save_steps": 100,
     "save_total_limit": 1,
@@ -290,6 +294,9 @@ def check_trainer_keys(settings: Mapping[str, Any]) -> None:
         ConfigError: Names the key and the nearest one.
     """
     known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    for key, why in REFUSED_KEYS.items():
+        if settings.get(key):
+            raise ConfigError(f"Got trainer.{key}={settings[key]}, expected it unset: {why}")
     for key in settings:
         if key not in known:
             raise ConfigError(

@@ -153,6 +153,12 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "resume what is not ours": ("train dense {mine} model={base} data={toy} --resume", r"mine was not written by rewardproof"),
     "OUT is a file": ("train dense {toy} model={base} data={toy}", r"toy.jsonl is a file; expected a directory to write to"),
     "OUT is occupied": ("train dense {mine} model={base} data={toy}", r"mine is not empty; .*--overwrite.*--resume"),
+    "overwrite and resume": (
+        "train dense OUT model={base} data={toy} --overwrite --resume",
+        r"Got --overwrite and --resume, expected one of them: .*Drop one",
+    ),
+    "overwrite and resume scores": ("score {reward} {toy} OUT --resume --overwrite", r"Got --overwrite and --resume"),
+    "merge into the input": ("merge {moe} {moe} data={toy} --overwrite", r"moe lies in the output directory .*Name another"),
     "score OUT exists": ("score {reward} {toy} {existing_jsonl}", r"existing.jsonl exists; .*--overwrite or --resume"),
     "score a broken line": ("score {reward} {broken_jsonl} OUT", r"broken.jsonl:3: got broken JSON"),
     "too few arguments": ("train dense", r"Got the arguments: dense; expected RECIPE OUT, then settings as key=value \(write ./a=b"),
@@ -163,7 +169,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
         r"toy.jsonl: split=1e-06 holds out none of its 160 groups.*Raise split",
     ),
     "unknown recipe to copy": ("recipes cp umn OUT", r"Unknown recipe 'umn' \(did you mean 'umm'\?\)"),
-    "copy over a file": ("recipes cp umm {existing_jsonl}", r"existing.jsonl exists; name another file"),
+    "copy over a file": ("recipes cp umm {existing_jsonl}", r"existing.jsonl exists; expected .*; name another file"),
 }
 
 
@@ -228,6 +234,26 @@ def test_an_interruption_says_how_to_go_on(places: dict[str, Path], tmp_path: Pa
     result = run("train", "dense", tmp_path / "out", f"model={places['base']}", f"data={places['toy']}")
     assert result.exit_code == 130
     assert result.stderr.strip() == "interrupted; run the same command with --resume to go on"
+
+
+@pytest.mark.parametrize(
+    ("stage", "verb", "options", "advice"),
+    [
+        ("train", "train dense OUT model={base} data={toy}", "--overwrite", "with --resume in place of --overwrite to go on"),
+        ("merge", "merge {moe} OUT data={toy}", "", "again, with --overwrite if it has left a directory behind"),
+        ("merge", "merge {moe} OUT data={toy}", "--overwrite", "again"),
+    ],
+)
+def test_an_interruption_names_only_options_that_the_verb_has(
+    stage: str, verb: str, options: str, advice: str, places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"rewardproof.stages.{stage}.prepare", stopped)
+    result = run(*f"{verb} {options}".replace("OUT", str(tmp_path / "out")).format(**places).split())
+    assert result.exit_code == 130
+    assert result.stderr.strip() == f"interrupted; run the same command {advice}"
 
 
 def test_no_progress_bars_where_nobody_watches(places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

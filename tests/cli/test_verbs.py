@@ -147,7 +147,7 @@ def test_score_keeps_rows_order_and_columns(
     torch.testing.assert_close(torch.tensor([row["rewards"] for row in written]), torch.tensor(expected), atol=1e-5, rtol=0)
     assert written[5]["rewards"][0] == written[5]["rewards"][1]
     report = json.loads((tmp_path / "out" / "scored.jsonl.report" / "report.json").read_text())
-    assert report["rows"] == {"read": 37, "written": 37, "dropped": {}}
+    assert report["rows"] == {"read": 37, "written": 37, "dropped": {}, "prompt_truncated": 0}
     assert report["rewards"]["mean"] == pytest.approx(float(torch.tensor(expected).mean()), abs=1e-5)
     assert report["rewards"]["std"] == pytest.approx(float(torch.tensor(expected).std(correction=0)), abs=1e-5)
     assert result.stdout.splitlines()[-1].startswith(f"{out}: 37 rows, 74 answers, mean reward")
@@ -190,7 +190,7 @@ def test_score_drops_and_counts_bad_rows_and_resumes_over_them(model_dir: Path, 
     done("score", model_dir, source, broken, "on_bad=drop", "chunk=4", "--resume")
     _assert_same_scores(whole, broken)
     report = json.loads((tmp_path / "broken.jsonl.report" / "report.json").read_text())
-    assert report["rows"] == {"read": 21, "written": 20, "dropped": {"broken JSON": 1}}
+    assert report["rows"] == {"read": 21, "written": 20, "dropped": {"broken JSON": 1}, "prompt_truncated": 0}
 
 
 def test_json_prints_json_alone(model_dir: Path, moe_dir: Path, base_dir: Path, toy_file: Path, tmp_path: Path) -> None:

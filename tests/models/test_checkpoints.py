@@ -297,7 +297,7 @@ def test_a_mixture_without_its_experts_is_incomplete(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_model_points_inside(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds no config\.json; expected a model directory$"):
+    with pytest.raises(CheckpointError, match=r"holds no config\.json; expected a model directory: .*Name the directory"):
         load_reward_model(str(tmp_path))
     save_reward_model(reward_model("llama"), tiny.word_tokenizer(), tmp_path / "model")
     with pytest.raises(CheckpointError, match=f"did you mean {tmp_path / 'model'}"):

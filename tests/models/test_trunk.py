@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -211,3 +213,62 @@ def test_other_stores_are_deleted_oldest_first_to_stay_under_the_limit(caplog: p
     assert [cache.folder.exists() for cache in caches] == [False, False, True]
     assert current.folder.exists()
     assert "trunk cache: deleting" in caplog.text
+
+
+def test_room_is_made_for_what_is_about_to_be_added() -> None:
+    old = filled(tiny.classifier("llama", seed=1), 2)
+    os.utime(old.folder, (1000, 1000))
+    size = sum(file.stat().st_size for file in old.folder.iterdir())
+    adding = sum(group.n_tokens for group in GROUPS) * 32 * 4
+    assert adding < size + 10_000
+    for limit, stays in ((size + adding + 2000, True), (size + adding - 1, False)):
+        current = TrunkCache(tiny.classifier("llama", seed=2), 2, precision="fp32", limit_gb=limit / 1e9)
+        list(current.add(GROUPS, tokens_per_batch=100))
+        assert old.folder.exists() == stays
+        shutil.rmtree(current.folder)
+
+
+def test_a_store_that_another_process_fills_is_not_deleted(caplog: pytest.LogCaptureFixture) -> None:
+    busy = filled(tiny.classifier("llama", seed=1), 2)
+    current = TrunkCache(tiny.classifier("llama", seed=2), 2, precision="fp32", limit_gb=1e-6)
+    with (busy.folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        list(current.add(GROUPS, tokens_per_batch=100))
+        assert busy.rows_file.exists()
+        assert "being filled by another process" in caplog.text
+    shutil.rmtree(current.folder)
+    list(current.add(GROUPS, tokens_per_batch=100))
+    assert not busy.folder.exists()
+    assert len(current.read(GROUPS)) == sum(group.n_tokens for group in GROUPS), "a store that was deleted meanwhile is filled again"
+
+
+def test_the_key_is_computed_again_only_where_weights_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.classifier("llama")
+    hashed: list[int] = []
+    sha256 = trunk_module.hashlib.sha256
+    monkeypatch.setattr(trunk_module.hashlib, "sha256", lambda data: hashed.append(len(data)) or sha256(data))
+
+    def key(first_layer: int = 1) -> tuple[str, int]:
+        before = len(hashed)
+        return trunk_module._trunk_key(model, first_layer, "fp32"), len(hashed) - before
+
+    first, work = key()
+    assert work == 1
+    assert key() == (first, 0)
+    assert key(2)[1] == 1
+    assert key() == (first, 0), "every layer has a key of its own"
+    weight = model.model.layers[0].mlp.up_proj.weight
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(2)
+        model.score.weight.mul_(2)
+    assert key() == (first, 0), "upper layers do not matter"
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(2)
+    changed, work = key()
+    assert (changed != first, work) == (True, 1)
+    with torch.no_grad():
+        weight.copy_(kept)
+    assert key() == (first, 1), "the same weights have the same key"
+    model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(kept * 2)
+    assert key() == (changed, 1), "a parameter put in another's place counts"

@@ -274,13 +274,23 @@ def test_grouped_products_equal_the_loop(family: str) -> None:
     routing = _routing(50)
     hidden_TD = torch.randn(50, HIDDEN, generator=torch.Generator().manual_seed(0))
     routed = routing._replace(shared_T=torch.zeros(50))
-    if "down_bias" in experts.names:
-        with torch.no_grad():
-            experts.get_parameter("down_bias").zero_()  # the grouped path leaves a down bias to the loop
     with torch.no_grad():
         torch.testing.assert_close(
             experts._grouped(hidden_TD, routing, block.activation), experts(hidden_TD, routed, block.activation), atol=2e-5, rtol=1e-4
         )
+
+
+def test_grouped_products_only_where_torch_has_them_and_takes_the_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def experts(width: int) -> FullExperts:
+        return FullExperts({"up": torch.zeros(width, 8), "down": torch.zeros(8, width)}, 3)
+
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", object(), raising=False)
+    assert experts(8).groupable(torch.bfloat16)
+    assert experts(12).groupable(torch.float32)
+    assert not experts(12).groupable(torch.bfloat16)
+    assert not experts(9).groupable(torch.float32)
+    monkeypatch.delattr(torch.nn.functional, "grouped_mm")
+    assert not experts(8).groupable(torch.bfloat16)
 
 
 def test_grouped_products_survive_an_expert_without_tokens() -> None:

@@ -59,7 +59,7 @@ def train(model: PreTrainedModel, data: TrainingSet, folder: Path, **changes: An
     }  # fmt: skip
     settings: dict[str, Any] = {
         "held_out": None, "layers": range(3), "seed": 0, "loss": PAIRS_ALONE, "compute": Compute(precision="fp32"),
-        "head": Head(learning_rate=0.0),
+        "head": Head(init="keep", learning_rate=0.0),
     }  # fmt: skip
     result = fit(Fit(model=model, train=data, folder=folder, trainer=trainer, callbacks=callbacks, **{**settings, **changes}))
     return watching[0], result
@@ -127,7 +127,7 @@ def test_accumulated_half_batches_are_one_batch(tiny: ModuleType, random_set: Ca
             "per_device_train_batch_size": size,
             "gradient_accumulation_steps": accumulated,
         }
-        _, result = train(model, data, tmp_path, trainer=settings, head=Head(learning_rate=1e-2))
+        _, result = train(model, data, tmp_path, trainer=settings, head=Head(init="keep", learning_rate=1e-2))
         assert result.steps == 2
         trained.append(model.state_dict())
     start = tiny.classifier("llama").state_dict()
@@ -154,7 +154,9 @@ def test_rates_reach_their_parts(tiny: ModuleType, random_set: Callable[..., Tra
     model = tiny.classifier("llama")
     upcycle(model, Upcycle(n_experts=4, n_active=3))
     settings = {"learning_rate": 1e-4, "weight_decay": 0.1, "optim": "adamw_torch"}
-    watch, _ = train(model, random_set(4), tmp_path, trainer=settings, head=Head(learning_rate=1e-2), router_learning_rate=1e-3)
+    watch, _ = train(
+        model, random_set(4), tmp_path, trainer=settings, head=Head(init="keep", learning_rate=1e-2), router_learning_rate=1e-3
+    )
     expected = {
         name: (1e-3, 0.0) if "router" in name else (1e-2, 0.0) if name == "score.weight" else (1e-4, 0.1)
         for name, _ in model.named_parameters()
@@ -168,7 +170,7 @@ def test_only_the_head_moves_when_only_the_head_has_a_rate(
 ) -> None:
     model = tiny.classifier("llama")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    train(model, random_set(4), tmp_path, head=Head(learning_rate=0.1))
+    train(model, random_set(4), tmp_path, head=Head(init="keep", learning_rate=0.1))
     assert [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])] == ["score.weight"]
 
 
@@ -179,7 +181,7 @@ def test_top_one_trains_the_last_layer_the_final_norm_and_the_head(
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
     last = family_of(model).layers + ".2."
     settings = {"optim": "adamw_torch", "learning_rate": 1e-2}
-    _, result = train(model, random_set(4), tmp_path, layers=range(2, 3), trainer=settings, head=Head(learning_rate=1e-2))
+    _, result = train(model, random_set(4), tmp_path, layers=range(2, 3), trainer=settings, head=Head(init="keep", learning_rate=1e-2))
     changed = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
     norms = {f"{family_of(model).layers.rpartition('.')[0]}.{name}" for name in ("norm.weight", "ln_f.weight", "ln_f.bias")}
     norms |= {"gpt_neox.final_layer_norm.weight", "gpt_neox.final_layer_norm.bias"}
@@ -207,7 +209,15 @@ def test_the_trunk_cache_changes_nothing(
         family_of(model).layer_list(model)[0].register_forward_hook(lambda *_, seen=seen: seen.append(1))
         compute = Compute(precision="fp32", trunk_cache_gb=cache_gb, tokens_per_batch=100)
         settings = {"learning_rate": 1e-2, "num_train_epochs": 2, "per_device_train_batch_size": 3}
-        train(model, random_set(7, seed=5), tmp_path, layers=range(2, 3), trainer=settings, head=Head(learning_rate=1e-2), compute=compute)
+        train(
+            model,
+            random_set(7, seed=5),
+            tmp_path,
+            layers=range(2, 3),
+            trainer=settings,
+            head=Head(init="keep", learning_rate=1e-2),
+            compute=compute,
+        )
         trained.append(model.state_dict())
         calls.append(len(seen))
     assert calls[0] < calls[1], "with the cache the frozen layers must not run in every step"
@@ -242,7 +252,7 @@ def test_a_tf32_run_restores_the_matrix_precision(tiny: ModuleType, random_set: 
 def test_bf16_keeps_float32_masters(tiny: ModuleType, random_set: Callable[..., TrainingSet], tmp_path: Path) -> None:
     model = tiny.classifier("llama")
     before = model.score.weight.detach().clone()
-    watch, _ = train(model, random_set(4), tmp_path, compute=Compute(precision="bf16"), head=Head(learning_rate=1e-6))
+    watch, _ = train(model, random_set(4), tmp_path, compute=Compute(precision="bf16"), head=Head(init="keep", learning_rate=1e-6))
     assert all(gradient.dtype == torch.float32 for gradient in watch.gradients[0].values())
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     moved = (model.score.weight.detach() - before).abs().max()
@@ -283,7 +293,9 @@ def test_lora_trains_adapters_and_the_head_and_leaves_a_stock_model(
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     lora = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
     settings = {"optim": "adamw_torch", "learning_rate": 1e-2, "num_train_epochs": 3}
-    _, result = train(model, random_set(4), tmp_path, layers=range(1, 3), lora=lora, trainer=settings, head=Head(learning_rate=1e-2))
+    _, result = train(
+        model, random_set(4), tmp_path, layers=range(1, 3), lora=lora, trainer=settings, head=Head(init="keep", learning_rate=1e-2)
+    )
     after = model.state_dict()
     assert {name: tensor.shape for name, tensor in after.items()} == {name: tensor.shape for name, tensor in before.items()}
     changed = {name for name in before if not torch.equal(before[name], after[name])}

@@ -97,7 +97,7 @@ def test_totals_are_counts_of_pairs_and_answers(random_set: Callable[..., Traini
     totals = StepTotals()
     routing = route(torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 1.0]]), 1, mixing="s_max", shared_weight=0.5)
     step_loss(PackedRewards(rewards, (routing,)), batch, Loss(), totals)
-    assert (totals.groups, totals.pairs, totals.tokens) == (4, 4, batch.n_tokens)
+    assert (totals.groups, totals.pairs) == (4, 4)
     metrics = totals.metrics()
     assert metrics["pair/accuracy"] == pytest.approx((1 + 0 + 0.5 + 1) / 4)
     assert metrics["reward/gap"] == pytest.approx((1 - 3 + 0 + 4) / 4)

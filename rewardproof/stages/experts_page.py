@@ -1,0 +1,118 @@
+"""What a page shows of experts: routing, coefficients and divergence, as tables and figures; shared by train, merge and demo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rewardproof.artifacts import Report, RunDirectory, plain
+from rewardproof.report import (
+    Page,
+    PageFigure,
+    SavedFigure,
+    Section,
+    Table,
+    coefficients_figure,
+    provenance_rows,
+    routing_figure,
+    save_figure,
+    write_page,
+)
+
+
+def shown(figure: SavedFigure, caption: str) -> PageFigure:
+    """A saved figure on a page, its caption also for readers who cannot see it."""
+    return PageFigure(figure.svg, caption, caption)
+
+
+def experts_sections(directory: RunDirectory, summary: Mapping[str, Any], *, of_whom: str = "") -> list[Section]:
+    """Sections on a mixture: its routing and how far its experts parted, and, where it was merged, the coefficients.
+
+    Args:
+        directory: Where figures are saved.
+        summary: What `merge_mixture` reported, or a mixture's `routing` and `divergence`.
+        of_whom: Ending of the headings, where a run has several mixtures.
+    """
+    summary = plain(summary)
+    layers = [f"layer {layer}" for layer in summary["routing"]]
+    loads = np.array([entry["load"] for entry in summary["routing"].values()])
+    experts = [f"expert {number + 1}" for number in range(loads.shape[1])]
+    suffix = of_whom.strip().replace(" ", "-")
+    figure = save_figure(routing_figure(loads, layers, expert_names=experts), directory.path, f"routing{suffix and '-'}{suffix}")
+    sections = [
+        Section(
+            f"Experts{of_whom}",
+            _told(summary),
+            table=_divergence_table(summary),
+            figures=(shown(figure, "Share of tokens that each routed expert gets, by layer."),),
+        )
+    ]
+    if "coefficients" in summary:
+        values = np.array(list(summary["coefficients"].values()))
+        names = ["shared", *experts]
+        figure = save_figure(
+            coefficients_figure(values, layers, expert_names=names), directory.path, f"coefficients{suffix and '-'}{suffix}"
+        )
+        rows = tuple((layer, *(f"{value:.3f}" for value in row)) for layer, row in zip(layers, values, strict=True))
+        sections.append(
+            Section(
+                f"Merge coefficients{of_whom}",
+                _learned(summary),
+                table=Table(("layer", *names), rows),
+                figures=(shown(figure, "Coefficient of every expert in the merged block, by layer."),),
+            )
+        )
+    return sections
+
+
+def write_merge_page(directory: RunDirectory, report: Report, summary: Mapping[str, Any]) -> None:
+    """The `report.html` of a merge."""
+    page = Page(
+        title="Merged reward model",
+        verdict=report.headline[0].upper() + report.headline[1:] + ".",
+        sections=experts_sections(directory, summary),
+        provenance=provenance_rows(directory.path),
+    )
+    write_page(directory.path / "report.html", page)
+
+
+def _told(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    cosine = min(min(entry["cosine"]) for entry in summary["divergence"])
+    distance = max(max(entry["relative_distance"]) for entry in summary["divergence"])
+    told = f"The smallest cosine of an expert to the shared one is {cosine:.6f}, the largest distance {distance:.2%} of its norm."
+    held = summary.get("held_out")
+    if not held:
+        return (told,)
+    correlation = "are constant on one side" if held["correlation"] is None else f"correlate {held['correlation']:.4f}"
+    compared = (
+        f"On held-out answers the rewards of mixture and merged model {correlation}; accuracy is "
+        f"{held['mixture_accuracy']['estimate']:.1%} before and {held['merged_accuracy']['estimate']:.1%} after merging, the spread of "
+        f"rewards {held['mixture_reward_std']:.3f} and {held['merged_reward_std']:.3f}."
+    )
+    return (told, compared)
+
+
+def _learned(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    learning = summary["learning"]
+    if learning["loss_before"] is None:
+        return (f"Coefficients by {summary['method']}; nothing was learned.",)
+    return (
+        f"Learned for {learning['steps']} steps from the routing mass; kept at step {learning['best_step']}, where the loss on the second "
+        f"held-out part was {learning['loss_after']:.5f} against {learning['loss_before']:.5f} at the start.",
+    )
+
+
+def _divergence_table(summary: Mapping[str, Any]) -> Table:
+    rows = tuple(
+        (
+            f"layer {entry['layer']}",
+            f"{min(entry['cosine']):.6f}",
+            f"{max(entry['relative_distance']):.5f}",
+            f"{summary['routing'][str(entry['layer'])]['weights'][0]:.3f}",
+            f"{summary['routing'][str(entry['layer'])]['entropy']:.3f}",
+        )
+        for entry in summary["divergence"]
+    )
+    return Table(("layer", "smallest cosine to shared", "largest distance to shared", "mean shared weight", "routing entropy, nats"), rows)
