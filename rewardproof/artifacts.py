@@ -141,7 +141,7 @@ def provenance(*, elapsed: float = 0.0) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name.replace("__main__.py", "rewardproof"), *sys.argv[1:]]),
         "commit": _commit(),
         "versions": versions,
         "machine": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},

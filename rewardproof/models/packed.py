@@ -136,3 +136,12 @@ def position_boundary(model: PreTrainedModel) -> int | None:
         return None
     original = parameters.get("original_max_position_embeddings") or getattr(model.config, "original_max_position_embeddings", None)
     return int(original or model.config.max_position_embeddings)
+
+
+def position_table(model: PreTrainedModel) -> int | None:
+    """Length of the model's table of absolute positions; `None` for rotary positions and ALiBi."""
+    config = model.config
+    if is_padded_only(model) or getattr(config, "rope_parameters", None):
+        return None
+    found = getattr(config, "max_position_embeddings", None)
+    return int(found) if found else None

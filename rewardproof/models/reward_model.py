@@ -18,7 +18,7 @@ from rewardproof.data.packing import fill, pack, split_at_position, split_large
 from rewardproof.errors import ConfigError, DataError, EvaluationError, ModelError
 from rewardproof.models.checkpoints import load_reward_model, save_reward_model
 from rewardproof.models.families import is_padded_only
-from rewardproof.models.packed import packed_rewards, position_boundary
+from rewardproof.models.packed import packed_rewards, position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_device, resolve_precision
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache
 
@@ -106,7 +106,7 @@ class RewardModel:
         """Tokens that a conversation may have at most; `None` where the model computes at any length, as rotary positions do."""
         if (getattr(self.model.config, "rope_parameters", None) or {}).get("rope_type") == "dynamic":
             return position_boundary(self.model)
-        return _position_table(self.model)
+        return position_table(self.model)
 
     def encode(
         self, groups: Sequence[Group], *, max_length: int = 0, overlong: Overlong = "fail"
@@ -223,15 +223,6 @@ class RewardModel:
                 place, _ = next(owners)
                 for tokens in group.conversations:
                     rewards[place][tokens] = _finite(next(values), names[place])
-
-
-def _position_table(model: PreTrainedModel) -> int | None:
-    """Length of the model's table of absolute positions; `None` for rotary positions and ALiBi."""
-    config = model.config
-    if is_padded_only(model) or getattr(config, "rope_parameters", None):
-        return None
-    found = getattr(config, "max_position_embeddings", None)
-    return int(found) if found else None
 
 
 def _finite(value: float, name: str) -> float:

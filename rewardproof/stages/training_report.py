@@ -9,7 +9,7 @@ from typing import Any
 from rewardproof.artifacts import Report, RunDirectory
 from rewardproof.data import Group
 from rewardproof.data.encoding import EncodedGroup, encode_group
-from rewardproof.evaluation import AccuracyReport, pair_accuracy
+from rewardproof.evaluation import AccuracyReport
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.report import Page, Section, Table, provenance_rows, reliability_figure, save_figure, training_figure, write_page
 from rewardproof.stages.experts_page import experts_sections, shown
@@ -32,11 +32,6 @@ def scored(
         )
         progress("scoring", len(rewards), len(groups))
     return rewards
-
-
-def accuracy_of(model: RewardModel, groups: Sequence[Group], progress: Callable[[str, int, int], None]) -> AccuracyReport:
-    """Pair accuracy of a model on groups."""
-    return pair_accuracy(groups, scored(model, groups, progress))
 
 
 def accuracy_table(reports: Mapping[str, AccuracyReport]) -> Table:

@@ -21,7 +21,7 @@ from rewardproof.config import Section
 from rewardproof.errors import ConfigError, MissingExtraError
 from rewardproof.models.families import family_of, is_padded_only
 from rewardproof.models.heads import Head, fit_probe, set_head, set_normal_head
-from rewardproof.models.packed import position_boundary
+from rewardproof.models.packed import position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, resolve_precision
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache
 from rewardproof.training.batches import Collator, TrainingGroup, TrainingSet
@@ -121,7 +121,7 @@ def fit(run: Fit) -> FitResult:
     """
     if not len(run.train):
         raise ConfigError("No ordered pairs to train on, expected at least one; check the data and the report's counts of dropped rows.")
-    _refuse_long_rope(run)
+    _refuse_too_long(run)
     adapters = _add_adapters(run)
     trainable = _freeze(run)
     with _detached_trunk(run) as (trunk, cache):
@@ -137,15 +137,19 @@ def fit(run: Fit) -> FitResult:
     return result
 
 
-def _refuse_long_rope(run: Fit) -> None:
-    boundary = position_boundary(run.model)
+def _refuse_too_long(run: Fit) -> None:
+    table, boundary = position_table(run.model), position_boundary(run.model)
     sets = [part for part in (run.train, run.held_out) if part is not None]
     longest = max(len(tokens) for part in sets for entry in part.groups for tokens in entry.group.conversations)
-    if boundary is not None and longest > boundary:
-        raise ConfigError(
-            f"Got a conversation of {longest} tokens, expected at most {boundary}: beyond it this model's rotary factors depend on the "
-            f"longest text that it is packed with. Set max_length={boundary} and read.overlong=drop or truncate_prompt."
-        )
+    for limit, why in (
+        (table, "it has no position beyond it"),
+        (boundary, "beyond it its rotary factors depend on the longest text packed"),
+    ):
+        if limit is not None and longest > limit:
+            raise ConfigError(
+                f"Got a conversation of {longest} tokens, expected at most {limit} for this model: {why}. "
+                f"Set max_length={limit} and read.overlong=drop or truncate_prompt."
+            )
 
 
 def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainable: int) -> FitResult:

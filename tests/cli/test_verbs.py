@@ -96,7 +96,7 @@ def test_train_umm_leaves_the_whole_report(umm: tuple[Path, subprocess.Completed
     assert config["trainer"]["save_strategy"] == "no"
     provenance = json.loads((out / "provenance.json").read_text())
     assert provenance["command"].startswith(f"rewardproof train umm {out} model=")
-    assert {path.stem for path in (out / "figures").glob("*.svg")} >= {"calibration", "training", "routing-experts", "coefficients-experts"}
+    assert {path.stem for path in (out / "figures").glob("*.svg")} >= {"calibration", "training", "routing", "coefficients"}
 
 
 def test_the_delivered_model_needs_none_of_our_code(model_dir: Path, toy_file: Path, tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ def test_a_run_never_deletes_its_own_inputs(settings: Callable[..., Train], tmp_
 
 
 def test_held_out_answers_beyond_the_limit_are_counted_and_not_scored(settings: Callable[..., Train], tmp_path: Path) -> None:
-    report = run(settings("dense", "trainer.max_steps=1", "max_length=24", "read.overlong=drop"), tmp_path / "out")
+    report = run(settings("dense", "trainer.max_steps=1", "max_length=13", "read.overlong=drop"), tmp_path / "out")
     kept = report.results["rows"]["held_out_set"]
     assert report.results["rows"]["fell_away"]["overlong_dropped"] > 0
     assert report.results["accuracy"]["n_groups"] == kept

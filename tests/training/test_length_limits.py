@@ -42,3 +42,14 @@ def test_training_beyond_a_rotary_boundary_is_refused(tiny, tmp_path):
     )
     with pytest.raises(ConfigError, match=r"conversation of 20 tokens, expected at most 16.*Set max_length=16"):
         fit(run)
+
+
+def test_training_beyond_a_table_of_positions_is_refused(tiny, tmp_path):
+    model = tiny.classifier("gpt2")
+    model.config.n_positions = 16
+    groups = TrainingSet([TrainingGroup(LONG, (Pair(0, 1, None),))])
+    run = Fit(
+        model=model, train=groups, held_out=None, layers=range(3), folder=tmp_path, seed=0, trainer={}, loss=Loss(), compute=Compute()
+    )
+    with pytest.raises(ConfigError, match=r"conversation of 20 tokens, expected at most 16 .*no position beyond it.*Set max_length=16"):
+        fit(run)
