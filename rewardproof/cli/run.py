@@ -35,6 +35,8 @@ def guarded(command: Callable[..., Any]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def verb(*args: Any, **kwargs: Any) -> None:
+        if not sys.stderr.isatty():
+            os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which happens inside the verb
         try:
             if kwargs.get("overwrite") and kwargs.get("resume"):
                 raise ConfigError(
