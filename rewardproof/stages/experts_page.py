@@ -115,4 +115,4 @@ def _divergence_table(summary: Mapping[str, Any]) -> Table:
         )
         for entry in summary["divergence"]
     )
-    return Table(("layer", "smallest cosine to shared", "largest distance to shared", "mean shared weight", "routing entropy, nats"), rows)
+    return Table(("layer", "smallest cosine", "largest distance", "shared weight", "entropy, nats"), rows)

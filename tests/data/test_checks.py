@@ -83,4 +83,5 @@ def test_sound_groups_pass(change: dict[str, Any]) -> None:
 def test_every_reason_makes_a_message_of_four_parts(reason: str) -> None:
     message = BadRow(reason, "something odd").at("file.jsonl:7")
     assert message.startswith(f"file.jsonl:7: got {reason} (something odd); expected {REASONS[reason].expected}; why: ")
-    assert message.endswith("fix it, or pass on_bad=drop to drop and count such rows.")
+    option = "drop_unfit" if reason in UNFIT else "drop"
+    assert message.endswith(f"fix it, or pass on_bad={option} to drop and count such rows.")

@@ -338,3 +338,17 @@ def test_junk_bytes_raise_nothing_but_data_errors(tmp_path: Path, data: bytes, k
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"got|Got"):
         read_groups(str(path), on_bad="drop")
+
+
+def test_drop_unfit_counts_what_is_no_preference_and_stops_at_damage(tmp_path: Path) -> None:
+    good = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    tie, empty = {**good, "rejected": "a"}, {**good, "rejected": ""}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (good, tie, empty)))
+    found = read_groups(str(file), on_bad="drop_unfit")
+    assert len(found.groups) == 1
+    assert dict(found.counts.bad) == {"identical answers": 1, "empty answer": 1}
+    assert found.counts.sentence().startswith("dropped 2 of 3 rows: 1 × ")
+    file.write_text(json.dumps(good) + "\n{torn\n")
+    with pytest.raises(DataError, match=r"rows.jsonl:2: got broken JSON.*pass on_bad=drop to drop"):
+        read_groups(str(file), on_bad="drop_unfit")
