@@ -42,7 +42,7 @@ def model() -> LlamaForSequenceClassification:
 
 def conversations(tokenizer: Any) -> tuple[Dataset, TrainingSet]:
     """The same pairs for both: TRL's conversational format, and our encoded groups."""
-    groups = read_groups("embedded:checkable/train", purpose="score").groups
+    groups = read_groups("embedded:checkable/train", on_bad="drop_unfit").groups
     rows: list[dict[str, Any]] = []
     ours = []
     for group in groups:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rewardproof.data import REASONS, BadRow, Group, Message, check_group
+from rewardproof.data.checks import UNFIT
 
 
 def turns(*roles: str, text: str = "x") -> tuple[Message, ...]:
