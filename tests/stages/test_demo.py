@@ -7,7 +7,7 @@ from rewardproof.stages.demo import Demo, run
 
 @pytest.mark.slow
 def test_demo_tells_its_whole_story_on_a_tiny_model(base_dir, tmp_path):
-    settings = Demo(model=str(base_dir), layers="top:1", pairs=24, epochs=1, members=2, merge_steps=5, prompts=3, evaluated=6)
+    settings = Demo(model=str(base_dir), layers="top:1", pairs=96, epochs=1, members=2, merge_steps=5, prompts=3, evaluated=6)
     said: list[str] = []
     report = run(settings, tmp_path / "demo", say=said.append)
     results = json.loads((tmp_path / "demo" / "report.json").read_text())
