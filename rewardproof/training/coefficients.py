@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from rewardproof.merging.experts import Merge, RoutingMass, put_folded_blocks, restore_blocks, starting_coefficients
@@ -71,21 +71,7 @@ def find_coefficients(
         return LearnedCoefficients(starting_coefficients(masses, settings))
     mixtures = moe_blocks(model)
     folded = put_folded_blocks(model, masses, settings)
-    keeper: list[BestStateCallback] = []
-    history: list[float] = []
-
-    def watch(entry: Mapping[str, Any]) -> None:
-        if "eval_loss" in entry:
-            history.append(entry["eval_loss"])
-        record({"phase": "merge", **entry})
-
-    def callbacks(module: PackedRewardModule) -> list[TrainerCallback]:
-        keeper.append(BestStateCallback(module, patience=settings.patience))
-        return list(keeper)
-
-    def parameters(_: PreTrainedModel) -> list[nn.Parameter]:
-        return [parameter for block in folded.values() for parameter in block.trainable()]
-
+    watcher = _Watcher(settings.patience, record)
     try:
         result = fit(
             Fit(
@@ -99,18 +85,37 @@ def find_coefficients(
                 loss=Loss(reward_l2=0.0, router_balance=0.0),
                 compute=compute.model_copy(update={"precision": "fp32"}),
                 trunk_precision=compute.precision,
-                trainable=parameters,
-                callbacks=callbacks,
-                record=watch,
+                trainable=lambda _: [parameter for block in folded.values() for parameter in block.trainable()],
+                callbacks=watcher.callbacks,
+                record=watcher.record,
                 progress=progress,
                 what="merging",
             )
         )
-        keeper[0].restore()
+        watcher.keeper.restore()
         by_layer = {layer: block.coefficients_E().detach().cpu() for layer, block in folded.items()}
     finally:
         restore_blocks(model, mixtures)
-    return LearnedCoefficients(by_layer, result.steps, keeper[0].best_step, history[0], keeper[0].best_loss)
+    return LearnedCoefficients(by_layer, result.steps, watcher.keeper.best_step, watcher.losses[0], watcher.keeper.best_loss)
+
+
+class _Watcher:
+    """Follows the held-out loss of a run, and keeps its best coefficients."""
+
+    def __init__(self, patience: int, record: Callable[[Mapping[str, Any]], None]) -> None:
+        self.patience = patience
+        self.pass_on = record
+        self.losses: list[float] = []
+        self.keeper: BestStateCallback
+
+    def callbacks(self, module: PackedRewardModule) -> list[TrainerCallback]:
+        self.keeper = BestStateCallback(module, patience=self.patience)
+        return [self.keeper]
+
+    def record(self, entry: Mapping[str, Any]) -> None:
+        if "eval_loss" in entry:
+            self.losses.append(entry["eval_loss"])
+        self.pass_on({"phase": "merge", **entry})
 
 
 def _trainer_settings(settings: Merge) -> dict[str, Any]:
