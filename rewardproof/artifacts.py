@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,12 @@ from rewardproof.errors import CheckpointError
 
 PACKAGES = ("rewardproof", "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "scipy")
 MARKER = "provenance.json"
+Progress = Callable[[str, int, int], None]
+"""Receives what is being done, how far, and of how much; 0 for an unknown total."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The progress of a caller who wants to see none."""
 
 
 @dataclass(frozen=True, slots=True)

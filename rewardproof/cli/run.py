@@ -17,6 +17,7 @@ from typing import Any
 
 import typer
 
+from rewardproof.artifacts import Progress, silent
 from rewardproof.errors import ConfigError, RewardproofError
 
 PATIENCE = 2.0
@@ -72,7 +73,7 @@ def _going_on(options: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def session(options: Options) -> Iterator[Callable[[str, int, int], None]]:
+def session(options: Options) -> Iterator[Progress]:
     """Quiet the libraries, send our own log to standard error, and show progress on a terminal only."""
     from transformers.utils import logging as transformers_logging
 
@@ -82,10 +83,11 @@ def session(options: Options) -> Iterator[Callable[[str, int, int], None]]:
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
     if not sys.stderr.isatty():
-        yield lambda _what, _done, _total: None
+        yield silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     started = time.monotonic()
     columns = (
@@ -95,7 +97,7 @@ def session(options: Options) -> Iterator[Callable[[str, int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewardproof.artifacts import Report, RunDirectory
+from rewardproof.artifacts import Progress, Report, RunDirectory, silent
 from rewardproof.config import Section, apply_overrides, load_recipe, parse
 from rewardproof.data import Group, read_groups
 from rewardproof.evaluation import AccuracyReport, BestOfNCurve, best_of_n_curve, pair_accuracy
@@ -26,7 +26,6 @@ from rewardproof.stages.training_report import scored
 from rewardproof.statistics import Interval, best_of_n, paired_difference
 from rewardproof.statistics.checks import FloatArray
 
-Progress = Callable[[str, int, int], None]
 WORLD = "embedded:checkable"
 
 
@@ -92,7 +91,7 @@ class Story:
 
 
 def run(
-    config: Demo, out: Path | str, *, overwrite: bool = False, progress: Progress = lambda _what, _done, _total: None,
+    config: Demo, out: Path | str, *, overwrite: bool = False, progress: Progress = silent,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:  # fmt: skip
     """Train three recipes on noisy preferences, let each choose among answers, and judge the choices with gold.

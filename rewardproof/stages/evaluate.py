@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from rewardproof.artifacts import Report, RunDirectory, plain, refuse_inputs_inside, require_free
+from rewardproof.artifacts import Progress, Report, RunDirectory, plain, refuse_inputs_inside, require_free, silent
 from rewardproof.config import Section, Strings
 from rewardproof.data import Group, merge_single_answers, read_groups, split_by_prompt
 from rewardproof.data.encoding import Overlong
@@ -54,7 +54,7 @@ def run(
     out: Path | str | None = None,
     *,
     overwrite: bool = False,
-    progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
+    progress: Progress = silent,
 ) -> tuple[Report, Table]:
     """Evaluate a model on one or more data sets.
 
@@ -113,7 +113,7 @@ def _groups(config: Evaluate, source: str) -> tuple[tuple[Group, ...], dict[str,
 
 
 def _accuracy(
-    model: RewardModel, config: Evaluate, source: str, groups: Sequence[Group], progress: Callable[[str, int, int], None]
+    model: RewardModel, config: Evaluate, source: str, groups: Sequence[Group], progress: Progress
 ) -> tuple[AccuracyReport, Counter[str]]:
     """Accuracy on the groups that fit, and how many were dropped or truncated."""
     kept: list[Group] = []

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rewardproof.artifacts import RunDirectory
+from rewardproof.artifacts import Progress, RunDirectory
 from rewardproof.data import Group
 from rewardproof.evaluation import pair_accuracy
 from rewardproof.merging import average
@@ -32,7 +32,6 @@ from rewardproof.training.preparation import Prepared
 if TYPE_CHECKING:
     from rewardproof.stages.train import Train
 
-Progress = Callable[[str, int, int], None]
 ROUTING_GROUPS = 256
 """Training groups on which the routing of a mixture that is not merged is measured."""
 

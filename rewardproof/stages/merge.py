@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
-from rewardproof.artifacts import Report, RunDirectory, refuse_inputs_inside, require_free
+from rewardproof.artifacts import Progress, Report, RunDirectory, refuse_inputs_inside, require_free, silent
 from rewardproof.config import Section, Strings
 from rewardproof.errors import ConfigError, ModelError
 from rewardproof.evaluation import pair_accuracy
@@ -26,8 +25,6 @@ from rewardproof.stages.members import merge_mixture
 from rewardproof.stages.training_report import scored
 from rewardproof.training.fit import Compute
 from rewardproof.training.preparation import Prepared, Read, Sources, prepare
-
-Progress = Callable[[str, int, int], None]
 
 
 class MergeModels(Section):
@@ -88,7 +85,7 @@ def run(
     out: Path | str,
     *,
     overwrite: bool = False,
-    progress: Progress = lambda _what, _done, _total: None,
+    progress: Progress = silent,
 ) -> Report:
     """Merge and save to `OUT/model`.
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date, datetime
 from datetime import time as clock
 from itertools import chain, islice
@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from rewardproof.artifacts import Report, RunDirectory, require_free
+from rewardproof.artifacts import Progress, Report, RunDirectory, require_free, silent
 from rewardproof.config import Section
 from rewardproof.data import ReadCounts, Row, iter_rows
 from rewardproof.data.encoding import EncodedGroup, Overlong
@@ -61,7 +61,7 @@ def run(
     *,
     overwrite: bool = False,
     resume: bool = False,
-    progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
+    progress: Progress = silent,
 ) -> Report:
     """Score every row, in order.
 

@@ -7,11 +7,11 @@ their weights.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from rewardproof.artifacts import Report, RunDirectory, refuse_inputs_inside, require_free
+from rewardproof.artifacts import Progress, Report, RunDirectory, refuse_inputs_inside, require_free, silent
 from rewardproof.config import Section, Strings
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import pair_accuracy
@@ -27,8 +27,6 @@ from rewardproof.training.fit import Compute
 from rewardproof.training.objective import Loss
 from rewardproof.training.preparation import Read, Sources, prepare
 from rewardproof.training.trainer import check_trainer_keys
-
-Progress = Callable[[str, int, int], None]
 
 
 class Train(Section):
@@ -110,9 +108,7 @@ def check_settings(config: Train) -> None:
         )
 
 
-def run(
-    config: Train, out: Path | str, *, overwrite: bool = False, resume: bool = False, progress: Progress = lambda _what, _done, _total: None
-) -> Report:
+def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Report:
     """Train, merge, evaluate on held-out prompts and save.
 
     Args:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rewardproof.artifacts import Report, RunDirectory
+from rewardproof.artifacts import Progress, Report, RunDirectory
 from rewardproof.data import Group
 from rewardproof.data.encoding import EncodedGroup, encode_group
 from rewardproof.evaluation import AccuracyReport
@@ -19,9 +19,7 @@ CHUNK = 256
 """Groups scored between two signs of progress."""
 
 
-def scored(
-    model: RewardModel, groups: Sequence[Group] | Sequence[EncodedGroup], progress: Callable[[str, int, int], None]
-) -> list[tuple[float, ...]]:
+def scored(model: RewardModel, groups: Sequence[Group] | Sequence[EncodedGroup], progress: Progress) -> list[tuple[float, ...]]:
     """Rewards of all groups, given as text or encoded, with progress."""
     rewards: list[tuple[float, ...]] = []
     for start in range(0, len(groups), CHUNK):

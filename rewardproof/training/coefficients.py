@@ -14,11 +14,12 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
+from rewardproof.artifacts import Progress, silent
 from rewardproof.merging.experts import Merge, RoutingMass, put_folded_blocks, restore_blocks, starting_coefficients
 from rewardproof.models.families import family_of
 from rewardproof.models.upcycling import moe_blocks
 from rewardproof.training.batches import TrainingSet
-from rewardproof.training.fit import Compute, Fit, Progress, fit
+from rewardproof.training.fit import Compute, Fit, fit
 from rewardproof.training.objective import Loss
 from rewardproof.training.trainer import BestStateCallback, PackedRewardModule
 
@@ -52,7 +53,7 @@ def find_coefficients(
     folder: Path,
     seed: int = 0,
     record: Callable[[Mapping[str, Any]], None] = lambda _: None,
-    progress: Progress = lambda _what, _done, _total: None,
+    progress: Progress = silent,
 ) -> LearnedCoefficients:
     """Coefficients of every upcycled layer by the method that `settings` names.
 

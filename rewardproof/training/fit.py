@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from rewardproof.artifacts import Progress, silent
 from rewardproof.config import Section
 from rewardproof.errors import ConfigError, MissingExtraError
 from rewardproof.models.families import family_of, is_padded_only
@@ -29,7 +30,6 @@ from rewardproof.training.objective import Loss
 from rewardproof.training.trainer import PackedRewardModule, ProgressCallbackTo, RewardTrainer, training_arguments
 
 log = logging.getLogger(__name__)
-Progress = Callable[[str, int, int], None]
 
 
 class Compute(Section):
@@ -90,7 +90,7 @@ class Fit:
     callbacks: Callable[[PackedRewardModule], list[TrainerCallback]] = lambda _: []
     resume: bool = False
     record: Callable[[Mapping[str, Any]], None] = lambda _: None
-    progress: Progress = lambda _what, _done, _total: None
+    progress: Progress = silent
     what: str = "training"
 
 

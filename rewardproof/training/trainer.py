@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rewardproof.artifacts import Progress
 from rewardproof.config import nearest_hint
 from rewardproof.errors import ConfigError
 from rewardproof.models.packed import PackedRewards, end_states, packed_rewards
@@ -250,7 +251,7 @@ class BestStateCallback(TrainerCallback):
 class ProgressCallbackTo(TrainerCallback):
     """Hands the trainer's progress to a function, in place of transformers' own bars and printed dictionaries."""
 
-    def __init__(self, progress: Callable[[str, int, int], None], what: str) -> None:
+    def __init__(self, progress: Progress, what: str) -> None:
         """Report steps of `what`."""
         self.progress = progress
         self.what = what
