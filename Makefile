@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench world clean
+.PHONY: help install demo test test-all coverage lint bench results world clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 20
@@ -42,6 +42,10 @@ test: install  ## The tests, without the slow ones
 test-all: install  ## The tests, with the slow ones
 	@$(PYTEST) -m "not gpu"
 
+coverage: install  ## Every raise statement must be reached by a test; lists those that are not
+	@$(PYTEST) -m "not gpu" --cov=rewardproof --cov-report=
+	@$(BIN)/python scripts/raises.py
+
 lint: install  ## Style, types, import layers, spelling
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -49,8 +53,12 @@ lint: install  ## Style, types, import layers, spelling
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
 
-bench: .venv/.installed-bench  ## Speed of training against peers
-	@$(BIN)/python benchmarks/training.py
+bench: .venv/.installed-bench  ## Speed and memory against peers, a quarter of an hour; HH_RLHF=/path measures on HH-RLHF too
+	@for name in training scoring experts step_profile; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+results: install  ## The tables of README.md and docs/results.md from results/; with STUDY=runs/…, its rows first
+	@$(if $(STUDY),$(BIN)/python scripts/results.py collect $(STUDY))
+	@$(BIN)/python scripts/results.py build
 
 world: install  ## Build the embedded world again: sample, derive the word list, score, pack (half an hour)
 	@$(BIN)/python scripts/build_world.py sample train heldout shifted pool64 pool256

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from rewardproof.errors import ConfigError
 
-OVERRIDE = re.compile(r"^[a-z_][a-z0-9_.]*=")
+OVERRIDE = re.compile(r"^[a-z_][a-z0-9_]*(?:\.[A-Za-z0-9_]*)*=")
 
 
 class Section(BaseModel):
@@ -102,6 +102,17 @@ def recipe_text(recipe: str) -> str:
 def load_recipe(recipe: str) -> dict[str, Any]:
     """Settings of a shipped recipe or YAML file, before overrides."""
     return load_yaml(recipe_text(recipe), origin=recipe)
+
+
+def load_study(file: str) -> dict[str, Any]:
+    """Settings of a study's YAML file, before overrides.
+
+    Raises:
+        ConfigError: There is no such file, or it is not YAML.
+    """
+    if not Path(file).is_file():
+        raise ConfigError(f"{file} is no file, expected the YAML file of a study (settings, methods, seeds); correct the path.")
+    return load_yaml(Path(file).read_text(), origin=file)
 
 
 def split_tokens(tokens: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -29,5 +29,13 @@ class EvaluationError(RewardproofError, RuntimeError):
     """Raised when an evaluation cannot be computed honestly: no ordered pairs, scores that are not finite."""
 
 
+class TrainingError(RewardproofError, ArithmeticError):
+    """Raised when training cannot go on: a loss or weights that are no longer finite."""
+
+
+class StorageError(RewardproofError, OSError):
+    """Raised when something cannot be written because its disk is full; what was finished before is kept."""
+
+
 class MissingExtraError(RewardproofError, ImportError):
     """Raised when an optional dependency is needed; the message names the one command that installs it."""

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from rewardproof.artifacts import require_writable
 from rewardproof.cli.run import Options, guarded, session
-from rewardproof.config import apply_overrides, load_recipe, parse, recipe_names, recipe_text, split_tokens
+from rewardproof.config import apply_overrides, load_recipe, load_study, parse, recipe_names, recipe_text, split_tokens
 from rewardproof.errors import ConfigError
 
 app = typer.Typer(
@@ -49,7 +50,7 @@ def train(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, 
     settings = apply_overrides(load_recipe(recipe), overrides)
     from rewardproof.stages.train import Train, run
 
-    with session(Options(as_json)) as progress:
+    with session(Options(as_json, several=True)) as progress:
         return run(parse(Train, settings), out, overwrite=overwrite, resume=resume, progress=progress)
 
 
@@ -137,6 +138,23 @@ def demo(
         )
 
 
+@app.command()
+@guarded
+def study(tokens: Tokens, as_json: Json = False, debug: Debug = False) -> Any:
+    """STUDY.yaml OUT: methods by settings by seeds, a row each in OUT/cells; run again, it goes on where it stopped."""
+    (file, out), overrides = _arguments(tokens, "STUDY.yaml", "OUT")
+    settings = apply_overrides(load_study(file), overrides)
+    from rewardproof.stages.study import run
+    from rewardproof.stages.study_plan import Study
+
+    with session(Options(as_json)) as progress:
+        report = run(parse(Study, settings), out, progress=progress, say=lambda line: typer.echo(line, err=True))
+    if report.results["failures"]:
+        typer.echo(f"{report.path}: {report.headline}", err=True)
+        raise typer.Exit(1)
+    return report
+
+
 @recipes.command("ls")
 @guarded
 def list_recipes(debug: Debug = False) -> None:
@@ -160,6 +178,7 @@ def copy_recipe(name: str, target: Path, debug: Debug = False) -> None:
     text = recipe_text(name)
     if target.exists():
         raise ConfigError(f"{target} exists; expected a file to be made, since a copy never replaces what is there; name another file.")
+    require_writable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text)
 

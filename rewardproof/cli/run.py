@@ -17,8 +17,8 @@ from typing import Any
 
 import typer
 
-from rewardproof.artifacts import Progress, silent
-from rewardproof.errors import ConfigError, RewardproofError
+from rewardproof.artifacts import Progress, is_main, n_processes, silent, writing
+from rewardproof.errors import ConfigError, RewardproofError, StorageError
 
 PATIENCE = 2.0
 """Seconds that a piece of work may take before it gets a progress bar."""
@@ -26,9 +26,15 @@ PATIENCE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Options of every verb that runs a stage."""
+    """Options of every verb that runs a stage.
+
+    Attributes:
+        as_json: Print the report's content as JSON.
+        several: The verb shares its work out among the processes that a launcher has started.
+    """
 
     as_json: bool
+    several: bool = False
 
 
 def guarded(command: Callable[..., Any]) -> Callable[..., None]:
@@ -44,16 +50,18 @@ def guarded(command: Callable[..., Any]) -> Callable[..., None]:
                     "Got --overwrite and --resume, expected one of them: the first deletes what an earlier run left, the second continues "
                     "it. Drop one."
                 )
-            report = command(*args, **kwargs)
+            with writing("what this command leaves"):
+                report = command(*args, **kwargs)
         except RewardproofError as error:
             if kwargs.get("debug"):
                 traceback.print_exc()
-            typer.echo(f"error: {error}", err=True)
+            who = "" if is_main() else f"process {os.environ['RANK']}: "
+            typer.echo(f"{who}error: {error}{_going_on(kwargs) if isinstance(error, StorageError) else ''}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo(f"interrupted{_going_on(kwargs)}", err=True)
             raise typer.Exit(130) from None
-        if report is None:
+        if report is None or not is_main():
             return
         if kwargs.get("as_json"):
             sys.stdout.write(json.dumps(report.results, indent=2, ensure_ascii=False) + "\n")
@@ -74,15 +82,24 @@ def _going_on(options: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def session(options: Options) -> Iterator[Progress]:
-    """Quiet the libraries, send our own log to standard error, and show progress on a terminal only."""
+    """Quiet the libraries, send our own log to standard error, and show progress on a terminal only; of several processes one speaks.
+
+    Raises:
+        ConfigError: Several processes were started for a verb that runs on one.
+    """
+    if n_processes() > 1 and not options.several:
+        raise ConfigError(
+            f"Got {n_processes()} processes, expected one: this verb does not share its work out, and they would write over each other. "
+            "Run it without the launcher; `rewardproof train` alone runs on several."
+        )
     from transformers.utils import logging as transformers_logging
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING if is_main() else logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not is_main():
         yield silent
         return
     from rich.console import Console

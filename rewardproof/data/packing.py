@@ -42,6 +42,8 @@ class PackedBatch:
         logit_index_L: Stream position whose logits predict each answer token, shape `(L,)`.
         target_L: That answer token's id, shape `(L,)`.
         target_conversation_L: The conversation it belongs to, shape `(L,)`.
+        group_T: The group that each token belongs to, counted within the stream, shape `(T,)`.
+        prompt_T: Whether the token is one of its group's prompt, read once a group, shape `(T,)`.
     """
 
     token_ids_T: Tensor
@@ -54,6 +56,8 @@ class PackedBatch:
     logit_index_L: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     target_L: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     target_conversation_L: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    group_T: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    prompt_T: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
 
     @property
     def n_tokens(self) -> int:
@@ -75,6 +79,8 @@ class PackedBatch:
             logit_index_L=self.logit_index_L.to(device),
             target_L=self.target_L.to(device),
             target_conversation_L=self.target_conversation_L.to(device),
+            group_T=self.group_T.to(device),
+            prompt_T=self.prompt_T.to(device),
         )
 
 
@@ -92,6 +98,7 @@ def pack(groups: Sequence[EncodedGroup], pairs: Sequence[tuple[Pair, ...]] = ())
     logit_index: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
+    prompts: list[bool] = []
     for group in groups:
         origin, shared = len(tokens), group.shared
         if shared:
@@ -109,6 +116,9 @@ def pack(groups: Sequence[EncodedGroup], pairs: Sequence[tuple[Pair, ...]] = ())
                 targets.append(conversation[place])
                 owners.append(len(ends))
             ends.append(len(tokens) - 1)
+        # The prompt is read in the first conversation, whose beginning is the shared part; one that starts later has it there again.
+        of_prompt = min(max(group.answer_starts[0], 1), len(group.conversations[0]))
+        prompts.extend([True] * of_prompt + [False] * (len(tokens) - origin - of_prompt))
     return PackedBatch(
         token_ids_T=torch.tensor(tokens, dtype=torch.long),
         position_ids_T=torch.tensor(positions, dtype=torch.long),
@@ -120,6 +130,8 @@ def pack(groups: Sequence[EncodedGroup], pairs: Sequence[tuple[Pair, ...]] = ())
         logit_index_L=torch.tensor(logit_index, dtype=torch.long),
         target_L=torch.tensor(targets, dtype=torch.long),
         target_conversation_L=torch.tensor(owners, dtype=torch.long),
+        group_T=torch.repeat_interleave(torch.tensor([group.n_tokens for group in groups])),
+        prompt_T=torch.tensor(prompts, dtype=torch.bool),
     )
 
 

@@ -21,13 +21,27 @@ def split_position(group: Group, salt: str = "") -> float:
     return int(digest[:13], 16) / 16**13
 
 
+def split_salt(seed: int, part: str = "") -> str:
+    """The salt of a numbered split.
+
+    Args:
+        seed: Which split; 0 is the one that everything shares by default.
+        part: Name of an independent split inside the kept part; empty for the main one.
+
+    Example:
+        >>> split_salt(0), split_salt(0, "merge"), split_salt(2, "merge")
+        ('', 'merge', 'merge#2')
+    """
+    return part if seed == 0 else f"{part}#{seed}"
+
+
 def split_by_prompt(groups: Iterable[Group], *, fraction: float, salt: str = "") -> tuple[list[Group], list[Group]]:
     """Hold out about a fraction of the prompts; all groups of a prompt fall on the same side.
 
     Args:
         groups: The groups; their order is kept.
         fraction: Share of prompts held out, in [0, 1].
-        salt: See `split_position`.
+        salt: See `split_position`; `split_salt` makes one from a number.
 
     Returns:
         The groups kept and the groups held out.

@@ -1,6 +1,6 @@
 """Evaluation: what a reward model's scores are worth. It takes groups and numbers, never a model, so any scorer can be judged."""
 
-from rewardproof.evaluation.accuracy import AccuracyReport, pair_accuracy
+from rewardproof.evaluation.accuracy import AccuracyReport, PairOutcomes, pair_accuracy, pair_outcomes
 from rewardproof.evaluation.best_of_n import BestOfNCurve, best_of_n_curve
 
-__all__ = ["AccuracyReport", "BestOfNCurve", "best_of_n_curve", "pair_accuracy"]
+__all__ = ["AccuracyReport", "BestOfNCurve", "PairOutcomes", "best_of_n_curve", "pair_accuracy", "pair_outcomes"]

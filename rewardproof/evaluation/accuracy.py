@@ -149,6 +149,56 @@ def pair_accuracy(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class PairOutcomes:
+    """Every held-out pair by itself, small enough to keep: what paired comparisons between models and seeds need later.
+
+    Attributes:
+        correct: A character a pair: `1` ordered as the data does, `0` the other way round, `=` tied.
+        longer: The same of the rule "the longer answer wins".
+        prompts: The beginning of the prompt's key, one a group.
+        subsets: The subset, one a group.
+        sizes: Pairs of each group; they follow one another in `correct`.
+    """
+
+    correct: str
+    longer: str
+    prompts: tuple[str, ...]
+    subsets: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+
+def pair_outcomes(groups: Sequence[Group], rewards: Sequence[Sequence[float] | FloatArray] | FloatArray) -> PairOutcomes:
+    """What `pair_accuracy` averages, pair by pair; groups without an order are left out.
+
+    Args:
+        groups: Prompts with their answers and the data's scores.
+        rewards: The rewards of every group's answers, in the groups' order.
+
+    Returns:
+        One outcome a pair.
+
+    Example:
+        >>> from rewardproof.data.group import Message
+        >>> answers = tuple((Message("assistant", text),) for text in ("yes", "no", "maybe"))
+        >>> pair_outcomes([Group((Message("user", "a"),), answers, scores=(2.0, 1.0, 0.0))], [[3.0, 5.0, 3.0]]).correct
+        '0=1'
+    """
+    kept = [(group, _finite_row(group, row)) for group, row in zip(groups, rewards, strict=True) if _ordered(group)]
+    pairs = _all_pairs(kept)
+    return PairOutcomes(
+        correct=_letters(_wins(pairs.gap_P)),
+        longer=_letters(pairs.longer_P),
+        prompts=tuple(group.prompt_key[:8] for group, _ in kept),
+        subsets=tuple(group.subset for group, _ in kept),
+        sizes=tuple(np.bincount(pairs.group_P).tolist()),
+    )
+
+
+def _letters(wins_P: FloatArray) -> str:
+    return "".join("1" if win == 1 else "0" if win == 0 else "=" for win in wins_P.tolist())
+
+
 def _finite_row(group: Group, row: Sequence[float] | FloatArray) -> FloatArray:
     values = np.asarray(row, dtype=np.float64)
     name = group.origin or group.id or repr(group.prompt_text[:60])

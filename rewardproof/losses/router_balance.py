@@ -1,7 +1,8 @@
 """Losses that keep a router from sending every token to the same experts.
 
 All of them are over the normal experts only: the shared expert sees every token and has nothing to balance. A token's weight (0 for
-padding) enters every sum, so that a batch with pads and the same batch without them have the same loss.
+padding) enters every sum, so that a batch with pads and the same batch without them have the same loss. The sums over tokens go through
+`total`, which adds those of the other processes where a batch is spread over several.
 """
 
 # Shapes: T tokens, E normal experts.
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from rewardproof.errors import ConfigError
 from rewardproof.losses.reduction import full_precision, require_same_shape
+from rewardproof.losses.totals import Total, own_part
 
 
 def squared_variation(usage_E: Tensor) -> Tensor:
@@ -42,6 +44,7 @@ def importance_load_balance(
     *,
     token_weight_T: Tensor | None = None,
     load_TE: Tensor | None = None,
+    total: Total = own_part,
 ) -> Tensor:
     r"""Unevenness of the probability mass and of the number of tokens that the experts get.
 
@@ -52,6 +55,7 @@ def importance_load_balance(
         selected_TE: True (or 1) where the token goes to the expert, same shape.
         token_weight_T: Weight of each token, 0 for padding; all 1 if absent.
         load_TE: Each token's expected load from `smooth_load`; if absent the selection itself is counted, which has no gradient.
+        total: Makes the batch's sums of this process's sums over tokens.
 
     Returns:
         Scalar >= 0, 0 where importance and load are both even.
@@ -78,7 +82,8 @@ def importance_load_balance(
         require_same_shape(load_TE, selected_TE, "load and selected")
         load_TE = full_precision(load_TE)
     weight_T = _weights(probabilities_TE, token_weight_T)
-    return squared_variation(weight_T @ (probabilities_TE * selected_TE)) + squared_variation(weight_T @ load_TE)
+    importance_E, load_E = total(torch.stack((weight_T @ (probabilities_TE * selected_TE), weight_T @ load_TE))).unbind()
+    return squared_variation(importance_E) + squared_variation(load_E)
 
 
 def smooth_load(logits_TE: Tensor, noisy_logits_TE: Tensor, noise_std_TE: Tensor, k: int) -> Tensor:
@@ -126,7 +131,9 @@ def smooth_load(logits_TE: Tensor, noisy_logits_TE: Tensor, noise_std_TE: Tensor
     return 0.5 * (1.0 + torch.erf(distance_TE / math.sqrt(2.0)))
 
 
-def switch_balance(probabilities_TE: Tensor, selected_TE: Tensor, *, token_weight_T: Tensor | None = None) -> Tensor:
+def switch_balance(
+    probabilities_TE: Tensor, selected_TE: Tensor, *, token_weight_T: Tensor | None = None, total: Total = own_part
+) -> Tensor:
     r"""Alignment of where tokens go with where the router's mass is, 1 for perfectly uniform routing.
 
     .. math:: E \sum_i f_i P_i
@@ -137,6 +144,7 @@ def switch_balance(probabilities_TE: Tensor, selected_TE: Tensor, *, token_weigh
         probabilities_TE: Router probabilities over all normal experts, shape `(T, E)`; rows sum to 1.
         selected_TE: True (or 1) where the token goes to the expert, same shape; carries no gradient.
         token_weight_T: Weight of each token, 0 for padding; all 1 if absent.
+        total: Makes the batch's sums of this process's sums over tokens.
 
     Returns:
         Scalar; 1 for uniform routing, E where one expert gets everything, 0 where no token has weight.
@@ -157,11 +165,12 @@ def switch_balance(probabilities_TE: Tensor, selected_TE: Tensor, *, token_weigh
     require_same_shape(probabilities_TE, selected_TE, "probabilities and selected")
     probabilities_TE = full_precision(probabilities_TE)
     weight_T = _weights(probabilities_TE, token_weight_T)
-    count_E = weight_T @ selected_TE.to(probabilities_TE.dtype).detach()
-    mass_E = weight_T @ probabilities_TE
+    own_count_E = weight_T @ selected_TE.to(probabilities_TE.dtype).detach()
+    sums_3E = total(torch.stack((own_count_E, weight_T @ probabilities_TE, weight_T.sum().expand_as(own_count_E))))
+    count_E, mass_E, n_tokens = sums_3E[0], sums_3E[1], sums_3E[2, 0]
     tiny = torch.finfo(mass_E.dtype).tiny
     share_E = count_E / count_E.sum().clamp_min(tiny)
-    return probabilities_TE.shape[-1] * (share_E * mass_E).sum() / weight_T.sum().clamp_min(tiny)
+    return probabilities_TE.shape[-1] * (share_E * mass_E).sum() / n_tokens.clamp_min(tiny)
 
 
 def _weights(probabilities_TE: Tensor, token_weight_T: Tensor | None) -> Tensor:

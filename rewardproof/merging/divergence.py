@@ -1,6 +1,6 @@
 """How far the experts have moved apart: if they have not, merging has nothing to merge."""
 
-# E experts, index 0 is the shared one.
+# E experts, index 0 is the shared one; X one matrix or bias, flattened.
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -30,16 +30,32 @@ class Divergence:
 
 def expert_divergence(model: PreTrainedModel) -> list[Divergence]:
     """Divergence of every upcycled layer."""
-    found: list[Divergence] = []
+    return [block_divergence(layer, block.experts) for layer, block in moe_blocks(model).items()]
+
+
+def block_divergence(layer: int, experts: FullExperts | DeltaExperts) -> Divergence:
+    """Divergence of one layer's experts, summed over matrices in float64: no more than one expert's matrix is copied at a time."""
+    inner, squared, apart = ([0.0] * experts.n_experts for _ in range(3))
     with torch.no_grad():
-        for layer, block in moe_blocks(model).items():
-            vectors = [_vector(block.experts, number) for number in range(block.experts.n_experts)]
-            shared, routed = vectors[0], vectors[1:]
-            cosines = tuple(float(vector @ shared / (vector.norm() * shared.norm())) for vector in routed)
-            distances = tuple(float((vector - shared).norm() / shared.norm()) for vector in routed)
-            found.append(Divergence(layer, cosines, distances))
-    return found
+        for name in experts.names:
+            shared_X = _matrix(experts, name, 0).double().flatten()
+            for number in range(experts.n_experts):
+                expert_X = _matrix(experts, name, number).double().flatten()
+                inner[number] += float(expert_X @ shared_X)
+                squared[number] += float(expert_X @ expert_X)
+                apart[number] += float((expert_X - shared_X).square_().sum())
+    return Divergence(
+        layer,
+        tuple(product / (own * squared[0]) ** 0.5 for product, own in zip(inner[1:], squared[1:], strict=True)),
+        tuple((gap / squared[0]) ** 0.5 for gap in apart[1:]),
+    )
 
 
-def _vector(experts: FullExperts | DeltaExperts, number: int) -> Tensor:
-    return torch.cat([matrix.double().flatten() for matrix in experts.expert(number).values()])
+def _matrix(experts: FullExperts | DeltaExperts, name: str, number: int) -> Tensor:
+    """One matrix of one expert, the others' left alone."""
+    stored = experts.get_parameter(name)
+    if isinstance(experts, FullExperts):
+        return stored[number]
+    if number == 0 or stored.ndim == 1:
+        return stored
+    return stored + experts.get_parameter(f"{name}_b")[number - 1] @ experts.get_parameter(f"{name}_a")[number - 1]

@@ -14,13 +14,11 @@ from transformers import PreTrainedModel
 
 from rewardproof.config import Section
 from rewardproof.data.encoding import EncodedGroup
-from rewardproof.data.packing import fill, pack
 from rewardproof.errors import ModelError
-from rewardproof.merging.fold import coefficients, fold
-from rewardproof.models.experts import UpcycledSparseMoeBlock, feed_forward
-from rewardproof.models.families import family_of
-from rewardproof.models.packed import packed_rewards
-from rewardproof.models.precision import Precision, computing_in
+from rewardproof.merging.fold import coefficients, fold, fold_deltas
+from rewardproof.models.experts import DeltaExperts, FullExperts, UpcycledSparseMoeBlock, feed_forward
+from rewardproof.models.families import Weights, family_of
+from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import moe_blocks, to_dense
 
 
@@ -62,25 +60,20 @@ class RoutingMass:
     entropy: float
 
 
-def measure_routing(
-    model: PreTrainedModel, groups: Sequence[EncodedGroup], *, tokens_per_batch: int, precision: Precision
-) -> dict[int, RoutingMass]:
+def measure_routing(mixture: RewardModel, groups: Sequence[EncodedGroup]) -> dict[int, RoutingMass]:
     """Mean mixing weights by layer over the tokens of `groups`, in evaluation mode."""
-    model.eval()
-    layers = list(moe_blocks(model))
+    layers = list(moe_blocks(mixture.model))
     weights: list[Tensor] = []
     loads: list[Tensor] = []
     entropies = torch.zeros(len(layers), dtype=torch.float64)
     n_tokens = 0
-    with torch.inference_mode(), computing_in(precision, model.device):
-        for run in fill(groups, tokens_per_batch=tokens_per_batch):
-            routings = packed_rewards(model, pack(run).to(model.device)).routings
-            weights.append(torch.stack([_mass(routing.shared_T, routing.weights_TE) for routing in routings]))
-            loads.append(torch.stack([routing.selected_TE.double().sum(dim=0).cpu() for routing in routings]))
-            for place, routing in enumerate(routings):
-                p = routing.probabilities_TE
-                entropies[place] += float(-(p * p.clamp_min(1e-12).log()).sum())
-            n_tokens += len(routings[0].shared_T)
+    for _, routings in mixture.routings(groups):
+        weights.append(torch.stack([_mass(routing.shared_T, routing.weights_TE) for routing in routings]))
+        loads.append(torch.stack([routing.selected_TE.double().sum(dim=0).cpu() for routing in routings]))
+        for place, routing in enumerate(routings):
+            p = routing.probabilities_TE
+            entropies[place] += float(-(p * p.clamp_min(1e-12).log()).sum())
+        n_tokens += len(routings[0].shared_T)
     weights_LE, loads_Ln = torch.stack(weights).sum(dim=0) / n_tokens, torch.stack(loads).sum(dim=0) / n_tokens
     return {
         layer: RoutingMass(weights_LE[place].float(), loads_Ln[place].float(), float(entropies[place] / n_tokens))
@@ -115,16 +108,26 @@ def starting_coefficients(masses: Mapping[int, RoutingMass], settings: Merge) ->
     return {layer: coefficients(settings.shared_weight, LOGITS[settings.method](mass)) for layer, mass in masses.items()}
 
 
+def unmeasured_coefficients(n_experts: Mapping[int, int], settings: Merge) -> dict[int, Tensor]:
+    """Coefficients by layer of the `uniform` method, which asks nothing of the router.
+
+    Args:
+        n_experts: Experts in all, by layer.
+        settings: The shared expert's coefficient.
+    """
+    return {layer: coefficients(settings.shared_weight, torch.zeros(count - 1)) for layer, count in n_experts.items()}
+
+
 class FoldedBlock(nn.Module):
     """A feed-forward block folded from experts on the fly; only its coefficients can train."""
 
     def __init__(self, block: UpcycledSparseMoeBlock, logits_n: Tensor, *, shared_weight: float, learn_shared: bool) -> None:
-        """Fold `block`'s experts with λ = `shared_weight` and the softmax of `logits_n`."""
+        """Fold `block`'s experts, which are used and not copied, with λ = `shared_weight` and the softmax of `logits_n`."""
         super().__init__()
         self.names = block.experts.names
         self.activation = block.activation
-        for name in self.names:
-            self.register_buffer(name, block.experts.stack(name).detach(), persistent=False)
+        for name, parameter in block.experts.named_parameters():
+            self.register_buffer(name, parameter.detach(), persistent=False)
         device = self.get_buffer(self.names[0]).device
         self.logits_n = nn.Parameter(logits_n.detach().clone().float().to(device))
         clipped = min(max(shared_weight, 1e-4), 1 - 1e-4) if learn_shared else shared_weight
@@ -142,7 +145,7 @@ class FoldedBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Feed-forward output of the folded block, same shape as the input."""
-        folded = {name: fold(self.get_buffer(name), self.coefficients_E()) for name in self.names}
+        folded = _fold_all(dict(self.named_buffers()), self.names, self.coefficients_E())
         return feed_forward(hidden_states, folded, self.activation)
 
 
@@ -164,6 +167,20 @@ def restore_blocks(model: PreTrainedModel, blocks: Mapping[int, UpcycledSparseMo
         layers[index].mlp = block
 
 
+def require_all_layers(blocks: Mapping[int, UpcycledSparseMoeBlock], coefficients_by_layer: Mapping[int, Tensor]) -> None:
+    """Refuse coefficients that leave a layer out.
+
+    Raises:
+        ModelError: A layer has no coefficients.
+    """
+    missing = [layer for layer in blocks if layer not in coefficients_by_layer]
+    if missing:
+        raise ModelError(
+            f"Got coefficients for layers {sorted(coefficients_by_layer)}, expected every upcycled layer ({sorted(blocks)}): "
+            f"the experts of layer {missing[0]} could not be folded. Give one vector a layer."
+        )
+
+
 def merge_experts(model: PreTrainedModel, coefficients_by_layer: Mapping[int, Tensor]) -> None:
     """Fold every mixture into a stock dense block, in place: afterwards the model is of its stock class, shapes and size.
 
@@ -175,19 +192,28 @@ def merge_experts(model: PreTrainedModel, coefficients_by_layer: Mapping[int, Te
         raise ModelError(
             f"{type(model).__name__} is dense: it has no experts to merge. Give a mixture (rewardproof upcycle MODEL OUT, then train)."
         )
-    missing = [layer for layer in blocks if layer not in coefficients_by_layer]
-    if missing:
-        raise ModelError(
-            f"Got coefficients for layers {sorted(coefficients_by_layer)}, expected every upcycled layer ({sorted(blocks)}): "
-            f"the experts of layer {missing[0]} could not be folded. Give one vector a layer."
-        )
+    require_all_layers(blocks, coefficients_by_layer)
     family = family_of(model)
-    with torch.no_grad():
-        folded = {
-            index: {name: fold(block.experts.stack(name), coefficients_by_layer[index].to(model.device)) for name in block.experts.names}
-            for index, block in blocks.items()
-        }
+    folded = {index: folded_weights(block.experts, coefficients_by_layer[index]) for index, block in blocks.items()}
     to_dense(model)
     layers = family.layer_list(model)
     for index, weights in folded.items():
         family.write(layers[index].get_submodule("mlp").train(model.training), weights)
+
+
+def folded_weights(experts: FullExperts | DeltaExperts, coefficients_E: Tensor) -> Weights:
+    """The matrices of one dense block, folded from one layer's experts."""
+    stored = {name: parameter.detach() for name, parameter in experts.named_parameters()}
+    return _fold_all(stored, experts.names, coefficients_E.to(stored[experts.names[0]].device))
+
+
+def _fold_all(stored: Mapping[str, Tensor], names: Sequence[str], coefficients_E: Tensor) -> Weights:
+    """Fold every matrix and bias; `stored` holds what `FullExperts` or `DeltaExperts` keep, as the names tell."""
+    if not any(f"{name}_b" in stored for name in names):
+        return {name: fold(stored[name], coefficients_E) for name in names}
+    return {
+        name: fold_deltas(stored[name], stored[f"{name}_b"], stored[f"{name}_a"], coefficients_E)
+        if f"{name}_b" in stored
+        else fold(stored[name].expand(len(coefficients_E), -1), coefficients_E)
+        for name in names
+    }

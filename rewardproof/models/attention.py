@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from rewardproof.data.packing import PackedBatch, Segment
+from rewardproof.models.precision import computing_dtype
 
 SEGMENTS = "rewardproof_segments"
 FLEX = "rewardproof_flex"
+QUERY_BLOCK = {torch.bfloat16: 256, torch.float32: 128}
+"""Queries in one block of written-out attention, where it was fastest."""
 
 
 class AttentionPlan:
@@ -34,14 +37,36 @@ class AttentionPlan:
         self.batch = batch
         self.device = device
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._biases: dict[tuple[int, int, int | None, int, torch.dtype], Tensor] = {}
         self._block_masks: dict[int | None, Any] = {}
 
     def visible(self, segment: Segment, window: int | None) -> Tensor | None:
         """Boolean mask (queries, keys) of a segment, or `None` where plain causal attention is the same."""
         prefix, own = segment.prefix_end - segment.prefix_start, segment.end - segment.start
         binding = window if window is not None and window < prefix + own else None
-        if prefix == 0 and binding is None:
-            return None
+        return None if prefix == 0 and binding is None else self._mask(prefix, own, binding)
+
+    def bias(self, first: int, count: int, window: int | None, kind: tuple[int, torch.dtype]) -> Tensor:
+        """What is added to the scores of queries at positions `[first, first + count)` for keys up to the last of them: 0 where visible.
+
+        Args:
+            first: Position of the first query.
+            count: Number of queries.
+            window: Sliding window, or `None`.
+            kind: How often the rows are repeated, one below the other, and the dtype.
+
+        Returns:
+            Shape `(repeats * count, first + count)`.
+        """
+        binding = window if window is not None and window < first + count else None
+        key = (first, count, binding, *kind)
+        if key not in self._biases:
+            hidden = ~self._mask(first, count, binding)
+            bias = torch.zeros(hidden.shape, dtype=kind[1], device=self.device).masked_fill_(hidden, float("-inf"))
+            self._biases[key] = bias.repeat(kind[0], 1)
+        return self._biases[key]
+
+    def _mask(self, prefix: int, own: int, binding: int | None) -> Tensor:
         key = (prefix, own, binding)
         if key not in self._masks:
             query_positions = torch.arange(prefix, prefix + own, device=self.device)[:, None]
@@ -104,11 +129,14 @@ def segment_attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """One scaled-dot-product call a segment; shapes `(1, H, T, D)` in, `(1, T, H, D)` out."""
+    # Rotary positions leave fp32 under autocast; one cast of the stream is cheaper than the cast of every segment that autocast would do.
+    dtype = computing_dtype(query)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    written_out = softcap is None and dropout == 0 and query.requires_grad and query.device.type == "cpu"
     heads = query.shape[1]
-    if key.shape[1] != heads:
+    if key.shape[1] != heads and not written_out:
         key = key.repeat_interleave(heads // key.shape[1], dim=1)
         value = value.repeat_interleave(heads // value.shape[1], dim=1)
-    key, value = key.to(query.dtype), value.to(query.dtype)
     # Split rather than slice: the gradient of a slice is as large as the stream, that of a split is written once.
     lengths = [segment.end - segment.start for segment in plan.segments]
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
@@ -117,6 +145,9 @@ def segment_attention(
         own_keys, own_values = keys[number], values[number]
         if prefix is not None:
             own_keys, own_values = torch.cat((keys[prefix], own_keys), dim=2), torch.cat((values[prefix], own_values), dim=2)
+        if written_out:
+            outputs += _written_out(queries[number], own_keys, own_values, plan=plan, scaling=scaling, window=sliding_window)
+            continue
         mask = plan.visible(segment, sliding_window)
         if softcap is None:
             outputs.append(
@@ -127,6 +158,29 @@ def segment_attention(
         else:
             outputs.append(_soft_capped(queries[number], own_keys, own_values, mask, scaling=scaling, softcap=softcap))
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _written_out(
+    query: Tensor, key: Tensor, value: Tensor, *, plan: AttentionPlan, scaling: float | None, window: int | None
+) -> list[Tensor]:
+    """Attention as plain matrix products, block by block of queries; on a CPU, torch's fused attention is slow in its backward pass.
+
+    The query heads that share a head of keys are laid one below the other, so that keys are not repeated.
+    """
+    n_keys, head_width = key.shape[1], query.shape[3]
+    repeats = query.shape[1] // n_keys
+    scale = head_width**-0.5 if scaling is None else scaling
+    outputs: list[Tensor] = []
+    first = key.shape[2] - query.shape[2]
+    for block in query.split(QUERY_BLOCK.get(query.dtype, 256), dim=2):
+        count = block.shape[2]
+        end = first + count
+        bias = plan.bias(first, count, window, (repeats, query.dtype))
+        folded = block[0].reshape(n_keys, repeats * count, head_width)
+        scores = torch.baddbmm(bias, folded, key[0, :, :end].transpose(1, 2), alpha=scale)
+        outputs.append((scores.softmax(dim=-1) @ value[0, :, :end]).reshape(1, -1, count, head_width))
+        first = end
+    return outputs
 
 
 def _soft_capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float | None, softcap: float) -> Tensor:

@@ -2,7 +2,8 @@
 
 The contract: a stock `*ForSequenceClassification` with one label, `problem_type="regression"`, a pad token that is not eos, the chat
 template saved with the tokenizer, safetensors. An unmerged mixture is saved as `experts.safetensors`, a name that stock loaders do not
-look for: they would otherwise fill the blocks that they do not know with random weights.
+look for: they would otherwise fill the blocks that they do not know with random weights. It is written and read one tensor at a time, so
+that its experts are in memory once.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from accelerate import init_empty_weights
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_NAME
 
+from rewardproof.artifacts import writing
 from rewardproof.data.encoding import prepare_tokenizer
 from rewardproof.errors import CheckpointError, ModelError
 from rewardproof.models.embedded import embedded_model_dir
+from rewardproof.models.tensor_files import TensorFile, write_tensors
 from rewardproof.models.upcycling import CONFIG_KEY, is_upcycled, restore_structure
 
 EXPERTS_FILE = "experts.safetensors"
@@ -101,7 +106,7 @@ def load_base(spec: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dty
     config.num_labels = 1
     _switch_dropout_off(config)
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(resolved, config=config, dtype=dtype)
+        model = _dense(spec, resolved, config, dtype)
     except ValueError as error:
         raise ModelError(
             f"{spec} ({config.model_type}) has no sequence-classification class in transformers, expected a decoder that has one "
@@ -111,6 +116,17 @@ def load_base(spec: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dty
     if not _has_head(config):
         torch.nn.init.zeros_(model.get_submodule("score").get_parameter("weight"))
     return model
+
+
+def _dense(spec: str, resolved: str, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(resolved, config=config, dtype=dtype)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The weights of {spec!r} cannot be read ({str(error).strip().splitlines()[0]}), expected whole files that fit the config.json "
+            "beside them: a copy that broke off, a full disk or an exchanged file leaves such a directory. Copy or download the model "
+            "again, or train it again."
+        ) from error
 
 
 def _switch_dropout_off(config: Any) -> None:
@@ -131,6 +147,11 @@ def _check_one_label(spec: str, config: Any) -> None:
 def _apply_contract(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     if len(tokenizer) > model.get_input_embeddings().get_parameter("weight").shape[0]:
         model.resize_token_embeddings(len(tokenizer))
+    apply_contract_to_config(model, tokenizer)
+
+
+def apply_contract_to_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write into a model's configuration what every consumer of a reward model looks for."""
     config = model.config
     config.num_labels = 1
     config.problem_type = "regression"
@@ -155,6 +176,25 @@ def load_reward_model(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple
         ModelError: The checkpoint has no reward head, or more than one label.
         CheckpointError: The checkpoint is missing or incomplete.
     """
+    resolved, config = reward_model_config(spec)
+    tokenizer = load_tokenizer(spec)
+    if hasattr(config, CONFIG_KEY):
+        model = _load_experts(experts_file(resolved), config, dtype)
+    else:
+        _switch_dropout_off(config)
+        model = _dense(spec, resolved, config, dtype)
+    _apply_contract(model, tokenizer)
+    model.eval()
+    return model, tokenizer
+
+
+def reward_model_config(spec: str) -> tuple[str, Any]:
+    """What `from_pretrained` takes for MODEL, and the configuration found there, which is that of a reward model.
+
+    Raises:
+        ModelError: The checkpoint has no reward head, or more than one label.
+        CheckpointError: The checkpoint is missing.
+    """
     resolved, config = _load_config(spec)
     if not _has_head(config):
         named = ", ".join(config.architectures or ["an unnamed class"])
@@ -163,27 +203,54 @@ def load_reward_model(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple
             f"Train one from it: rewardproof train dense OUT model={spec} data=…"
         )
     _check_one_label(spec, config)
-    tokenizer = load_tokenizer(spec)
-    if hasattr(config, CONFIG_KEY):
-        model = _load_experts(Path(resolved), config, dtype)
-    else:
-        _switch_dropout_off(config)
-        model = AutoModelForSequenceClassification.from_pretrained(resolved, config=config, dtype=dtype)
-    _apply_contract(model, tokenizer)
-    model.eval()
-    return model, tokenizer
+    return resolved, config
 
 
-def _load_experts(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
-    file = folder / EXPERTS_FILE
+def experts_file(folder: Path | str) -> Path:
+    """The file of a mixture's weights.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    file = Path(folder) / EXPERTS_FILE
     if not file.is_file():
         raise CheckpointError(
             f"{folder} says that it holds experts but has no {EXPERTS_FILE}; the checkpoint is incomplete. Train it again."
         )
-    entry = getattr(config, CONFIG_KEY)
-    model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
-    restore_structure(model, entry)
-    model.load_state_dict(load_file(file), strict=True)
+    return file
+
+
+def structure(config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    """The model that a configuration describes, dense or with experts, its parameters without data (on the meta device)."""
+    with init_empty_weights(include_buffers=False):  # rotary frequencies and the like are in no file: they are computed here
+        model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+    if hasattr(config, CONFIG_KEY):
+        restore_structure(model, getattr(config, CONFIG_KEY))
+    return model
+
+
+def check_tensors(file: TensorFile, model: PreTrainedModel) -> None:
+    """Refuse a file that does not hold exactly the tensors of a model.
+
+    Raises:
+        CheckpointError: Names the first tensor that is missing, left over, or of another shape.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: place.shape for name, place in file.places.items()}
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{file.path} has {name} as {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')} by its config.json: "
+                "weights and configuration are not of one model. Restore the pair, or train the mixture again."
+            )
+
+
+def _load_experts(path: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    model = structure(config, dtype)
+    with TensorFile(path) as file:
+        check_tensors(file, model)
+        # With assign=True the tensors read become the parameters: at no time are there two copies.
+        model.load_state_dict({name: file.read(name, empty.dtype) for name, empty in model.state_dict().items()}, assign=True)
     return model
 
 
@@ -198,20 +265,54 @@ def save_reward_model(
         path: Directory to write; replaced if it exists.
         dtype: Precision of the saved weights; `None` keeps the model's own.
     """
+    if is_upcycled(model):
+        return save_streamed(model, tokenizer, path, model.state_dict().items(), dtype=dtype)
+    state = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in model.state_dict().items()}
+    return _publish(model, tokenizer, path, lambda folder: model.save_pretrained(folder, state_dict=state), dtype or model.dtype)
+
+
+def save_streamed(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path | str,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a checkpoint whose tensors come one after the other, without ever holding all of them in the precision to save.
+
+    Args:
+        model: Structure, configuration and class; its own parameters may be without data.
+        tokenizer: Its tokenizer.
+        path: Directory to write; replaced if it exists.
+        tensors: The entries of the model's state dict, in any order.
+        dtype: Precision of the saved weights; `None` keeps the model's own.
+    """
+    layout = {name: torch.empty_like(tensor, dtype=dtype or tensor.dtype, device="meta") for name, tensor in model.state_dict().items()}
+    name = EXPERTS_FILE if is_upcycled(model) else SAFE_WEIGHTS_NAME
+
+    def write(folder: Path) -> None:
+        write_tensors(folder / name, layout, tensors)
+        model.config.save_pretrained(folder)
+
+    return _publish(model, tokenizer, path, write, dtype or model.dtype)
+
+
+def _publish(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str, write: Callable[[Path], None], dtype: torch.dtype
+) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    state = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in model.state_dict().items()}
-    if is_upcycled(model):
-        save_file(state, partial / EXPERTS_FILE, metadata={"format": "pt"})
-        model.config.save_pretrained(partial)
-    else:
-        model.save_pretrained(partial, state_dict=state)
-    saved = json.loads((partial / "config.json").read_text())
-    saved["dtype"] = str(dtype or model.dtype).removeprefix("torch.")
-    saved["architectures"] = [type(model).__name__]
-    (partial / "config.json").write_text(json.dumps(saved, indent=2) + "\n")
-    tokenizer.save_pretrained(partial)
+    for stale in target.parent.glob(f".{target.name}.partial-*"):  # of a process that was killed while it saved
+        shutil.rmtree(stale, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    with writing(target, discard=partial):
+        write(partial)
+        saved = json.loads((partial / "config.json").read_text())
+        saved["dtype"] = str(dtype).removeprefix("torch.")
+        saved["architectures"] = [type(model).__name__]
+        (partial / "config.json").write_text(json.dumps(saved, indent=2) + "\n")
+        tokenizer.save_pretrained(partial)
     partial.chmod(0o755)
     if target.exists():
         shutil.rmtree(target)
@@ -224,4 +325,7 @@ def save_reward_scale(path: Path | str, rewards: Sequence[Sequence[float]]) -> N
     values = torch.tensor([value for row in rewards for value in row], dtype=torch.float64)
     file = Path(path) / "config.json"
     config = json.loads(file.read_text()) | {"mean": float(values.mean()), "std": float(values.std(correction=0))}
-    file.write_text(json.dumps(config, indent=2) + "\n")
+    partial = file.with_name(file.name + ".partial")
+    with writing(file, discard=partial):
+        partial.write_text(json.dumps(config, indent=2) + "\n")
+    os.replace(partial, file)

@@ -4,16 +4,20 @@ Two kinds of experts. `FullExperts` are copies of the dense matrices, fused into
 `DeltaExperts` are one shared base plus a low-rank difference for every routed expert; the large products of the base are computed once.
 """
 
-# T tokens, D hidden width, F feed-forward width, E experts, R rank of a difference.
+# T tokens, D hidden width, F feed-forward width, E experts, n routed experts, K of them a token uses, S = T K choices, R = T + S rows;
+# in names that end in _SR, R is the rank of a difference.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rewardproof.models.families import Weights
+from rewardproof.models.grouped import grouped_linear
+from rewardproof.models.precision import computing_dtype
 from rewardproof.models.routing import Router, Routing
 
 Activation = Callable[[Tensor], Tensor]
@@ -28,19 +32,36 @@ def feed_forward(hidden_TD: Tensor, weights: Weights, activation: Activation) ->
     return F.linear(activation(up_TF), weights["down"], weights.get("down_bias"))
 
 
-def _computing_dtype(tensor: Tensor) -> torch.dtype:
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+class Dispatched(NamedTuple):
+    """The routed (token, expert) choices sorted by expert.
+
+    Attributes:
+        token_S: Their tokens, shape `(S,)`.
+        weight_S: Their weights, shape `(S,)`.
+        routed_n: How many each routed expert gets, shape `(n,)`.
+    """
+
+    token_S: Tensor
+    weight_S: Tensor
+    routed_n: Tensor
+
+
+def dispatched(routing: Routing) -> Dispatched:
+    """Sort choices by expert."""
+    expert_S, order_S = routing.chosen_TK.flatten().sort(stable=True)
+    routed_n = torch.bincount(expert_S, minlength=routing.probabilities_TE.shape[1])
+    return Dispatched(order_S // routing.chosen_TK.shape[1], routing.weights_TK.flatten()[order_S], routed_n)
 
 
 class FullExperts(nn.Module):
     """Exact copies of the dense block in fused parameters of shape `(E, …)`; expert 0 is the shared one."""
 
-    def __init__(self, dense: Weights, n_experts: int) -> None:
-        """Copy the dense matrices `n_experts` times."""
+    def __init__(self, dense: Weights, n_experts: int, *, dropout: float = 0.0) -> None:
+        """Copy the dense matrices `n_experts` times; while training, routed experts drop that share of their inner units."""
         super().__init__()
         self.names = tuple(dense)
         self.n_experts = n_experts
+        self.dropout = dropout
         for name, matrix in dense.items():
             self.register_parameter(name, nn.Parameter(matrix.detach().expand(n_experts, *matrix.shape).clone()))
 
@@ -54,43 +75,26 @@ class FullExperts(nn.Module):
 
     def forward(self, hidden_TD: Tensor, routing: Routing, activation: Activation) -> Tensor:
         """Mix the shared expert with each token's routed experts, without dropping any token."""
-        # One unbind instead of an index for every expert: the backward pass then writes the stacked gradient once.
-        unbound = {name: self.get_parameter(name).unbind() for name in self.names}
-        experts = [{name: unbound[name][number] for name in self.names} for number in range(self.n_experts)]
-        output_TD = routing.shared_T[:, None].to(hidden_TD.dtype) * feed_forward(hidden_TD, experts[0], activation)
-        if hidden_TD.is_cuda and self.groupable(_computing_dtype(hidden_TD)):
-            return output_TD + self._grouped(hidden_TD, routing, activation)
-        parts: list[Tensor] = []
-        places: list[Tensor] = []
-        for number in range(1, self.n_experts):
-            token_M, slot_M = (routing.chosen_TK == number - 1).nonzero(as_tuple=True)
-            expert_MD = feed_forward(hidden_TD[token_M], experts[number], activation)
-            parts.append(routing.weights_TK[token_M, slot_M][:, None].to(expert_MD.dtype) * expert_MD)
-            places.append(token_M)
-        return output_TD.index_add(0, torch.cat(places), torch.cat(parts).to(output_TD.dtype))
+        n_tokens = len(hidden_TD)
+        token_S, weight_S, routed_n = dispatched(routing)
+        # Rows of the shared expert first, then those of each routed one: every matrix of the block is one grouped product.
+        narrow_TD = hidden_TD.to(computing_dtype(hidden_TD))
+        rows_RD = torch.cat((narrow_TD, narrow_TD[token_S]))
+        counts_E = torch.cat((routed_n.new_tensor([n_tokens]), routed_n))
+        up_RF = self._product(rows_RD, "up", counts_E)
+        hidden_RF = activation(self._product(rows_RD, "gate", counts_E)) * up_RF if "gate" in self.names else activation(up_RF)
+        if self.dropout and self.training:
+            hidden_RF = torch.cat((hidden_RF[:n_tokens], F.dropout(hidden_RF[n_tokens:], self.dropout)))
+        shared_TD, routed_SD = self._product(hidden_RF, "down", counts_E).split((n_tokens, len(token_S)))
+        output_TD = routing.shared_T[:, None].to(hidden_TD.dtype) * shared_TD
+        return output_TD.index_add(0, token_S, (weight_S[:, None].to(routed_SD.dtype) * routed_SD).to(output_TD.dtype))
 
-    def groupable(self, dtype: torch.dtype) -> bool:
-        """Whether torch has grouped products and takes these shapes: their rows have to begin at multiples of 16 bytes."""
-        return hasattr(F, "grouped_mm") and all(width * dtype.itemsize % 16 == 0 for width in self.stack("up").shape[1:])
-
-    def _grouped(self, hidden_TD: Tensor, routing: Routing, activation: Activation) -> Tensor:
-        """Routed experts as grouped matrix products over tokens sorted by expert; autocast is applied by hand."""
-        dtype = _computing_dtype(hidden_TD)
-        n_routed = routing.chosen_TK.shape[1]
-        expert_S, order_S = routing.chosen_TK.flatten().sort(stable=True)
-        token_S = order_S // n_routed
-        offsets_E = torch.bincount(expert_S, minlength=self.n_experts - 1).cumsum(0).to(torch.int32)
-        sorted_SD = hidden_TD[token_S].to(dtype)
-
-        def product(rows: Tensor, name: str) -> Tensor:
-            made = F.grouped_mm(rows, self.stack(name)[1:].to(dtype).transpose(1, 2), offs=offsets_E)
-            return made + self.stack(f"{name}_bias")[1:][expert_S].to(dtype) if f"{name}_bias" in self.names else made
-
-        up_SF = product(sorted_SD, "up")
-        up_SF = activation(product(sorted_SD, "gate")) * up_SF if "gate" in self.names else activation(up_SF)
-        weight_S = routing.weights_TK.flatten()[order_S]
-        down_SD = product(up_SF, "down") * weight_S[:, None].to(dtype)
-        return torch.zeros_like(hidden_TD).index_add(0, token_S, down_SD.to(hidden_TD.dtype))
+    def _product(self, rows_RX: Tensor, name: str, counts_E: Tensor) -> Tensor:
+        made = grouped_linear(rows_RX, self.stack(name), counts_E)
+        bias = f"{name}_bias"
+        if bias not in self.names:
+            return made
+        return made + self.stack(bias).to(made.dtype).repeat_interleave(counts_E, dim=0, output_size=len(made))
 
 
 class DeltaExperts(nn.Module):
@@ -100,11 +104,12 @@ class DeltaExperts(nn.Module):
         DeRS, arXiv:2503.01359.
     """
 
-    def __init__(self, dense: Weights, n_experts: int, rank: int) -> None:
-        """Take the dense matrices as the base; differences start at zero (B = 0)."""
+    def __init__(self, dense: Weights, n_experts: int, rank: int, *, dropout: float = 0.0) -> None:
+        """Take the dense matrices as the base; differences start at zero (B = 0). Dropout as in `FullExperts`."""
         super().__init__()
         self.names = tuple(dense)
         self.n_experts = n_experts
+        self.dropout = dropout
         self.rank = rank
         for name, matrix in dense.items():
             self.register_parameter(name, nn.Parameter(matrix.detach().clone()))
@@ -131,31 +136,26 @@ class DeltaExperts(nn.Module):
 
     def forward(self, hidden_TD: Tensor, routing: Routing, activation: Activation) -> Tensor:
         """Mix as `FullExperts` would, with the base's products computed once for shared and routed experts."""
+        token_S, weight_S, routed_n = dispatched(routing)
         base_up_TF = F.linear(hidden_TD, self.get_parameter("up"), self._bias("up_bias"))
         gated = "gate" in self.names
         base_gate_TF = F.linear(hidden_TD, self.get_parameter("gate"), self._bias("gate_bias")) if gated else base_up_TF
         base_TF = activation(base_gate_TF) * base_up_TF if gated else activation(base_up_TF)
-        mixed_TF = routing.shared_T[:, None].to(base_TF.dtype) * base_TF
-        low_rank: list[Tensor] = []
-        places: list[Tensor] = []
-        for number in range(self.n_experts - 1):
-            token_M, slot_M = (routing.chosen_TK == number).nonzero(as_tuple=True)
-            rows_MD = hidden_TD[token_M]
-            up_MF = base_up_TF[token_M] + self._difference("up", number, rows_MD)
-            gate_MF = base_gate_TF[token_M] + self._difference("gate", number, rows_MD) if gated else up_MF
-            hidden_MF = activation(gate_MF) * up_MF if gated else activation(up_MF)
-            weighted_MF = routing.weights_TK[token_M, slot_M][:, None].to(hidden_MF.dtype) * hidden_MF
-            mixed_TF = mixed_TF.index_add(0, token_M, weighted_MF.to(mixed_TF.dtype))
-            low_rank.append(self._difference("down", number, weighted_MF))
-            places.append(token_M)
+        rows_SD = hidden_TD[token_S].to(base_TF.dtype)
+        up_SF = base_up_TF[token_S] + self._difference("up", rows_SD, routed_n)
+        gate_SF = base_gate_TF[token_S] + self._difference("gate", rows_SD, routed_n) if gated else up_SF
+        hidden_SF = F.dropout(activation(gate_SF) * up_SF if gated else activation(up_SF), self.dropout, self.training)
+        weighted_SF = weight_S[:, None].to(hidden_SF.dtype) * hidden_SF
+        mixed_TF = (routing.shared_T[:, None].to(base_TF.dtype) * base_TF).index_add(0, token_S, weighted_SF)
         output_TD = F.linear(mixed_TF, self.get_parameter("down"), self._bias("down_bias"))
-        return output_TD.index_add(0, torch.cat(places), torch.cat(low_rank).to(output_TD.dtype))
+        return output_TD.index_add(0, token_S, self._difference("down", weighted_SF, routed_n).to(output_TD.dtype))
 
     def _bias(self, name: str) -> Tensor | None:
         return self.get_parameter(name) if name in self.names else None
 
-    def _difference(self, name: str, number: int, rows: Tensor) -> Tensor:
-        return F.linear(F.linear(rows, self.get_parameter(f"{name}_a")[number]), self.get_parameter(f"{name}_b")[number])
+    def _difference(self, name: str, rows_SX: Tensor, routed_n: Tensor) -> Tensor:
+        narrow_SR = grouped_linear(rows_SX, self.get_parameter(f"{name}_a"), routed_n)
+        return grouped_linear(narrow_SR, self.get_parameter(f"{name}_b"), routed_n)
 
 
 class UpcycledSparseMoeBlock(nn.Module):

@@ -16,7 +16,7 @@ from rewardproof.data.packing import PackedBatch
 from rewardproof.errors import ModelError
 from rewardproof.models.attention import AttentionPlan, default_backend, packed_attention
 from rewardproof.models.families import is_padded_only
-from rewardproof.models.routing import Router, Routing
+from rewardproof.models.routing import Prompts, Router, Routing, knowing_prompts
 
 log = logging.getLogger(__name__)
 _WARNED = "_rewardproof_warned_of_padding"
@@ -46,7 +46,8 @@ def hidden_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = 
     base = cast("PreTrainedModel", model.base_model)
     device = batch.token_ids_T.device
     plan = AttentionPlan(batch, device)
-    with packed_attention(base, backend or default_backend(device)):
+    prompts = Prompts(batch.group_T, batch.prompt_T, batch.n_groups)
+    with packed_attention(base, backend or default_backend(device)), knowing_prompts(base, prompts):
         output = base(input_ids=batch.token_ids_T[None], position_ids=batch.position_ids_T[None], use_cache=False, plan=plan)
     return output.last_hidden_state[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Literal
 
@@ -36,8 +37,16 @@ def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def computing_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype in which autocast, where it is on, computes products of this tensor."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
 def default_device() -> torch.device:
-    """The accelerator of this process if there is one, else the CPU."""
+    """The accelerator of this process if there is one, else the CPU; `ACCELERATE_USE_CPU=true` asks for the CPU, as of accelerate."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes", "on", "y", "t"}:
+        return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():

@@ -14,12 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewardproof.data.encoding import EncodedGroup, Overlong, encode_groups
 from rewardproof.data.group import Group
-from rewardproof.data.packing import fill, pack, split_at_position, split_large
+from rewardproof.data.packing import PackedBatch, fill, pack, split_at_position, split_large
 from rewardproof.errors import ConfigError, DataError, EvaluationError, ModelError
 from rewardproof.models.checkpoints import load_reward_model, save_reward_model
 from rewardproof.models.families import is_padded_only
 from rewardproof.models.packed import packed_rewards, position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_device, resolve_precision
+from rewardproof.models.routing import Routing
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache
 
 
@@ -160,6 +161,17 @@ class RewardModel:
             for stream in streams:
                 self._score_stream(stream, rewards, names, trunk=trunk, cache=cache)
         return [tuple(found[tokens] for tokens in group.conversations) for found, group in zip(rewards, wanted, strict=True)]
+
+    def routings(self, groups: Sequence[EncodedGroup]) -> Iterator[tuple[PackedBatch, tuple[Routing, ...]]]:
+        """Streams of encoded groups, in order, with what each router of a mixture decides on them, lowest layer first."""
+        device = self.model.device
+        self.model.eval()
+        with self._shared_trunk(groups) as (trunk, cache):
+            for run in fill(groups, tokens_per_batch=self.tokens_per_batch):
+                feed = trunk.feeding(cache.read(run).to(device)) if trunk is not None and cache is not None else contextlib.nullcontext()
+                batch = pack(run).to(device)
+                with torch.inference_mode(), computing_in(self.precision, device), feed:
+                    yield batch, packed_rewards(self.model, batch, backend=self.backend).routings
 
     def _refuse_too_long(self, groups: Sequence[EncodedGroup], names: Sequence[str]) -> None:
         longest = self.longest

@@ -6,12 +6,38 @@ Because the weights of a token sum to one, a mixture of equal experts is the den
 # T tokens, D hidden width, E routed experts (the shared one is not among them), K routed experts a token uses.
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rewardproof.errors import ModelError
+
 Mixing = Literal["s_max", "fixed"]
+RouteBy = Literal["token", "prompt"]
+
+
+class Prompts(NamedTuple):
+    """Where the prompts of a stream are.
+
+    Attributes:
+        group_T: The group that each token belongs to, shape `(T,)`.
+        prompt_T: Whether the token is one of its group's prompt, shape `(T,)`; every group has at least one.
+        n_groups: Groups of the stream, G.
+    """
+
+    group_T: Tensor
+    prompt_T: Tensor
+    n_groups: int
+
+    def mean(self, hidden_TD: Tensor) -> Tensor:
+        """Mean hidden state over each group's prompt, shape `(G, D)`, float32."""
+        group_P = self.group_T[self.prompt_T]
+        sums_GD = hidden_TD.new_zeros(self.n_groups, hidden_TD.shape[1], dtype=torch.float32)
+        sums_GD = sums_GD.index_add(0, group_P, hidden_TD[self.prompt_T].float())
+        return sums_GD / torch.bincount(group_P, minlength=self.n_groups)[:, None]
 
 
 class Routing(NamedTuple):
@@ -72,19 +98,70 @@ def route(logits_TE: Tensor, n_routed: int, *, mixing: Mixing, shared_weight: fl
     return Routing(shared_T, (1 - shared_weight) * top_TK / top_TK.sum(dim=-1, keepdim=True), chosen_TK, probabilities_TE)
 
 
+def route_hard(logits_TE: Tensor) -> Routing:
+    """Give every token to its most probable routed expert alone, the shared one none; the router's gradient passes straight through.
+
+    Example:
+        >>> routing = route_hard(torch.tensor([[0.0, 1.0]]))
+        >>> routing.shared_T, routing.weights_TK, routing.chosen_TK
+        (tensor([0.]), tensor([[1.]]), tensor([[1]]))
+    """
+    probabilities_TE = logits_TE.softmax(dim=-1)
+    top_T1, chosen_T1 = probabilities_TE.max(dim=-1, keepdim=True)
+    return Routing(torch.zeros_like(top_T1[:, 0]), top_T1 / top_T1.detach(), chosen_T1, probabilities_TE)
+
+
 class Router(nn.Module):
     """A linear router kept in float32; its output is the `Routing`, so that statistics travel in return values."""
 
-    def __init__(self, width: int, n_experts: int, n_routed: int, *, mixing: Mixing, shared_weight: float) -> None:
+    def __init__(
+        self, width: int, n_experts: int, n_routed: int, *, mixing: Mixing, shared_weight: float, route_by: RouteBy = "token"
+    ) -> None:
         """Make a router over `n_experts` routed experts with weights drawn from N(0, 0.02²)."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_experts, width, dtype=torch.float32).normal_(std=0.02))
         self.n_routed = n_routed
         self.mixing: Mixing = mixing
         self.shared_weight = shared_weight
+        self.route_by: RouteBy = route_by
+        self.hard = False
+        self.only: int | None = None
+        self.prompts: Prompts | None = None
 
     def forward(self, hidden_TD: Tensor) -> Routing:
-        """Route tokens, shape `(T, D)`, outside autocast."""
+        """Route tokens, shape `(T, D)`, outside autocast; by prompt, all tokens of a group get the routing of its prompt's mean state.
+
+        Raises:
+            ModelError: It routes by prompt and is called outside `knowing_prompts`.
+        """
         with torch.autocast(hidden_TD.device.type, enabled=False):
-            logits_TE = hidden_TD.float() @ self.weight.float().T
-            return route(logits_TE, self.n_routed, mixing=self.mixing, shared_weight=self.shared_weight)
+            if self.route_by == "token":
+                return self._routed(hidden_TD.float())
+            if self.prompts is None:
+                raise ModelError(
+                    "Got hidden states alone, expected to know where the prompts are: this mixture routes by prompt, and only a packed "
+                    "forward says so. Score it with RewardModel, or merge it into a stock model first."
+                )
+            routing = self._routed(self.prompts.mean(hidden_TD))
+            return Routing(*(entry[self.prompts.group_T] for entry in routing))
+
+    def _routed(self, states_RD: Tensor) -> Routing:
+        logits_RE = states_RD @ self.weight.float().T
+        if self.only is not None:
+            return route_hard(nn.functional.one_hot(logits_RE.new_full((len(logits_RE),), self.only).long(), logits_RE.shape[1]).float())
+        if self.hard:
+            return route_hard(logits_RE)
+        return route(logits_RE, self.n_routed, mixing=self.mixing, shared_weight=self.shared_weight)
+
+
+@contextlib.contextmanager
+def knowing_prompts(model: nn.Module, prompts: Prompts) -> Iterator[None]:
+    """Tell the routers of a model that route by prompt where the prompts of its next stream are."""
+    routers = [module for module in model.modules() if isinstance(module, Router) and module.route_by == "prompt"]
+    for router in routers:
+        router.prompts = prompts
+    try:
+        yield
+    finally:
+        for router in routers:
+            router.prompts = None

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rewardproof.artifacts import writing
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.packing import fill, pack
 from rewardproof.models.embedded import cache_dir
@@ -41,6 +43,9 @@ _NOT_OF_THE_TRUNK = frozenset(
 
 
 _KNOWN_KEYS = "_rewardproof_trunk_keys"
+_ROOM = (
+    "Free some space there, point REWARDPROOF_CACHE at another disk, or set compute.trunk_cache_gb=0 to run the frozen layers every step"
+)
 Versions = tuple[tuple[int, int, int], ...]
 
 
@@ -177,18 +182,17 @@ class TrunkCache:
 
     def _append(self, groups: Sequence[EncodedGroup], states: Sequence[Tensor]) -> None:
         row_bytes = self.width * self.dtype.itemsize
-        with self.rows_file.open("ab") as rows:
-            start = -(-rows.tell() // row_bytes)
-            rows.truncate(start * row_bytes)
-            rows.seek(0, os.SEEK_END)
-            for hidden_TD in states:
-                stored = hidden_TD.to("cpu", torch.bfloat16).view(torch.int16) if self.half else hidden_TD.to("cpu", torch.float32)
-                rows.write(stored.contiguous().numpy().tobytes())
-        with self.index_file.open("a") as index:
-            for group in groups:
-                self.index[group_key(group)] = (start, group.n_tokens)
-                index.write(json.dumps([group_key(group), start, group.n_tokens]) + "\n")
-                start += group.n_tokens
+        start = self._complete_rows() if self.rows_file.exists() else 0
+        with writing(self.rows_file, advice=_ROOM):
+            with self.rows_file.open("ab") as rows:
+                rows.truncate(start * row_bytes)  # half a row, of a process that was killed or had no room left
+                for hidden_TD in states:
+                    stored = hidden_TD.to("cpu", torch.bfloat16).view(torch.int16) if self.half else hidden_TD.to("cpu", torch.float32)
+                    rows.write(stored.contiguous().numpy().tobytes())
+            added = [(group_key(group), place, group.n_tokens) for group, place in zip(groups, _starts(start, groups), strict=True)]
+            with self.index_file.open("a") as index:
+                index.write("".join("\n" + json.dumps(entry) for entry in added))  # a line cut off before it stays apart
+        self.index |= {key: (place, count) for key, place, count in added}
 
     def read(self, groups: Sequence[EncodedGroup]) -> Tensor:
         """Stored activations of a packed stream of these groups, shape `(T, D)`."""
@@ -197,6 +201,11 @@ class TrunkCache:
         spans = [self.index[group_key(group)] for group in groups]
         rows = torch.from_numpy(np.concatenate([self._rows[start : start + count] for start, count in spans]))
         return rows.view(torch.bfloat16).float() if self.half else rows
+
+
+def _starts(first: int, groups: Sequence[EncodedGroup]) -> Iterator[int]:
+    """The row at which each group begins, from the first one's."""
+    return accumulate((group.n_tokens for group in groups[:-1]), initial=first)
 
 
 def _sides(groups: Sequence[EncodedGroup], boundary: int | None) -> tuple[list[EncodedGroup], list[EncodedGroup]]:

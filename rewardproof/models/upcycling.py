@@ -8,11 +8,13 @@ Reference:
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -20,7 +22,7 @@ from rewardproof.config import Section
 from rewardproof.errors import ConfigError, ModelError
 from rewardproof.models.experts import DeltaExperts, FullExperts, UpcycledSparseMoeBlock
 from rewardproof.models.families import family_of
-from rewardproof.models.routing import Router
+from rewardproof.models.routing import RouteBy, Router
 
 CONFIG_KEY = "rewardproof_upcycle"
 """Entry in the model's configuration that says how a checkpoint was upcycled."""
@@ -43,6 +45,19 @@ class Upcycle(Section):
     """`all`, or `top:K` for the K layers nearest the head; never more than the layers that train."""
     router_learning_rate: float = 1e-3
     """The routers' own learning rate: they start at random and see weak gradients."""
+    route_by: RouteBy = "token"
+    """`prompt` gives all tokens of a group the routing of its prompt: whole answers are judged by the experts of their prompt."""
+    router_init: Literal["random", "clusters"] = "random"
+    """`clusters` starts the routers as classifiers of as many clusters of training prompts as there are routed experts."""
+    hard_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the steps, from the first, in which the most probable routed expert computes a token alone."""
+    expert_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    """The experts' own learning rate; 0 is the trainer's."""
+    expert_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a routed expert's inner units that is dropped while training."""
+    branch_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs for which a dense model trains on each cluster of prompts before they are joined as the routed experts (branch, train,
+    mix); 0 starts from copies. The mixture then trains for `trainer.num_train_epochs`, which may be 0."""
 
 
 def check(settings: Upcycle) -> None:
@@ -70,6 +85,11 @@ def check(settings: Upcycle) -> None:
         raise ConfigError(
             f"upcycle.shared_weight={settings.shared_weight}: expected a weight between 0 and 1: the routed experts get the rest. "
             "Write such a weight (0.5 is the default); it matters under mixing=fixed only."
+        )
+    if settings.branch_epochs and (settings.router_init != "clusters" or settings.experts != "full"):
+        raise ConfigError(
+            f"upcycle.branch_epochs={settings.branch_epochs} with router_init={settings.router_init}, experts={settings.experts}; expected "
+            "clusters and full: branches train on clusters of prompts and become whole experts. Write router_init=clusters experts=full."
         )
     lora_rank(settings.experts)
 
@@ -156,13 +176,15 @@ def _swap(model: PreTrainedModel, settings: Upcycle, indices: list[int], *, seed
         for index in indices:
             layer = family.layer_list(model)[index]
             dense = family.read(layer.get_submodule("mlp"))
-            experts = DeltaExperts(dense, settings.n_experts, rank) if rank else FullExperts(dense, settings.n_experts)
+            kind = functools.partial(DeltaExperts, rank=rank) if rank else FullExperts
+            experts = kind(dense, settings.n_experts, dropout=settings.expert_dropout)
             router = Router(
                 dense["up"].shape[1],
                 settings.n_experts - 1,
                 settings.n_active - 1,
                 mixing=settings.mixing,
                 shared_weight=settings.shared_weight,
+                route_by=settings.route_by,
             ).to(dense["up"].device)
             layer.mlp = UpcycledSparseMoeBlock(experts, router, family.activation_of(layer.get_submodule("mlp")))
 

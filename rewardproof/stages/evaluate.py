@@ -13,7 +13,7 @@ from pydantic import Field
 
 from rewardproof.artifacts import Progress, Report, RunDirectory, plain, refuse_inputs_inside, require_free, silent
 from rewardproof.config import Section, Strings
-from rewardproof.data import Group, merge_single_answers, read_groups, split_by_prompt
+from rewardproof.data import Group, merge_single_answers, read_groups, split_by_prompt, split_salt
 from rewardproof.data.encoding import Overlong
 from rewardproof.errors import ConfigError, DataError
 from rewardproof.evaluation import AccuracyReport, pair_accuracy
@@ -35,6 +35,8 @@ class Evaluate(Section):
     """Preferences: files, folders, hub ids or `embedded:…`; each is reported by itself."""
     split: float = 0.0
     """Only the prompts that training with the same `split` holds out; 0 evaluates all."""
+    split_seed: int = 0
+    """Which of the possible splits, as in training."""
     precision: Precision = "auto"
     """Of the forward pass."""
     format: str = "auto"
@@ -106,7 +108,7 @@ def _groups(config: Evaluate, source: str) -> tuple[tuple[Group, ...], dict[str,
     joined = merge_single_answers(found.groups)
     groups = tuple(joined)
     if config.split:
-        groups = tuple(split_by_prompt(joined, fraction=config.split)[1])
+        groups = tuple(split_by_prompt(joined, fraction=config.split, salt=split_salt(config.split_seed))[1])
         if not groups:
             raise DataError(f"{source}: split={config.split} holds out none of its {len(joined)} groups; expected some. Raise split.")
     return groups, {"read": found.counts.read, "used": len(groups), "dropped": dict(found.counts.bad)}

@@ -28,7 +28,7 @@ def shown(figure: SavedFigure, caption: str) -> PageFigure:
 
 
 def experts_sections(directory: RunDirectory, summary: Mapping[str, Any], *, of_whom: str = "") -> list[Section]:
-    """Sections on a mixture: its routing and how far its experts parted, and, where it was merged, the coefficients.
+    """Sections on a mixture: how far its experts parted, its routing where that was measured, and its coefficients where it was merged.
 
     Args:
         directory: Where figures are saved.
@@ -36,19 +36,15 @@ def experts_sections(directory: RunDirectory, summary: Mapping[str, Any], *, of_
         of_whom: Ending of the headings, where a run has several mixtures.
     """
     summary = plain(summary)
-    layers = [f"layer {layer}" for layer in summary["routing"]]
-    loads = np.array([entry["load"] for entry in summary["routing"].values()])
-    experts = [f"expert {number + 1}" for number in range(loads.shape[1])]
+    layers = [f"layer {entry['layer']}" for entry in summary["divergence"]]
+    experts = [f"expert {number + 1}" for number in range(len(summary["divergence"][0]["cosine"]))]
     suffix = of_whom.strip().replace(" ", "-")
-    figure = save_figure(routing_figure(loads, layers, expert_names=experts), directory.path, f"routing{suffix and '-'}{suffix}")
-    sections = [
-        Section(
-            f"Experts{of_whom}",
-            _told(summary),
-            table=_divergence_table(summary),
-            figures=(shown(figure, "Share of tokens that each routed expert gets, by layer."),),
-        )
-    ]
+    figures: tuple[PageFigure, ...] = ()
+    if "routing" in summary:
+        loads = np.array([entry["load"] for entry in summary["routing"].values()])
+        figure = save_figure(routing_figure(loads, layers, expert_names=experts), directory.path, f"routing{suffix and '-'}{suffix}")
+        figures = (shown(figure, "Share of tokens that each routed expert gets, by layer."),)
+    sections = [Section(f"Experts{of_whom}", _told(summary), table=_divergence_table(summary), figures=figures)]
     if "coefficients" in summary:
         values = np.array(list(summary["coefficients"].values()))
         names = ["shared", *experts]
@@ -72,10 +68,15 @@ def write_merge_page(directory: RunDirectory, report: Report, summary: Mapping[s
     page = Page(
         title="Merged reward model",
         verdict=report.headline[0].upper() + report.headline[1:] + ".",
-        sections=experts_sections(directory, summary),
+        sections=[*experts_sections(directory, summary), _memory_section(report)],
         provenance=provenance_rows(directory.path),
     )
     write_page(directory.path / "report.html", page)
+
+
+def _memory_section(report: Report) -> Section:
+    rows = (("the mixture's weights on disk", report.results["mixture_gb"]), ("peak of this merge", report.results["peak_memory_gb"]))
+    return Section("Memory", table=Table(("memory", "GB"), rows))
 
 
 def _told(summary: Mapping[str, Any]) -> tuple[str, ...]:
@@ -95,8 +96,8 @@ def _told(summary: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _learned(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    learning = summary["learning"]
-    if learning["loss_before"] is None:
+    learning = summary.get("learning")
+    if not learning or learning["loss_before"] is None:
         return (f"Coefficients by {summary['method']}; nothing was learned.",)
     return (
         f"Learned for {learning['steps']} steps from the routing mass; kept at step {learning['best_step']}, where the loss on the second "
@@ -105,14 +106,13 @@ def _learned(summary: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _divergence_table(summary: Mapping[str, Any]) -> Table:
-    rows = tuple(
-        (
-            f"layer {entry['layer']}",
-            f"{min(entry['cosine']):.6f}",
-            f"{max(entry['relative_distance']):.5f}",
-            f"{summary['routing'][str(entry['layer'])]['weights'][0]:.3f}",
-            f"{summary['routing'][str(entry['layer'])]['entropy']:.3f}",
-        )
+    names = ["layer", "smallest cosine", "largest distance"]
+    rows = [
+        [f"layer {entry['layer']}", f"{min(entry['cosine']):.6f}", f"{max(entry['relative_distance']):.5f}"]
         for entry in summary["divergence"]
-    )
-    return Table(("layer", "smallest cosine", "largest distance", "shared weight", "entropy, nats"), rows)
+    ]
+    if "routing" in summary:
+        names += ["shared weight", "entropy, nats"]
+        for row, entry in zip(rows, summary["routing"].values(), strict=True):
+            row += [f"{entry['weights'][0]:.3f}", f"{entry['entropy']:.3f}"]
+    return Table(tuple(names), tuple(tuple(row) for row in rows))

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rewardproof.artifacts import Progress, RunDirectory
+from rewardproof.artifacts import Progress, RunDirectory, is_main
 from rewardproof.data import Group
 from rewardproof.evaluation import pair_accuracy
 from rewardproof.merging import average
 from rewardproof.merging.divergence import expert_divergence
 from rewardproof.merging.experts import Merge, RoutingMass, measure_routing, merge_experts
+from rewardproof.merging.specialisation import dense_blocks
 from rewardproof.models.checkpoints import load_base, load_reward_model, save_reward_model
 from rewardproof.models.families import family_of
 from rewardproof.models.precision import default_device
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.trunk import group_key
-from rewardproof.models.upcycling import is_upcycled, select_layers, upcycle
+from rewardproof.models.upcycling import Upcycle, is_upcycled, select_layers, upcycle
+from rewardproof.stages.specialists import specialisation_summary
 from rewardproof.training.batches import TrainingSet
 from rewardproof.training.coefficients import LearnedCoefficients, find_coefficients
 from rewardproof.training.fit import Compute, Fit, fit
 from rewardproof.training.preparation import Prepared
+from rewardproof.training.specialising import HardStart, average_branches, of_cluster, prompt_clusters, put_branches, start_routers
 
 if TYPE_CHECKING:
     from rewardproof.stages.train import Train
 
+SUMMARY = "summary.json"
+"""What is to be reported of a finished part of a member, kept beside its checkpoints."""
 ROUTING_GROUPS = 256
 """Training groups on which the routing of a mixture that is not merged is measured."""
 
@@ -79,11 +87,11 @@ def train_member(context: MemberContext, number: int) -> Member:
         return Member(_loaded(config.reuse[number]), {"reused": config.reuse[number]})
     finished = folder / "model"
     if config.members > 1 and context.resume and finished.is_dir():
-        return Member(_loaded(str(finished)), {"resumed": str(finished)})
+        return Member(_loaded(str(finished)), _remembered(folder))
     seed = config.seed + number
     member = Member(_mixture_or_base(context, folder, seed))
     if config.upcycle is None or (config.start == "rm" and not is_upcycled(member.model)):
-        member.summary["dense"] = _fit(context, member.model, folder / "checkpoints" / "dense", seed, "training")
+        member.summary["dense"] = _fit(_plan(context, member.model, folder / "checkpoints" / "dense", seed, "training"))
     if config.upcycle is not None:
         _train_mixture(context, member, folder, seed)
     if config.merge is not None:
@@ -94,18 +102,30 @@ def train_member(context: MemberContext, number: int) -> Member:
             compute=config.compute,
             folder=folder / "checkpoints" / "merge",
             seed=seed,
-            record=context.directory.log,
+            record=lambda entry: context.directory.log({"seed": seed, **entry}),
             progress=context.progress,
         )
     if config.members > 1:
-        save_reward_model(member.model, context.tokenizer, finished)
+        _remember(context, folder, member.summary)
+        if is_main():
+            save_reward_model(member.model, context.tokenizer, finished)
     return member
 
 
-def drop_checkpoints(context: MemberContext) -> None:
+def drop_checkpoints(run: Path) -> None:
     """Delete the members' training checkpoints, once everything that they could be needed for is saved."""
-    for number in range(context.config.members):
-        shutil.rmtree(context.folder(number) / "checkpoints", ignore_errors=True)
+    for folder in (run / "checkpoints", *run.glob("members/*/checkpoints")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remember(context: MemberContext, folder: Path, summary: Mapping[str, Any]) -> None:
+    """Keep what is to be reported of a finished part beside its checkpoints, for a run that goes on from that part."""
+    context.directory.write_json(str((folder / "checkpoints" / SUMMARY).relative_to(context.directory.path)), summary)
+
+
+def _remembered(folder: Path) -> dict[str, Any]:
+    file = folder / "checkpoints" / SUMMARY
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _loaded(path: str) -> PreTrainedModel:
@@ -119,29 +139,32 @@ def _mixture_or_base(context: MemberContext, folder: Path, seed: int) -> PreTrai
     return load_base(context.config.model, context.tokenizer).to(default_device())  # pyright: ignore[reportArgumentType]
 
 
-def _fit(context: MemberContext, model: PreTrainedModel, folder: Path, seed: int, what: str) -> dict[str, Any]:
+def _plan(context: MemberContext, model: PreTrainedModel, folder: Path, seed: int, what: str) -> Fit:
     config = context.config
     head = config.head.model_copy(update={"init": "keep"}) if what == "mixture" and config.start == "rm" else config.head
-    result = fit(
-        Fit(
-            model=model,
-            train=context.prepared.train,
-            held_out=context.prepared.held_out_set,
-            layers=select_layers(config.layers, len(family_of(model).layer_list(model))),
-            folder=folder,
-            seed=seed,
-            trainer=config.trainer,
-            loss=config.loss,
-            compute=config.compute,
-            head=head,
-            router_learning_rate=config.upcycle.router_learning_rate if config.upcycle else 0.0,
-            lora=config.lora,
-            resume=context.resume,
-            record=lambda entry: context.directory.log({"phase": what, "seed": seed, **entry}),
-            progress=context.progress,
-            what=what,
-        )
+    return Fit(
+        model=model,
+        train=context.prepared.train,
+        held_out=context.prepared.held_out_set,
+        layers=select_layers(config.layers, len(family_of(model).layer_list(model))),
+        folder=folder,
+        seed=seed,
+        trainer=config.trainer,
+        loss=config.loss,
+        compute=config.compute,
+        head=head,
+        router_learning_rate=config.upcycle.router_learning_rate if config.upcycle else 0.0,
+        expert_learning_rate=config.upcycle.expert_learning_rate if config.upcycle else 0.0,
+        lora=config.lora,
+        resume=context.resume,
+        record=lambda entry: context.directory.log({"phase": what, "seed": seed, **entry}),
+        progress=context.progress,
+        what=what,
     )
+
+
+def _fit(plan: Fit) -> dict[str, Any]:
+    result = fit(plan)
     return {
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
@@ -155,24 +178,118 @@ def _train_mixture(context: MemberContext, member: Member, folder: Path, seed: i
     config = context.config
     assert config.upcycle is not None
     if is_upcycled(member.model):
-        member.summary["mixture"] = {"resumed": str(folder / "moe")}
+        member.summary = _remembered(folder)
     else:
-        layers = select_layers(config.layers, len(family_of(member.model).layer_list(member.model)))
-        upcycle(member.model, config.upcycle, layers=layers, seed=seed)
-        member.summary["mixture"] = _fit(context, member.model, folder / "checkpoints" / "moe", seed, "mixture")
-        save_reward_model(member.model, context.tokenizer, folder / "moe")
+        plan = _plan(context, member.model, folder / "checkpoints" / "moe", seed, "mixture")
+        chosen = [index for index in select_layers(config.upcycle.layers, plan.layers.stop) if index in plan.layers]
+        start = dense_blocks(member.model, chosen)
+        labels_G = _clusters(plan, config.upcycle, chosen)
+        branches = _branches(context, plan, labels_G) if config.upcycle.branch_epochs else []
+        if branches:
+            average_branches(member.model, [branch.state_dict() for branch in branches])
+            plan = replace(plan, head=config.head.model_copy(update={"init": "keep"}))
+        upcycle(member.model, config.upcycle, layers=plan.layers, seed=seed)
+        if branches:
+            put_branches(member.model, branches)
+        if labels_G is not None:
+            start_routers(plan, labels_G)
+        hard = config.upcycle.hard_share
+        member.summary["mixture"] = _fit(replace(plan, callbacks=lambda module: [HardStart(module, hard)] if hard else []))
+        member.summary["experts"] = specialisation_summary(context, member.model, start)
+        _remember(context, folder, member.summary)
+        if is_main():
+            save_reward_model(member.model, context.tokenizer, folder / "moe")
     if config.merge is None:
-        routing = _routing_summary(_routing(member.model, context.prepared.train, config.compute))
-        member.summary["mixture"] |= {"routing": routing, "divergence": expert_divergence(member.model)}
+        routing = _routing_summary(_routing(context.reward_model(member.model), context.prepared.train))
+        member.summary["mixture"] = {**member.summary.get("mixture", {}), "routing": routing, "divergence": expert_divergence(member.model)}
 
 
-def _routing(model: PreTrainedModel, groups: TrainingSet, compute: Compute, *, limit: int = ROUTING_GROUPS) -> dict[int, RoutingMass]:
+def _clusters(plan: Fit, settings: Upcycle, layers: Sequence[int]) -> NDArray[np.int64] | None:
+    """Cluster of every training group's prompt, where routers or branches need it."""
+    return prompt_clusters(plan, min(layers), settings.n_experts - 1) if settings.router_init == "clusters" and layers else None
+
+
+def _branches(context: MemberContext, plan: Fit, labels_G: NDArray[np.int64] | None) -> list[PreTrainedModel]:
+    """A dense model for each cluster of prompts, trained on that cluster alone."""
+    assert labels_G is not None
+    assert context.config.upcycle is not None
+    trained: list[PreTrainedModel] = []
+    for number in range(int(labels_G.max()) + 1):
+        model = copy.deepcopy(plan.model)
+        what = f"branch {number + 1}"
+        _fit(
+            replace(
+                plan,
+                model=model,
+                train=TrainingSet(of_cluster(plan.train.groups, labels_G, number)),
+                folder=plan.folder.parent / f"branch-{number + 1}",
+                trainer={**plan.trainer, "num_train_epochs": context.config.upcycle.branch_epochs},
+                record=lambda entry, what=what: context.directory.log({"phase": what, "seed": plan.seed, **entry}),
+                what=what,
+            )
+        )
+        trained.append(model)
+    return trained
+
+
+def _routing(mixture: RewardModel, groups: TrainingSet, *, limit: int = ROUTING_GROUPS) -> dict[int, RoutingMass]:
     sample = sorted((entry.group for entry in groups.groups), key=group_key)[:limit]
-    return measure_routing(model, sample, tokens_per_batch=compute.tokens_per_batch, precision=compute.precision)
+    return measure_routing(mixture, sample)
 
 
 def _routing_summary(masses: Mapping[int, RoutingMass]) -> dict[str, Any]:
     return {str(layer): {"weights": mass.weights_E, "load": mass.load_n, "entropy": mass.entropy} for layer, mass in masses.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class WeighedExperts:
+    """What was found on data about a mixture that is still to be folded.
+
+    Attributes:
+        by_layer: Coefficients by layer, shape `(E,)` each.
+        rewards: The mixture's rewards of the held-out groups.
+        summary: Method, coefficients, learning and routing, for the report.
+    """
+
+    by_layer: dict[int, torch.Tensor]
+    rewards: list[tuple[float, ...]]
+    summary: dict[str, Any]
+
+
+def weigh_experts(
+    mixture: RewardModel,
+    settings: Merge,
+    *,
+    prepared: Prepared,
+    compute: Compute,
+    folder: Path,
+    seed: int,
+    record: Callable[[Mapping[str, Any]], None],
+    progress: Progress,
+) -> WeighedExperts:
+    """Measure a mixture's routing, find its coefficients and score the held-out groups; the mixture is left as it is."""
+    masses = _routing(mixture, prepared.train, limit=settings.routing_groups)
+    rewards = mixture.score_encoded(prepared.held_out_tokens)
+    found = find_coefficients(
+        mixture.model,
+        masses,
+        settings,
+        sets=(prepared.merge_fit, prepared.merge_stop),
+        compute=compute,
+        folder=folder,
+        seed=seed,
+        record=record,
+        progress=progress,
+    )
+    learning, routing = _learning_summary(found), _routing_summary(masses)
+    return WeighedExperts(
+        found.by_layer, rewards, {**coefficients_summary(settings, found.by_layer), "learning": learning, "routing": routing}
+    )
+
+
+def coefficients_summary(settings: Merge, by_layer: Mapping[int, torch.Tensor]) -> dict[str, Any]:
+    """Method and coefficients, for the report."""
+    return {"method": settings.method, "coefficients": {str(layer): coefficients_E for layer, coefficients_E in by_layer.items()}}
 
 
 def merge_mixture(
@@ -191,38 +308,21 @@ def merge_mixture(
     Returns:
         Coefficients, routing, divergence of the experts, and how the merged model's rewards relate to the mixture's on held-out pairs.
     """
-    model = mixture.model
-    masses = _routing(model, prepared.train, compute, limit=settings.routing_groups)
-    divergence = expert_divergence(model)
-    before = mixture.score_encoded(prepared.held_out_tokens)
-    found = find_coefficients(
-        model,
-        masses,
-        settings,
-        sets=(prepared.merge_fit, prepared.merge_stop),
-        compute=compute,
-        folder=folder,
-        seed=seed,
-        record=record,
-        progress=progress,
-    )
-    merge_experts(model, found.by_layer)
+    divergence = expert_divergence(mixture.model)
+    found = weigh_experts(mixture, settings, prepared=prepared, compute=compute, folder=folder, seed=seed, record=record, progress=progress)
+    merge_experts(mixture.model, found.by_layer)
     after = mixture.score_encoded(prepared.held_out_tokens)
-    return {
-        "method": settings.method,
-        "coefficients": {str(layer): coefficients_E for layer, coefficients_E in found.by_layer.items()},
-        "learning": _learning_summary(found),
-        "routing": _routing_summary(masses),
-        "divergence": divergence,
-        "held_out": _compare(prepared.held_out, before, after),
-    }
+    return found.summary | {"divergence": divergence, "held_out": compare_rewards(prepared.held_out, found.rewards, after)}
 
 
 def _learning_summary(found: LearnedCoefficients) -> dict[str, Any]:
     return {"steps": found.steps, "best_step": found.best_step, "loss_before": found.loss_before, "loss_after": found.loss_after}
 
 
-def _compare(groups: Sequence[Group], before: Sequence[tuple[float, ...]], after: Sequence[tuple[float, ...]]) -> dict[str, Any] | None:
+def compare_rewards(
+    groups: Sequence[Group], before: Sequence[tuple[float, ...]], after: Sequence[tuple[float, ...]]
+) -> dict[str, Any] | None:
+    """How the merged model's rewards relate to the mixture's; `None` without groups."""
     if not groups:
         return None
     mixture, merged = np.concatenate([np.asarray(row) for row in before]), np.concatenate([np.asarray(row) for row in after])

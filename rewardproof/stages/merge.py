@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,13 +17,14 @@ from rewardproof.config import Section, Strings
 from rewardproof.errors import ConfigError, ModelError
 from rewardproof.evaluation import pair_accuracy
 from rewardproof.merging import average
-from rewardproof.merging.experts import Merge
-from rewardproof.models.checkpoints import forget_reward_scale, load_reward_model, load_tokenizer, save_reward_model, save_reward_scale
+from rewardproof.merging.experts import Merge, unmeasured_coefficients
+from rewardproof.merging.streaming import StoredMixture, merge_stored, open_mixture
+from rewardproof.models.checkpoints import forget_reward_scale, load_reward_model, save_reward_model, save_reward_scale
 from rewardproof.models.precision import default_device
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import is_upcycled
 from rewardproof.stages.experts_page import write_merge_page
-from rewardproof.stages.members import merge_mixture
+from rewardproof.stages.members import WeighedExperts, coefficients_summary, compare_rewards, weigh_experts
 from rewardproof.stages.training_report import scored
 from rewardproof.training.fit import Compute
 from rewardproof.training.preparation import Prepared, Read, Sources, prepare
@@ -35,10 +38,13 @@ class MergeModels(Section):
     method: Literal["uniform", "routing_mass", "learned", "average"] = "learned"
     """Coefficients of the routed experts, or the uniform average of whole models (WARM)."""
     data: Strings = ()
-    """Preferences on which routing is measured and coefficients are learned; a mixture needs them. Name the mixture's training data: the
-    parts are drawn by hashes of the texts, so the same data, `split`, `held_out` and `read` give the same parts as in training."""
+    """Preferences on which routing is measured and coefficients are learned; `uniform` and `average` do without, and with data `uniform`
+    compares mixture and merged model. Name the mixture's training data: the parts are drawn by hashes of the texts, so the same data,
+    `split`, `held_out` and `read` give the same parts as in training."""
     split: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Fraction of prompts held out for evaluation, as in training; 0 where the training run had its own `eval_data`."""
+    split_seed: int = 0
+    """Which of the possible splits, as in training."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Fraction of the remaining prompts that the experts did not train on, `merge.held_out` of the training run: `method=learned` learns
     the coefficients there. A mixture trained without a merge (`moe_unmerged`) saw them all."""
@@ -74,9 +80,10 @@ def check_settings(config: MergeModels) -> None:
         raise ConfigError(
             f"Got {len(config.models)} models for method={config.method}, expected one mixture; to average models write method=average."
         )
-    if not config.data:
+    if not config.data and config.method != "uniform":
         raise ConfigError(
-            "Missing data=: the router's weights are measured, and coefficients learned, on preferences; name the training data."
+            "Missing data=: the router's weights are measured, and coefficients learned, on preferences; name the training data, or write "
+            "method=uniform, which needs none."
         )
 
 
@@ -100,26 +107,19 @@ def run(
     require_free(out, overwrite=overwrite, resume=False)
     if config.method == "average":
         return _average(config, out, overwrite=overwrite, started=started)
-    spec = config.models[0]
-    model, _ = load_reward_model(spec)
-    if not is_upcycled(model):
-        raise ModelError(
-            f"{spec} is dense, expected a mixture of experts: it has nothing to merge. Give OUT/moe of a umm run, or method=average."
-        )
-    tokenizer = load_tokenizer(spec)
-    held_out = config.held_out if config.method == "learned" else 0.0
-    prepared = prepare(Sources(config.data, (), config.split, held_out, config.read, config.max_length), tokenizer)
-    model.to(default_device())  # pyright: ignore[reportArgumentType]
-    compute = config.compute
-    mixture = RewardModel(
-        model, tokenizer, precision=compute.precision, tokens_per_batch=compute.tokens_per_batch, backend=compute.attention
-    )
-    return _fold(config, mixture, prepared, RunDirectory(out, config, overwrite=overwrite, started=started), progress)
-
-
-def _fold(config: MergeModels, mixture: RewardModel, prepared: Prepared, directory: RunDirectory, progress: Progress) -> Report:
+    stored = open_mixture(config.models[0])
     settings = Merge(**config.model_dump(include={"method", "held_out", "shared_weight", "learn_shared_weight", "steps", "learning_rate"}))
-    summary = merge_mixture(
+    if not config.data:
+        directory = RunDirectory(out, config, overwrite=overwrite, started=started)
+        by_layer = unmeasured_coefficients({layer: block.experts.n_experts for layer, block in stored.blocks.items()}, settings)
+        divergence = merge_stored(stored, by_layer, directory.path / "model", dtype=_save_dtype(config))
+        return _finish(directory, stored, coefficients_summary(settings, by_layer) | {"divergence": divergence, "held_out": None}, {})
+    held_out = config.held_out if config.method == "learned" else 0.0
+    sources = Sources(config.data, (), config.split, held_out, config.read, config.max_length, config.split_seed)
+    prepared = prepare(sources, stored.tokenizer)
+    mixture = _load(config.models[0], config)
+    directory = RunDirectory(out, config, overwrite=overwrite, started=started)
+    weighed = weigh_experts(
         mixture,
         settings,
         prepared=prepared,
@@ -129,18 +129,39 @@ def _fold(config: MergeModels, mixture: RewardModel, prepared: Prepared, directo
         record=directory.log,
         progress=progress,
     )
+    del mixture
+    gc.collect()  # the trainer's cycles would keep the experts in memory while the merged model is made
     shutil.rmtree(directory.path / "checkpoints", ignore_errors=True)
-    forget_reward_scale(mixture.model)
-    mixture.save(directory.path / "model", dtype=_save_dtype(config))
-    accuracy = None
+    divergence = merge_stored(stored, weighed.by_layer, directory.path / "model", dtype=_save_dtype(config))
+    return _judge(config, stored, prepared, directory, replace(weighed, summary=weighed.summary | {"divergence": divergence}), progress)
+
+
+def _load(spec: str, config: MergeModels) -> RewardModel:
+    model, tokenizer = load_reward_model(spec)
+    model.to(default_device())  # pyright: ignore[reportArgumentType]
+    compute = config.compute
+    return RewardModel(model, tokenizer, precision=compute.precision, tokens_per_batch=compute.tokens_per_batch, backend=compute.attention)
+
+
+def _judge(
+    config: MergeModels, stored: StoredMixture, prepared: Prepared, directory: RunDirectory, weighed: WeighedExperts, progress: Progress
+) -> Report:
+    accuracy, rewards = None, []
     if prepared.held_out_tokens:
-        rewards = scored(mixture, prepared.held_out_tokens, progress)
+        rewards = scored(_load(str(directory.path / "model"), config), prepared.held_out_tokens, progress)
         accuracy = pair_accuracy(prepared.held_out, rewards)
         save_reward_scale(directory.path / "model", rewards)
+    summary = weighed.summary | {"held_out": compare_rewards(prepared.held_out, weighed.rewards, rewards)}
+    return _finish(directory, stored, summary, {"rows": prepared.rows, "accuracy": accuracy.as_dict() if accuracy else None})
+
+
+def _finish(directory: RunDirectory, stored: StoredMixture, summary: dict[str, Any], results: dict[str, Any]) -> Report:
     held = summary["held_out"] or {}
     shown = "" if held.get("correlation") is None else f", rewards correlate {held['correlation']:.4f} with the mixture's"
-    results: dict[str, Any] = {"rows": prepared.rows, "merge": summary, "accuracy": accuracy.as_dict() if accuracy else None}
-    report = directory.finish(f"experts merged ({config.method}){shown}", results)
+    memory = {"mixture_gb": round(stored.path.stat().st_size / 1e9, 2)}
+    report = directory.finish(
+        f"experts merged ({summary['method']}){shown}", {"rows": {}, "accuracy": None, **results, "merge": summary, **memory}
+    )
     write_merge_page(directory, report, summary)
     return report
 

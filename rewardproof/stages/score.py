@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from rewardproof.artifacts import Progress, Report, RunDirectory, require_free, silent
+from rewardproof.artifacts import Progress, Report, RunDirectory, require_free, require_writable, silent, writing
 from rewardproof.config import Section
 from rewardproof.data import ReadCounts, Row, iter_rows
 from rewardproof.data.encoding import EncodedGroup, Overlong
@@ -69,7 +69,7 @@ def run(
         config: Model and data.
         out: JSONL file to write, whole or not at all; its report goes to `OUT.report/`.
         overwrite: Replace an existing file; it stays as it is until all rows are scored.
-        resume: Go on after the last whole row of an interrupted run's `OUT.partial`, or of OUT where there is none.
+        resume: Go on after the last whole chunk of an interrupted run's `OUT.partial`, or after the rows of OUT where there is none.
         progress: Receives what is being done, how far, and 0 for an unknown total.
 
     Returns:
@@ -78,11 +78,12 @@ def run(
     Raises:
         CheckpointError: OUT exists and neither option was given, is a directory, or is or lies within what is read.
         DataError: A row that cannot be scored, or is longer than allowed, under `fail`.
+        StorageError: The disk is full; the rows written stay, and `resume` goes on after them.
     """
     started = time.perf_counter()
     files = _Files.at(Path(out))
     files.check(config.data, overwrite=overwrite, resume=resume)
-    earlier = files.earlier() if resume else None
+    earlier = files.earlier(config.chunk) if resume else None
     model = RewardModel.load(config.model, precision=config.precision)
     files.out.parent.mkdir(parents=True, exist_ok=True)
     directory = RunDirectory(files.report, config, resume=True, started=started) if resume else None
@@ -92,7 +93,7 @@ def run(
     scored = _scored(model, islice(_encoded(model, rows, config, lengths), done, None), config.chunk)
     first = next(scored, [])
     moments = _Moments(earlier)
-    with files.open_partial(earlier) as stream:
+    with writing(files.partial), files.open_partial(earlier) as stream:
         directory = directory or RunDirectory(files.report, config, overwrite=overwrite, started=started)
         for chunk in chain([first], scored):
             for row, values in chunk:
@@ -122,7 +123,7 @@ def _report(directory: RunDirectory, files: _Files, written: int, counted: tuple
 
 
 class _Earlier(NamedTuple):
-    """An interrupted run's file, and its whole rows in rows and in bytes; a half-written last line is not counted."""
+    """An interrupted run's file, and what of it is kept, in rows and in bytes."""
 
     file: Path
     rows: int
@@ -165,10 +166,11 @@ class _Files(NamedTuple):
                 f"{self.partial} exists, rows of an interrupted run; expected none, because a run never overwrites another. Pass --resume "
                 "to go on after them, or --overwrite to start again."
             )
+        require_writable(self.out)
         require_free(self.report, overwrite=overwrite, resume=resume)
 
-    def earlier(self) -> _Earlier | None:
-        """What an interrupted run left; nothing where it had not written a row."""
+    def earlier(self, chunk: int) -> _Earlier | None:
+        """What an interrupted run left: whole chunks, so that the rest is scored in the same company, to the same last bit."""
         file = next((file for file in (self.partial, self.out) if file.exists()), None)
         if file is None or not file.stat().st_size:
             return None
@@ -177,14 +179,15 @@ class _Files(NamedTuple):
                 f"{file} was not written by rewardproof score (no {self.report}/config.yaml); expected rows of an interrupted run, because "
                 "--resume appends to them. Name another OUT."
             )
-        size = rows = 0
+        ends = [0]
         with file.open("rb") as stream:
             for line in stream:
-                if not line.endswith(b"\n"):
-                    break
-                size += len(line)
-                rows += 1
-        return _Earlier(file, rows, size)
+                if line.endswith(b"\n"):
+                    ends.append(ends[-1] + len(line))
+        rows = len(ends) - 1
+        if file == self.partial:
+            rows -= rows % chunk
+        return _Earlier(file, rows, ends[rows])
 
     def open_partial(self, earlier: _Earlier | None) -> Any:
         """`OUT.partial`, behind its whole rows; OUT itself is left as it is."""

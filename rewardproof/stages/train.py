@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from rewardproof.artifacts import Progress, Report, RunDirectory, refuse_inputs_inside, require_free, silent
+from pydantic import Field
+
+from rewardproof.artifacts import Progress, Report, finished_report, is_main, refuse_inputs_inside, require_free, silent
 from rewardproof.config import Section, Strings
 from rewardproof.errors import ConfigError
-from rewardproof.evaluation import pair_accuracy
+from rewardproof.evaluation import pair_accuracy, pair_outcomes
 from rewardproof.merging.experts import Merge
 from rewardproof.models.checkpoints import EXPERTS_FILE, load_tokenizer, save_reward_scale
 from rewardproof.models.heads import Head
@@ -23,10 +25,11 @@ from rewardproof.models.upcycling import Upcycle, check
 from rewardproof.report import format_interval
 from rewardproof.stages.members import MemberContext, average_members, drop_checkpoints, train_member
 from rewardproof.stages.training_report import CHUNK, scored, write_training_report
+from rewardproof.training.arguments import check_trainer_keys
 from rewardproof.training.fit import Compute
 from rewardproof.training.objective import Loss
 from rewardproof.training.preparation import Read, Sources, prepare
-from rewardproof.training.trainer import check_trainer_keys
+from rewardproof.training.processes import run_directory, start, wait
 
 
 class Train(Section):
@@ -40,7 +43,9 @@ class Train(Section):
     """Evaluation preferences; where none are given, a fraction `split` of the training prompts is held out."""
     split: float = 0.2
     """Fraction of prompts held out, by a hash of the prompt's text; not used where `eval_data` is given."""
-    seed: int = 0
+    split_seed: int = 0
+    """Which of the possible splits; 0 is the one that all runs share by default."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of data order, head and routers; a second member takes the next number."""
     members: int = 1
     """Models to train and average (WARM)."""
@@ -123,8 +128,14 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
     """
     check_settings(config)
     started = time.perf_counter()
-    require_free(out, overwrite=overwrite, resume=resume)
-    refuse_inputs_inside(out, (config.model, *config.reuse, *config.data, *config.eval_data))
+    start()
+    if is_main():
+        require_free(out, overwrite=overwrite, resume=resume)
+        refuse_inputs_inside(out, (config.model, *config.reuse, *config.data, *config.eval_data))
+    if resume and (earlier := finished_report(out, config)) is not None:
+        if is_main():
+            drop_checkpoints(earlier.path)
+        return earlier
     tokenizer = load_tokenizer(config.model)
     learned = config.merge is not None and config.merge.method == "learned"
     prepared = prepare(
@@ -135,6 +146,7 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
             config.merge.held_out if config.merge and learned else 0.0,
             config.read,
             config.max_length,
+            config.split_seed,
         ),
         tokenizer,
     )
@@ -142,18 +154,21 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
         raise ConfigError(
             "loss.margin=data, but no training pair has a margin; add a `margin` column to the data, or write loss.margin=none."
         )
-    directory = RunDirectory(out, config, overwrite=overwrite, resume=resume, started=started)
+    directory = run_directory(out, config, overwrite=overwrite, resume=resume, started=started)
     directory.log({"phase": "data", **prepared.rows})
     context = MemberContext(config, prepared, tokenizer, directory, resume, progress)
     members = [train_member(context, number) for number in range(config.members)]
     model = average_members([member.model for member in members])
     delivered = context.reward_model(model)
-    delivered.save(directory.path / "model", dtype=context.save_dtype)
+    if is_main():
+        delivered.save(directory.path / "model", dtype=context.save_dtype)
     groups = prepared.held_out_tokens or [entry.group for entry in prepared.train.groups[:CHUNK]]
     rewards = scored(delivered, groups, progress)
     accuracy = pair_accuracy(prepared.held_out, rewards) if prepared.held_out else None
-    save_reward_scale(directory.path / "model", rewards)
-    drop_checkpoints(context)
+    if prepared.held_out:
+        directory.write_json("held_out.json", pair_outcomes(prepared.held_out, rewards))
+    if is_main():
+        save_reward_scale(directory.path / "model", rewards)
     results: Mapping[str, Any] = {
         "rows": prepared.rows,
         "precision": resolve_precision(config.compute.precision, model.device),
@@ -164,5 +179,8 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
     shown = f"held-out accuracy {format_interval(accuracy.overall)} on {accuracy.n_pairs} pairs" if accuracy else "nothing was held out"
     baseline = f" (longer answer wins: {format_interval(accuracy.length_only)})" if accuracy else ""
     report = directory.finish(shown + baseline, results)
-    write_training_report(directory, report, accuracy, members)
+    wait()
+    if is_main():
+        write_training_report(directory, report, accuracy, members)
+        drop_checkpoints(directory.path)
     return report

@@ -10,7 +10,9 @@ from rewardproof.statistics.bootstrap import (
     wilson,
 )
 from rewardproof.statistics.calibration import Reliability, ReliabilityBin, expected_calibration_error, reliability
+from rewardproof.statistics.clustering import cluster, mutual_information, softmax_regression
 from rewardproof.statistics.correlation import pearson, spearman, within_cluster_correlation
+from rewardproof.statistics.crossed import crossed_interval
 from rewardproof.statistics.entropy import effective_number, entropy
 
 __all__ = [
@@ -19,16 +21,20 @@ __all__ = [
     "ReliabilityBin",
     "best_of_n",
     "best_of_n_weights",
+    "cluster",
     "cluster_bootstrap",
     "cluster_bootstrap_columns",
+    "crossed_interval",
     "effective_number",
     "entropy",
     "expected_calibration_error",
     "kl_upper_bound",
+    "mutual_information",
     "paired_difference",
     "pearson",
     "reliability",
     "seed_interval",
+    "softmax_regression",
     "spearman",
     "wilson",
     "within_cluster_correlation",

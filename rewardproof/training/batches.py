@@ -60,18 +60,29 @@ class Stream(NamedTuple):
 
 @dataclass(slots=True)
 class StepBatch:
-    """The streams of one process's share of an optimiser step."""
+    """The streams of one process's share of an optimiser step.
+
+    Attributes:
+        streams: At least one.
+        idle: There was no group left for this process: it runs a stream beside the others, and nothing of it counts.
+    """
 
     streams: list[Stream]
+    idle: bool = False
 
     @property
     def n_groups(self) -> int:
-        """Groups of all streams."""
-        return sum(stream.batch.n_groups for stream in self.streams)
+        """Groups that count."""
+        return 0 if self.idle else sum(stream.batch.n_groups for stream in self.streams)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that count, a shared prompt once."""
+        return 0 if self.idle else sum(stream.batch.n_tokens for stream in self.streams)
 
     def to(self, device: torch.device | str, **_: object) -> StepBatch:
         """The same streams on `device`."""
-        return StepBatch([stream.to(device) for stream in self.streams])
+        return StepBatch([stream.to(device) for stream in self.streams], self.idle)
 
 
 class Collator:
@@ -89,6 +100,7 @@ class Collator:
             batch = pack(run, [pairs[id(group)] for group in run])
             yield Stream(batch, self.cache.read(run) if self.cache else None)
 
-    def __call__(self, groups: Sequence[TrainingGroup]) -> StepBatch:
-        """All streams of a step."""
-        return StepBatch(list(self.streams(groups)))
+    def share(self, groups: Sequence[TrainingGroup], process: int, n_processes: int) -> StepBatch:
+        """The streams of one process's share of a step's groups; the shares differ by one group at most."""
+        own = groups[len(groups) * process // n_processes : len(groups) * (process + 1) // n_processes]
+        return StepBatch(list(self.streams(own or groups[:1])), idle=not own)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
-from rewardproof.artifacts import Progress, silent
+from rewardproof.artifacts import Progress, n_processes, silent
 from rewardproof.merging.experts import Merge, RoutingMass, put_folded_blocks, restore_blocks, starting_coefficients
 from rewardproof.models.families import family_of
 from rewardproof.models.upcycling import moe_blocks
@@ -123,7 +123,7 @@ def _trainer_settings(settings: Merge) -> dict[str, Any]:
     return {
         "learning_rate": settings.learning_rate,
         "max_steps": settings.steps,
-        "per_device_train_batch_size": settings.groups_per_step,
+        "per_device_train_batch_size": -(-settings.groups_per_step // n_processes()),
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
         "eval_strategy": "steps",

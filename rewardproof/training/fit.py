@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
-from rewardproof.artifacts import Progress, silent
+from rewardproof.artifacts import Progress, is_main, silent
 from rewardproof.config import Section
 from rewardproof.errors import ConfigError, MissingExtraError
 from rewardproof.models.families import family_of, is_padded_only
@@ -25,9 +24,13 @@ from rewardproof.models.heads import Head, fit_probe, set_head, set_normal_head
 from rewardproof.models.packed import position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, resolve_precision
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache
+from rewardproof.training.arguments import training_arguments
 from rewardproof.training.batches import Collator, TrainingGroup, TrainingSet
+from rewardproof.training.checkpoints import latest_whole
 from rewardproof.training.objective import Loss
-from rewardproof.training.trainer import PackedRewardModule, ProgressCallbackTo, RewardTrainer, training_arguments
+from rewardproof.training.processes import agreed, start
+from rewardproof.training.sharding import whole_afterwards, without_sharding
+from rewardproof.training.trainer import PackedRewardModule, ProgressCallbackTo, RewardTrainer
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ class Fit:
         head: How the head starts and its learning rate, or `None` where it does not train.
         trunk_precision: Of the frozen layers, where it differs from that of the layers that train; empty where it does not.
         router_learning_rate: The routers' own rate.
+        expert_learning_rate: The experts' own rate; 0 is the trainer's.
         lora: Settings for peft's `LoraConfig`; empty trains the weights themselves.
         trainable: Chooses parameters by module instead of by layer (merge coefficients); `None` trains the layers.
         callbacks: More callbacks, given the module that trains.
@@ -85,6 +89,7 @@ class Fit:
     head: Head | None = None
     trunk_precision: Precision | Literal[""] = ""
     router_learning_rate: float = 1e-3
+    expert_learning_rate: float = 0.0
     lora: Mapping[str, Any] = field(default_factory=dict)
     trainable: Callable[[PreTrainedModel], Sequence[nn.Parameter]] | None = None
     callbacks: Callable[[PackedRewardModule], list[TrainerCallback]] = lambda _: []
@@ -118,23 +123,33 @@ def fit(run: Fit) -> FitResult:
 
     Raises:
         ConfigError: Nothing to train on, or settings that transformers refuses.
+        TrainingError: The loss or the weights are no longer finite.
+        StorageError: The disk is full.
     """
     if not len(run.train):
         raise ConfigError("No ordered pairs to train on, expected at least one; check the data and the report's counts of dropped rows.")
     _refuse_too_long(run)
+    start()
     adapters = _add_adapters(run)
     trainable = _freeze(run)
-    with _detached_trunk(run) as (trunk, cache):
-        module = PackedRewardModule(run.model, trunk=trunk, backend=run.compute.attention)
-        collator = Collator(tokens_per_batch=run.compute.tokens_per_batch, cache=cache)
+    with fed_module(run) as (module, collator):
         if run.head is not None:
             _start_head(run, module, collator)
-        result = _optimise(run, module, collator, trainable)
+        with without_sharding() if run.trainable is not None else contextlib.nullcontext():
+            result = _optimise(run, module, collator, trainable)
     if adapters is not None:
         adapters.merge_and_unload()
     run.model.requires_grad_(True)
     run.model.eval()
     return result
+
+
+@contextlib.contextmanager
+def fed_module(run: Fit) -> Iterator[tuple[PackedRewardModule, Collator]]:
+    """The model in its packed form and the collator that feeds it, its frozen layers' activations stored where the settings say so."""
+    with _detached_trunk(run) as (trunk, cache):
+        module = PackedRewardModule(run.model, trunk=trunk, backend=run.compute.attention)
+        yield module, Collator(tokens_per_batch=run.compute.tokens_per_batch, cache=cache)
 
 
 def _refuse_too_long(run: Fit) -> None:
@@ -175,16 +190,21 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
         collator=collator,
         loss=run.loss,
         precision=run.compute.precision,
-        rates={"head": run.head.learning_rate if run.head else arguments.learning_rate, "router": run.router_learning_rate},
+        rates={
+            "head": run.head.learning_rate if run.head else arguments.learning_rate,
+            "router": run.router_learning_rate,
+            "experts": run.expert_learning_rate or arguments.learning_rate,
+        },
         record=run.record,
     )
     for callback in (*run.callbacks(module), ProgressCallbackTo(run.progress, run.what)):
         trainer.add_callback(callback)
-    checkpoint = get_last_checkpoint(str(run.folder)) if run.resume and run.folder.is_dir() else None
+    checkpoint = agreed(latest_whole(run.folder) if run.resume and is_main() else None)
     reduced = computing_in("tf32", device) if precision == "tf32" else contextlib.nullcontext()
-    with reduced:
-        output = trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = float(output.metrics.get("train_runtime", 0.0))
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    with reduced, whole_afterwards(module) if sharded else contextlib.nullcontext():
+        seconds = trainer.train_from(checkpoint)
+    trainer.require_finite_weights()
     records = [entry for entry in trainer.state.log_history if "loss" in entry]
     speeds = [entry["tokens_per_second"] for entry in records if "tokens_per_second" in entry]
     return FitResult(
@@ -236,7 +256,7 @@ def _detached_trunk(run: Fit) -> Iterator[tuple[FrozenTrunk | None, TrunkCache |
     precision = resolve_precision(run.trunk_precision or run.compute.precision, run.model.device)
     cache = TrunkCache(run.model, first, precision=precision, limit_gb=run.compute.trunk_cache_gb)
     groups = [entry.group for part in (run.train, run.held_out) if part is not None for entry in part.groups]
-    if not cache.fits(groups):
+    if not agreed(cache.fits(groups)):
         log.warning("the activations of the frozen layers exceed trunk_cache_gb=%s; running them every step", run.compute.trunk_cache_gb)
         yield None, None
         return

@@ -3,8 +3,8 @@
 # C conversations of a stream, P pairs of a group, T tokens, E routed experts.
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rewardproof.config import Section
 from rewardproof.data.packing import PackedBatch
-from rewardproof.losses import bradley_terry, centering, importance_load_balance, reward_l2, switch_balance
+from rewardproof.losses import Total, bradley_terry, centering, importance_load_balance, own_part, reward_l2, switch_balance
 from rewardproof.models.packed import PackedRewards
 from rewardproof.models.routing import Routing
 
@@ -33,6 +33,8 @@ class Loss(Section):
     """Weight of the load-balance loss, summed over layers; dense models have none."""
     balance: Literal["cv2", "switch"] = "cv2"
     """`cv2`: squared variation of importance and load (XFT); `switch`: fraction times probability (Switch Transformer)."""
+    balance_over: Literal["token", "prompt"] = "token"
+    """What the experts have to share evenly: tokens, or prompts, each with its answers and however long."""
 
 
 class RoutingTotals(NamedTuple):
@@ -55,6 +57,15 @@ class StepTotals:
     lengths: list[int] = field(default_factory=list)
     balance: float = 0.0
     routings: list[RoutingTotals] = field(default_factory=list)
+
+    @classmethod
+    def joined(cls, parts: Iterable[StepTotals]) -> StepTotals:
+        """The totals of all parts together, for instance of several processes."""
+        whole = cls()
+        for part in parts:
+            for entry in fields(cls):
+                setattr(whole, entry.name, getattr(whole, entry.name) + getattr(part, entry.name))
+        return whole
 
     def metrics(self) -> dict[str, float]:
         """The totals as the quantities of the log: accuracy and gap over pairs, reward mean and spread, length correlation, routing."""
@@ -85,7 +96,7 @@ def _correlation(left: Tensor, right: Tensor) -> float:
     return float(torch.corrcoef(torch.stack((left, right)))[0, 1])
 
 
-def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals: StepTotals) -> Tensor:
+def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals: StepTotals, *, total: Total = own_part) -> Tensor:
     r"""Sum over the stream's groups of each group's loss; the caller divides by the global number of groups.
 
     A group's pairs are averaged, so that a ranking of n answers weighs as much as one pair:
@@ -97,6 +108,7 @@ def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals:
         batch: The stream, with the ordered pairs of each group.
         settings: Weights of the terms.
         totals: Is added to, for the log.
+        total: Makes the sums over all processes' streams of those over this one, for the terms that are not linear in the batch.
     """
     winner_P, loser_P, weight_P, margin_P = _pair_index(batch, output.rewards_C.device)
     chosen_P, rejected_P = output.rewards_C[winner_P], output.rewards_C[loser_P]
@@ -109,17 +121,21 @@ def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals:
         losses_P = losses_P + settings.centering * centering(chosen_P, rejected_P, reduction="none")
     loss = (weight_P * losses_P).sum()
     if output.routings and settings.router_balance:
-        balance = balance_loss(output.routings, settings.balance)
+        weight_T = 1.0 / torch.bincount(batch.group_T)[batch.group_T] if settings.balance_over == "prompt" else None
+        balance = balance_loss(output.routings, settings.balance, token_weight_T=weight_T, total=total)
         loss = loss + settings.router_balance * balance * batch.n_groups
         totals.balance += float(balance.detach()) * batch.n_groups
     _count(output, batch, (winner_P, loser_P), totals)
     return loss
 
 
-def balance_loss(routings: Sequence[Routing], form: Literal["cv2", "switch"]) -> Tensor:
-    """Load-balance loss summed over layers. A packed stream has no pads, and holds a shared prompt once, so every token counts once."""
+def balance_loss(
+    routings: Sequence[Routing], form: Literal["cv2", "switch"], *, token_weight_T: Tensor | None = None, total: Total = own_part
+) -> Tensor:
+    """Load-balance loss summed over layers. A packed stream has no pads and a shared prompt once: unweighted, every token counts once."""
     balance = importance_load_balance if form == "cv2" else switch_balance
-    return torch.stack([balance(routing.probabilities_TE, routing.selected_TE) for routing in routings]).sum()
+    losses = [balance(entry.probabilities_TE, entry.selected_TE, token_weight_T=token_weight_T, total=total) for entry in routings]
+    return torch.stack(losses).sum()
 
 
 def _pair_index(batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

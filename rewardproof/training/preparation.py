@@ -21,6 +21,8 @@ from rewardproof.data import (
     prompt_overlap,
     read_groups,
     split_by_prompt,
+    split_position,
+    split_salt,
     with_label_noise,
 )
 from rewardproof.data.encoding import EncodedGroup, Overlong, encode_groups
@@ -48,8 +50,12 @@ class Read(Section):
     """Seed of the flips."""
     pairs_per_group: Annotated[int, Field(ge=0)] = 0
     """At most so many ordered pairs a training group, chosen by a hash of the texts; 0 takes all."""
+    share: tuple[float, float] = (0.0, 1.0)
+    """Range of training prompts taken at all, by a hash of their text in [0, 1): disjoint ranges keep a search apart from its study."""
     max_groups: Annotated[int, Field(ge=0)] = 0
     """At most so many training groups, chosen by a hash of the texts; 0 takes all."""
+    max_held_out: Annotated[int, Field(ge=0)] = 0
+    """At most so many held-out groups, chosen alike; 0 takes all."""
 
 
 @dataclass(slots=True)
@@ -86,6 +92,7 @@ class Sources:
         merge_held_out: Fraction of the remaining prompts kept for the merge coefficients.
         read: How rows are read.
         max_length: Longest conversation, in tokens.
+        split_seed: Which of the possible splits.
     """
 
     data: Strings
@@ -94,6 +101,7 @@ class Sources:
     merge_held_out: float
     read: Read
     max_length: int
+    split_seed: int = 0
 
 
 def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
@@ -105,22 +113,27 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     read = sources.read
     groups, counts = _read(sources.data, read)
     rows: dict[str, Any] = {"train_sources": _counts(counts)}
+    low, high = read.share
+    if (low, high) != (0.0, 1.0):
+        inside = tuple(group for group in groups if low <= split_position(group, "share") < high)
+        rows["left_out_by_share"] = len(groups) - len(inside)
+        groups = inside
     if sources.eval_data:
         held_out, counts = _read(sources.eval_data, read)
         rows["eval_sources"] = _counts(counts)
         training = list(groups)
     else:
-        kept, held = split_by_prompt(groups, fraction=sources.split)
+        kept, held = split_by_prompt(groups, fraction=sources.split, salt=split_salt(sources.split_seed))
         training, held_out = list(kept), tuple(held)
     rows["prompts_shared_by_train_and_eval"] = prompt_overlap(training, held_out)
     if rows["prompts_shared_by_train_and_eval"]:
         log.warning("%s prompts are in both the training and the evaluation data", rows["prompts_shared_by_train_and_eval"])
-    if read.max_groups and len(training) > read.max_groups:
-        chosen = set(sorted(range(len(training)), key=lambda index: _text_order(training[index]))[: read.max_groups])
-        rows["left_out_by_max_groups"] = len(training) - len(chosen)
-        training = [group for index, group in enumerate(training) if index in chosen]
-    training, merging = split_by_prompt(training, fraction=sources.merge_held_out, salt="merge")
-    fit_groups, stop_groups = split_by_prompt(merging, fraction=0.4, salt="merge-stop")
+    for name, limit, groups in (("max_groups", read.max_groups, training), ("max_held_out", read.max_held_out, held_out)):
+        if limit and len(groups) > limit:
+            rows[f"left_out_by_{name}"] = len(groups) - limit
+    training, held_out = _some(training, read.max_groups), tuple(_some(held_out, read.max_held_out))
+    training, merging = split_by_prompt(training, fraction=sources.merge_held_out, salt=split_salt(sources.split_seed, "merge"))
+    fit_groups, stop_groups = split_by_prompt(merging, fraction=0.4, salt=split_salt(sources.split_seed, "merge-stop"))
     falls: Counter[str] = Counter()
     tokens = _Tokens(tokenizer, sources, falls)
     sets = {
@@ -157,6 +170,14 @@ def _read(names: Sequence[str], read: Read) -> tuple[tuple[Group, ...], ReadCoun
     if found.counts.dropped:
         log.warning("%s: %s", ", ".join(names), found.counts.sentence())
     return tuple(merge_single_answers(found.groups)), found.counts
+
+
+def _some(groups: Sequence[Group], limit: int) -> list[Group]:
+    """At most so many groups by a hash of their texts, order kept; all where the limit is 0."""
+    if not limit or len(groups) <= limit:
+        return list(groups)
+    chosen = set(sorted(range(len(groups)), key=lambda index: _text_order(groups[index]))[:limit])
+    return [group for index, group in enumerate(groups) if index in chosen]
 
 
 def _text_order(group: Group) -> tuple[str, str]:

@@ -9,27 +9,36 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rewardproof.artifacts import Progress
-from rewardproof.config import nearest_hint
-from rewardproof.errors import ConfigError
+from rewardproof.artifacts import Progress, writing
+from rewardproof.errors import MissingExtraError, TrainingError
+from rewardproof.losses import over_processes
+from rewardproof.models.experts import DeltaExperts, FullExperts
 from rewardproof.models.packed import PackedRewards, end_states, packed_rewards
 from rewardproof.models.precision import Precision, computing_in
 from rewardproof.models.routing import Router
 from rewardproof.models.trunk import FrozenTrunk
-from rewardproof.training.batches import Collator, StepBatch, Stream, TrainingSet
-from rewardproof.training.objective import Loss, StepTotals, step_loss
+from rewardproof.training.batches import Collator, StepBatch, Stream, TrainingGroup, TrainingSet
+from rewardproof.training.checkpoints import STATE, WEIGHTS
+from rewardproof.training.objective import Loss, RoutingTotals, StepTotals, step_loss
+from rewardproof.training.processes import agreed, gathered
+from rewardproof.training.sharding import shard_in_full_precision, whole
 
-WEIGHTS = "trained.safetensors"
+SINCE_LOG = "since_log.json"
+"""What has been summed up since the last record of the log, kept in a checkpoint so that a resumed run logs the same quantities."""
 
 
 class PackedRewardModule(nn.Module):
@@ -86,11 +95,22 @@ class RewardTrainer(Trainer):
             collator: Packs groups into streams.
             loss: Weights of the objective's terms.
             precision: Of the forward pass during evaluation (training follows `arguments`).
-            rates: Learning rates by part: `head`, `router`.
-            record: Receives every log record.
+            rates: Learning rates by part: `head`, `router`, `experts`.
+            record: Receives every log record, on every process.
         """
-        super().__init__(model=module, args=arguments, train_dataset=train_set, eval_dataset=held_out, data_collator=collator)  # pyright: ignore[reportArgumentType]
+        try:
+            super().__init__(
+                model=module, args=arguments, train_dataset=train_set, eval_dataset=held_out, data_collator=cast("Any", self._own_share)
+            )
+        except RuntimeError as error:
+            if "installed" not in str(error):
+                raise
+            raise MissingExtraError(
+                f"Got trainer.report_to={arguments.report_to}, expected its package to be here: {error} Install it, or drop report_to."
+            ) from error
         self.remove_callback(PrinterCallback)
+        if self.is_fsdp_enabled:
+            shard_in_full_precision(self.accelerator.state.fsdp_plugin)
         self.module = module
         self.held_out = held_out
         self.collator = collator
@@ -101,18 +121,27 @@ class RewardTrainer(Trainer):
         self.totals = StepTotals()
         self.seen_tokens = 0
         self.since = time.perf_counter()
+        self.losses = 0.0
+        self.logged_at = 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One group of parameters for the backbone, and one for each part with a rate of its own."""
         if self.optimizer is None:
             wrapped = self.module if model is None else model
-            routers = {id(p) for module in wrapped.modules() if isinstance(module, Router) for p in module.parameters()}
-            parts: dict[str, list[nn.Parameter]] = {"backbone": [], "head": [], "router": []}
+            owners = {"router": Router, "experts": (FullExperts, DeltaExperts)}
+            owner_of = {
+                id(parameter): part
+                for part, kinds in owners.items()
+                for module in wrapped.modules()
+                if isinstance(module, kinds)
+                for parameter in module.parameters()
+            }
+            parts: dict[str, list[nn.Parameter]] = {"backbone": [], "experts": [], "head": [], "router": []}
             for name, parameter in wrapped.named_parameters():
                 if parameter.requires_grad:
-                    part = "router" if id(parameter) in routers else "head" if ".score." in f".{name}" else "backbone"
+                    part = owner_of.get(id(parameter), "head" if ".score." in f".{name}" else "backbone")
                     parts[part].append(parameter)
-            decay = {"backbone": self.args.weight_decay}
+            decay = {"backbone": self.args.weight_decay, "experts": self.args.weight_decay}
             groups = [
                 {"params": found, "lr": self.rates.get(part, self.args.learning_rate), "weight_decay": decay.get(part, 0.0)}
                 for part, found in parts.items()
@@ -121,6 +150,24 @@ class RewardTrainer(Trainer):
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.module.model)
             self.optimizer = kind(groups, **options)
         return self.optimizer
+
+    def get_train_dataloader(self) -> DataLoader[TrainingGroup]:
+        """Every process draws all groups of a step, in the order of a single process, and packs its own share of them."""
+        world = self.accelerator.num_processes
+        loader = self._get_dataloader(
+            cast("Any", self.train_dataset),
+            "Training",
+            self._train_batch_size * world,
+            cast("Any", self._get_train_sampler),
+            is_training=True,
+        )
+        if world > 1:  # accelerate would share out whole batches, and repeat groups until all processes have as many
+            shards = cast("Any", loader.batch_sampler)
+            shards.num_processes, shards.process_index, shards.even_batches = 1, 0, False
+        return loader
+
+    def _own_share(self, groups: Sequence[TrainingGroup]) -> StepBatch:
+        return self.collator.share(groups, self.accelerator.process_index, self.accelerator.num_processes)
 
     def get_batch_samples(self, epoch_iterator: Iterator[StepBatch], num_batches: int, device: torch.device) -> tuple[list[StepBatch], Any]:
         """Collect the batches of one optimiser step and the global number of groups in it."""
@@ -137,35 +184,73 @@ class RewardTrainer(Trainer):
         # Processes must run the same number of passes, or sharded models hang; a process that runs out repeats its last one for nothing.
         passes = int(cast("Tensor", self.accelerator.gather(torch.tensor([len(inputs.streams)], device=self.args.device))).max())
         total = torch.zeros((), device=self.args.device)
+        boundary = self.accelerator.sync_gradients
+        options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         for number in range(passes):
-            repeated = number >= len(inputs.streams)
+            repeated = inputs.idle or number >= len(inputs.streams)
             stream = inputs.streams[min(number, len(inputs.streams) - 1)]
             last = number == passes - 1
+            # DeepSpeed steps inside the backward pass that it takes for the last.
+            self.accelerator.gradient_state._set_sync_gradients(boundary and last)
             synchronise = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
             with synchronise:
                 totals = StepTotals() if repeated else self.totals
-                loss = step_loss(model(stream), stream.batch, self.loss_settings, totals) * (0.0 if repeated else world / n_groups)
-                self.accelerator.backward(loss)
+                whole = _nothing_over_processes if repeated else over_processes
+                loss = step_loss(model(stream), stream.batch, self.loss_settings, totals, total=whole)
+                loss = loss * (0.0 if repeated else world / n_groups)
+                self.accelerator.backward(loss, **options)
             total = total + loss.detach()
-        self.seen_tokens += sum(stream.batch.n_tokens for stream in inputs.streams)
+        self.seen_tokens += inputs.n_tokens
+        value = float(total)
+        if not math.isfinite(value):
+            raise self._not_finite(f"the loss of step {self.state.global_step + 1} is {value}")
+        self.losses += value
         return total
+
+    def require_finite_weights(self) -> None:
+        """Refuse weights that training has spoilt, before they are saved or delivered.
+
+        Raises:
+            TrainingError: Names the step and a parameter.
+        """
+        for name, tensor in trained_state(self.module).items():
+            own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            if not bool(torch.isfinite(own).all()):
+                step = self.state.global_step
+                raise self._not_finite(f"{name.removeprefix('model.')} holds values that are not finite after step {step}")
+
+    def _not_finite(self, what: str) -> TrainingError:
+        folder = Path(str(self.args.output_dir))
+        steps = sorted(int(path.parent.name.rpartition("-")[2]) for path in folder.glob(f"checkpoint-*/{STATE}"))
+        kept = f"the last good checkpoint is {folder}/checkpoint-{steps[-1]}" if steps else "no checkpoint had been saved yet"
+        return TrainingError(
+            f"Training broke down: {what}, expected finite numbers; {kept}. Usual causes: a learning rate that is too high (now "
+            f"{self.args.learning_rate:g}, head {self.rates.get('head', self.args.learning_rate):g}), bf16 or tf32 where the model needs "
+            "fp32, or weights that were not finite to begin with. The same settings end here again: lower trainer.learning_rate or "
+            "head.learning_rate, or set compute.precision=fp32, and start again with --overwrite or in a new directory."
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the quantities of the steps since the last record."""
         if "loss" in logs and self.totals.groups:
             now = time.perf_counter()
-            logs = {**logs, **self.totals.metrics(), "tokens_per_second": self.seen_tokens / max(now - self.since, 1e-9)}
+            if self.accelerator.num_processes == 1:
+                logs = {**logs, "loss": self.losses / max(self.state.global_step - self.logged_at, 1)}
+            self.losses, self.logged_at = 0.0, self.state.global_step
+            parts = gathered((self.totals, self.seen_tokens))
+            tokens = sum(seen for _, seen in parts)
+            metrics = StepTotals.joined(part for part, _ in parts).metrics()
+            logs = {**logs, **metrics, "tokens_per_second": tokens / max(now - self.since, 1e-9)}
             self.totals, self.seen_tokens, self.since = StepTotals(), 0, now
         super().log(logs, start_time)
-        if self.is_world_process_zero():
-            self.record(self.state.log_history[-1])
+        self.record(self.state.log_history[-1])
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Pair accuracy, loss, gap and spread on the held-out groups."""
         if self.held_out is None:
             return {}
         totals, loss = evaluate_set(self.module, self.held_out, collator=self.collator, loss=self.loss_settings, precision=self.precision)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **totals.metrics()}.items()}
+        metrics = agreed({f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **totals.metrics()}.items()})
         self.since = time.perf_counter()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -175,6 +260,28 @@ class RewardTrainer(Trainer):
         """Not estimated: the stock formula does not know packed streams."""
         return 0
 
+    def train_from(self, checkpoint: Path | None) -> float:
+        """Train, from a checkpoint where there is one, and give the seconds that it took.
+
+        A checkpoint of the last step is loaded and no more: `train` would do one step too many.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / STATE)) if checkpoint else None
+        wanted = self.args.max_steps if self.args.max_steps > 0 or state is None else state.max_steps
+        if checkpoint is None or state is None or state.global_step < wanted or not (checkpoint / WEIGHTS).is_file():
+            output = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            return float(output.metrics.get("train_runtime", 0.0))
+        load_trained_state(self.module, load_file(checkpoint / WEIGHTS))
+        self.state = state
+        if self.args.eval_strategy == "epoch":
+            self.evaluate()
+        return 0.0
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.require_finite_weights()
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        with writing(folder, discard=folder):
+            super()._save_checkpoint(model, trial)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._save(output_dir, state_dict)
@@ -182,6 +289,8 @@ class RewardTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in trained_state(self.module).items()}, folder / WEIGHTS)
+        since = {"losses": self.losses, "logged_at": self.logged_at, "totals": dataclasses.asdict(self.totals)}
+        (folder / SINCE_LOG).write_text(json.dumps(since))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         file = Path(resume_from_checkpoint) / WEIGHTS
@@ -189,6 +298,17 @@ class RewardTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         load_trained_state(self.module, load_file(file))
+        since = Path(resume_from_checkpoint) / SINCE_LOG
+        if since.is_file() and self.accelerator.num_processes == 1:
+            kept = json.loads(since.read_text())
+            routings = [RoutingTotals(shared, entropy, tuple(load)) for shared, entropy, load in kept["totals"].pop("routings")]
+            self.totals = StepTotals(**kept["totals"], routings=routings)
+            self.losses, self.logged_at = kept["losses"], kept["logged_at"]
+
+
+def _nothing_over_processes(statistic: Tensor) -> Tensor:
+    """The other processes' sum, for a process that repeats a stream for nothing: the others wait for it to take part."""
+    return over_processes(0 * statistic)
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
@@ -238,7 +358,7 @@ class BestStateCallback(TrainerCallback):
         """Compare with the best so far."""
         if metrics["eval_loss"] < self.best_loss:
             self.best_loss, self.best_step, self.waited = metrics["eval_loss"], state.global_step, 0
-            self.best = {name: tensor.detach().clone() for name, tensor in trained_state(self.module).items()}
+            self.best = {name: whole(tensor).detach().clone() for name, tensor in trained_state(self.module).items()}
             return
         self.waited += 1
         control.should_training_stop = self.waited >= self.patience
@@ -259,62 +379,3 @@ class ProgressCallbackTo(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report one more step."""
         self.progress(self.what, state.global_step, state.max_steps)
-
-
-REFUSED_KEYS = {
-    "gradient_checkpointing": "a packed stream's attention plan lives for one forward pass only. To save memory lower "
-    "compute.tokens_per_batch, or train fewer layers.",
-    "load_best_model_at_end": "the last state is delivered, so that runs of one length compare. Set num_train_epochs instead.",
-}
-"""Settings of `TrainingArguments` that cannot be honoured, and what to do instead."""
-
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "learning_rate": 1e-5,
-    "num_train_epochs": 1,
-    "per_device_train_batch_size": 32,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.05,
-    "max_grad_norm": 1.0,
-    "weight_decay": 0.0,
-    "logging_steps": 5,
-    "eval_strategy": "epoch",
-    "save_strategy": "steps",
-    "save_steps": 100,
-    "save_total_limit": 1,
-    "report_to": "none",
-    "remove_unused_columns": False,
-    "disable_tqdm": True,
-    "dataloader_pin_memory": False,
-}
-
-
-def check_trainer_keys(settings: Mapping[str, Any]) -> None:
-    """Refuse a key that `TrainingArguments` does not have, before any work is done.
-
-    Raises:
-        ConfigError: Names the key and the nearest one.
-    """
-    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
-    for key, why in REFUSED_KEYS.items():
-        if settings.get(key):
-            raise ConfigError(f"Got trainer.{key}={settings[key]}, expected it unset: {why}")
-    for key in settings:
-        if key not in known:
-            raise ConfigError(
-                f"Unknown key 'trainer.{key}'{nearest_hint(key, known)}; the `trainer:` section is handed to "
-                "transformers.TrainingArguments, which has no such setting. Correct the key."
-            )
-
-
-def training_arguments(output: Path, settings: Mapping[str, Any]) -> TrainingArguments:
-    """Our defaults and the given settings as `TrainingArguments`.
-
-    Raises:
-        ConfigError: A key that transformers does not know, or a value that it refuses.
-    """
-    try:
-        return TrainingArguments(output_dir=str(output), **{**TRAINER_DEFAULTS, **settings})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"Bad `trainer:` settings: {error}. They are handed to transformers.TrainingArguments; correct the key or value named."
-        ) from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import os
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +15,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
+from rewardproof.errors import ConfigError
 from rewardproof.models.checkpoints import save_reward_model
-from rewardproof.models.upcycling import Upcycle, upcycle
 
 
 def run(*arguments: object) -> Result:
@@ -29,34 +31,6 @@ def refused(result: Result, message: str) -> None:
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     assert re.search(message, result.stderr), result.stderr
-
-
-@pytest.fixture(scope="module")
-def places(base_dir: Path, reward_dir: Path, toy_file: Path, tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Good and bad things by name, for the commands below."""
-    folder = tmp_path_factory.mktemp("places")
-    mixture = tiny.classifier("llama")
-    upcycle(mixture, Upcycle(n_experts=4, n_active=3))
-    lines = toy_file.read_text().splitlines()
-    files = {
-        "broken.jsonl": "\n".join([*lines[:2], lines[2][:-9], *lines[3:]]) + "\n",
-        "recipes.jsonl": json.dumps({"title": "soup", "minutes": 20}) + "\n",
-        "columns.csv": "question,good,bad\na,b,c\n",
-        "empty.jsonl": "",
-        "notes.txt": "hello",
-        "bad.yaml": "loss: {reward_l2: 1\n",
-        "existing.jsonl": "mine\n",
-    }
-    for name, text in files.items():
-        (folder / name).write_text(text)
-    (folder / "mine").mkdir()
-    (folder / "mine" / "thesis.txt").write_text("years of work")
-    (folder / "hollow").mkdir()
-    moe = save_reward_model(mixture, tiny.word_tokenizer(), folder / "moe")
-    return {
-        "base": base_dir, "reward": reward_dir, "run": reward_dir.parent, "moe": moe, "toy": toy_file, "mine": folder / "mine",
-        "hollow": folder / "hollow", "nowhere": folder / "nowhere", **{name.replace(".", "_"): folder / name for name in files},
-    }  # fmt: skip
 
 
 MISTAKES: dict[str, tuple[str, str]] = {
@@ -168,6 +142,80 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "evaluate {reward} {toy} split=0.000001",
         r"toy.jsonl: split=1e-06 holds out none of its 160 groups.*Raise split",
     ),
+    "text in UTF-16": (
+        "train dense OUT model={base} data={utf16_jsonl}",
+        r"utf16.jsonl:1: got broken JSON: .*expected one JSON value in UTF-8",
+    ),
+    "a score that is no number": (
+        "train dense OUT model={base} data={scores_jsonl}",
+        r"scores.jsonl:1: got non-finite score: score nan; expected finite scores",
+    ),
+    "ties alone": ("train dense OUT model={base} data={ties_jsonl}", r"got 1 rows of which none can be used \(1 × identical answers\)"),
+    "a conversation beyond the limit": (
+        "train dense OUT model={base} data={long_jsonl} split=0",
+        r"long.jsonl:1: got a conversation of 3005 tokens, expected at most max_length=2048; raise max_length",
+    ),
+    "an archive cut off": (
+        "train dense OUT model={base} data={cut_gz}",
+        r"cut.jsonl.gz: got a file that cannot be read to its end \(EOFError",
+    ),
+    "an array cut off": ("evaluate {reward} {cut_json}", r"cut.json: got a file that cannot be read to its end .*broken JSON array"),
+    "junk for Parquet": ("evaluate {reward} {junk}", r"junk.parquet: got a file that cannot be read to its end \(ArrowInvalid"),
+    "a ragged table": ("score {reward} {ragged_csv} OUT", r"ragged.csv:2: got ragged CSV row: 2 cells under 3 columns"),
+    "unknown format": ("train dense OUT model={base} data={toy} read.format=trll", r"Unknown data format 'trll'; .*did you mean 'trl'"),
+    "weights cut off": ("evaluate {torn_model} {toy}", r"The weights of '.*torn' cannot be read \(.*Copy or download the model again"),
+    "weights cut off in training": ("train dense OUT model={torn_model} data={toy}", r"The weights of '.*torn' cannot be read"),
+    "no weights": (
+        "score {weightless_model} {toy} OUT",
+        r"The weights of '.*weightless' cannot be read \(.*no file named model.safetensors",
+    ),
+    "weights of another shape": (
+        "evaluate {wider_model} {toy}",
+        r"The weights of '.*wider' cannot be read .*files that fit the config.json",
+    ),
+    "broken config.json": ("evaluate {unconfigured_model} {toy}", r"Could not load a model from '.*unconfigured' \(.*not a valid JSON"),
+    "architecture of the future": ("evaluate {unknown_model} {toy}", r"Could not load a model from '.*unknown' \(.*model type `nomodel`"),
+    "two labels": ("evaluate {two_labels_model} {toy}", r"two_labels has 2 labels, expected 1: a reward is one number"),
+    "no tokenizer": ("evaluate {speechless_model} {toy}", r"No tokenizer could be loaded from '.*speechless'.*save one beside the model"),
+    "broken tokenizer": ("evaluate {garbled_model} {toy}", r"No tokenizer could be loaded from '.*garbled'"),
+    "weights that are no numbers": ("evaluate {nan_model} {toy}", r"The reward of .*toy.jsonl:1 is nan, expected a finite number"),
+    "a file as model": ("evaluate {toy} {toy}", r"No model at '.*toy.jsonl'; expected a directory"),
+    "a mixture to reuse": (
+        "train warm OUT model={base} data={toy} reuse={moe}",
+        r"reuse=.*moe is a mixture, expected dense models: .*Merge it",
+    ),
+    "OUT below a file": (
+        "train dense {toy}/out model={base} data={toy}",
+        r"Cannot write .*out: .*toy.jsonl is a file, expected a directory",
+    ),
+    "score OUT below a file": ("score {reward} {toy} {toy}/out", r"Cannot write .*out: .*toy.jsonl is a file"),
+    "copy below a file": ("recipes cp umm {toy}/umm.yaml", r"Cannot write .*umm.yaml: .*toy.jsonl is a file, .*Name another place"),
+    "a word for a number": (
+        "train dense OUT model={base} data={toy} trainer.learning_rate=fast",
+        r"Got trainer.learning_rate='fast', expected a number.*write one",
+    ),
+    "batches of none": (
+        "train dense OUT model={base} data={toy} trainer.per_device_train_batch_size=0",
+        r"Got trainer.per_device_train_batch_size=0, expected 1 or more: .*Correct it",
+    ),
+    "fewer than no epochs": (
+        "train dense OUT model={base} data={toy} trainer.num_train_epochs=-1",
+        r"num_train_epochs=-1, expected 0 or more",
+    ),
+    "a negative seed": (
+        "train dense OUT model={base} data={toy} seed=-1",
+        r"Bad value for 'seed': got -1; input should be greater than or",
+    ),
+    "a tracker that is not installed": (
+        "train dense OUT model={base} data={toy} trainer.report_to=clearml",
+        r"Got trainer.report_to=\['clearml'\], expected its package to be here: .*Install it, or drop report_to",
+    ),
+    "an optimizer that is none": (
+        "train dense OUT model={base} data={toy} trainer.optim=nope",
+        r"Bad `trainer:` settings: nope is not a valid",
+    ),
+    "no data to evaluate on": ("evaluate {reward} data=", r"Got the arguments: .*; expected MODEL DATA…"),
+    "too many arguments of the demo": ("demo OUT OUT", r"Got the arguments .* expected at most OUT"),
     "unknown recipe to copy": ("recipes cp umn OUT", r"Unknown recipe 'umn' \(did you mean 'umm'\?\)"),
     "copy over a file": ("recipes cp umm {existing_jsonl}", r"existing.jsonl exists; expected .*; name another file"),
 }
@@ -179,6 +227,51 @@ def test_a_mistake_is_one_sentence(name: str, places: dict[str, Path], tmp_path:
     refused(run(*command.replace("OUT", str(tmp_path / "out")).format(**places).split()), message)
     assert (places["mine"] / "thesis.txt").read_text() == "years of work"
     assert places["existing_jsonl"].read_text() == "mine\n"
+
+
+def test_mistakes_of_every_kind_are_here() -> None:
+    kinds = {
+        "files": r"OUT |below a file|file|exists|input|archive|cut off|run dir",
+        "configuration": r"key|value|recipe|missing|settings|batches|seed|number|method|layers|members",
+        "models": r"model|mixture|weights|label|tokenizer|config.json|causal|expert",
+        "data": r"line|data|format|score|ties|table|array|Parquet|UTF-16|columns|preferences|split",
+    }
+    found = {kind: [name for name in MISTAKES if re.search(words, name)] for kind, words in kinds.items()}
+    assert all(len(names) >= 8 for names in found.values()), found
+    assert len(MISTAKES) >= 80
+
+
+def test_a_directory_that_must_not_be_written(places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    command = ("train", "dense", tmp_path / "out", f"model={places['base']}", f"data={places['toy']}")
+    refused(run(*command), r"Cannot write .*out: .* must not be written, expected a directory that may. Name another place")
+
+
+def test_evaluating_on_nothing(places: dict[str, Path]) -> None:
+    from rewardproof.stages.evaluate import Evaluate
+    from rewardproof.stages.evaluate import run as evaluate
+
+    with pytest.raises(ConfigError, match=r"No data to evaluate on, expected at least one source; name files, folders or embedded"):
+        evaluate(Evaluate(model=str(places["reward"]), data=()), None)
+
+
+def test_adapters_without_peft(places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    command = ("train", "dense", tmp_path / "out", f"model={places['base']}", f"data={places['toy']}", "lora={r: 2}")
+    refused(run(*command), r"lora= needs peft, which is not installed; install it with: pip install 'rewardproof\[lora\]'")
+
+
+def test_a_full_disk_says_how_to_go_on(places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rewardproof.stages.train as stage
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stage, "train_member", full)
+    command = ("train", "dense", tmp_path / "out", f"model={places['base']}", f"data={places['toy']}")
+    refused(
+        run(*command), r"its disk is full.*What was finished before is kept\. Free some space there; run the same .* --resume to go on$"
+    )
 
 
 def test_an_earlier_run_is_kept_replaced_or_continued_only_as_told(places: dict[str, Path], tmp_path: Path) -> None:

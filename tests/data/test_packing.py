@@ -102,6 +102,8 @@ def test_a_small_stream_by_hand() -> None:
     assert batch.logit_index_L.tolist() == [1, 1, 3]
     assert batch.target_L.tolist() == [9, 5, 6]
     assert batch.target_conversation_L.tolist() == [0, 1, 1]
+    assert batch.group_T.tolist() == [0, 0, 0, 0, 0, 1]
+    assert batch.prompt_T.tolist() == [True, True, False, False, False, True]
     assert batch.group_index == (3, 1)
     assert batch.pairs == ((pair,), ())
 
@@ -109,7 +111,7 @@ def test_a_small_stream_by_hand() -> None:
 def test_moving_a_batch_moves_every_tensor() -> None:
     moved = pack([EncodedGroup(((7, 8, 9),), 0, (1,), 0)]).to("meta")
     tensors = [getattr(moved, name) for name in moved.__slots__ if isinstance(getattr(moved, name), torch.Tensor)]
-    assert len(tensors) == 6
+    assert len(tensors) == 8
     assert all(tensor.device.type == "meta" for tensor in tensors)
 
 

@@ -30,6 +30,7 @@ from rewardproof.merging.experts import (
 from rewardproof.models.experts import UpcycledSparseMoeBlock
 from rewardproof.models.families import family_of
 from rewardproof.models.packed import packed_rewards
+from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.routing import Router
 from rewardproof.models.upcycling import CONFIG_KEY, Upcycle, is_upcycled, moe_blocks, upcycle
 
@@ -232,7 +233,8 @@ def test_routing_mass_is_the_mean_over_tokens_one_by_one(
 ) -> None:
     groups = random_groups(6, seed=3)
     model = upcycled(tiny, family, kind, layers="top:2", spread=0.3)
-    found = measure_routing(model.train(), groups, tokens_per_batch=tokens_per_batch, precision="fp32")
+    scorer = RewardModel(model.train(), tiny.word_tokenizer(), precision="fp32", tokens_per_batch=tokens_per_batch)
+    found = measure_routing(scorer, groups)
     assert not model.training
 
     seen: dict[int, list[Tensor]] = {1: [], 2: []}

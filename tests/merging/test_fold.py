@@ -91,3 +91,28 @@ def test_gradient_of_a_coefficient_is_an_inner_product() -> None:
     weights = stack(6, seed=6, dtype=torch.float64).requires_grad_()
     (fold(experts, weights) * upstream).sum().backward()
     torch.testing.assert_close(weights.grad, torch.stack([(upstream * expert).sum() for expert in experts]))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    n_experts=st.integers(2, 9),
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    shared=st.floats(0, 1),
+    seed=st.integers(0, 10**6),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_any_fold_is_the_sum_by_hand_and_lies_between_its_experts(
+    n_experts: int, shape: list[int], shared: float, seed: int, dtype: torch.dtype
+) -> None:
+    experts = stack(n_experts, *shape, seed=seed, dtype=dtype)
+    weights = coefficients(shared, stack(n_experts - 1, seed=seed + 1))
+    found = fold(experts, weights)
+    by_hand = sum(float(weights[number]) * experts[number].double() for number in range(n_experts))
+    assert found.shape == experts.shape[1:]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), by_hand, rtol=1e-5, atol=1e-6)
+    assert bool((found <= experts.amax(dim=0) + 1e-5).all()), "weights that sum to one cannot leave the experts' range"
+    assert bool((found >= experts.amin(dim=0) - 1e-5).all())
+    order = torch.randperm(n_experts, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(fold(experts[order], weights[order]), found, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(fold(experts[:1].expand_as(experts), weights), experts[0], rtol=1e-5, atol=1e-6)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rewardproof.data.packing import pack
 from rewardproof.errors import CheckpointError, ModelError
+from rewardproof.models import checkpoints
 from rewardproof.models.checkpoints import EXPERTS_FILE, load_base, load_reward_model, load_tokenizer, resolve, save_reward_model
 from rewardproof.models.heads import head_weight
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.tensor_files import TensorFile, write_tensors
 from rewardproof.models.upcycling import CONFIG_KEY, Upcycle, is_upcycled, moe_blocks, upcycle
 from tests.models import tiny
 
@@ -294,6 +297,51 @@ def test_a_mixture_without_its_experts_is_incomplete(tmp_path: Path) -> None:
     (path / EXPERTS_FILE).unlink()
     with pytest.raises(CheckpointError, match=f"says that it holds experts but has no {EXPERTS_FILE}"):
         load_reward_model(str(path))
+
+
+@pytest.mark.parametrize("experts", ["full", "lora:2"])
+def test_a_mixture_is_in_memory_once_while_it_loads_and_saves(experts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is the model's own memory, and what is read becomes the model's: there is never a second state dict."""
+    model = reward_model("llama", experts)
+    addresses: set[int] = set()
+
+    def watched(path: Path, layout: dict[str, torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        assert all(tensor.is_meta for tensor in layout.values())
+        owned = {tensor.data_ptr() for tensor in model.state_dict().values()}
+        listed = list(tensors)
+        assert {tensor.data_ptr() for _, tensor in listed} <= owned
+        write_tensors(path, layout, listed)
+
+    monkeypatch.setattr(checkpoints, "write_tensors", watched)
+    path = save_reward_model(model, tiny.word_tokenizer(), tmp_path / "moe", dtype=torch.bfloat16)
+
+    class Watched(TensorFile):
+        def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+            tensor = super().read(name, dtype)
+            addresses.add(tensor.data_ptr())
+            return tensor
+
+    monkeypatch.setattr(checkpoints, "TensorFile", Watched)
+    loaded, _ = load_reward_model(str(path))
+    assert {tensor.data_ptr() for tensor in loaded.state_dict().values()} == addresses
+
+
+def test_loading_a_mixture_draws_nothing(tmp_path: Path) -> None:
+    path = save_reward_model(reward_model("llama", "full"), tiny.word_tokenizer(), tmp_path / "moe")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_reward_model(str(path))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_dense_model_in_shards(tmp_path: Path) -> None:
+    model = reward_model("llama")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    tiny.word_tokenizer().save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    assert not (tmp_path / "model.safetensors").exists()
+    same_weights(load_reward_model(str(tmp_path))[0], model)
 
 
 def test_a_directory_without_a_model_points_inside(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import BloomConfig, BloomForSequenceClassification, PreTrained
 
 from rewardproof.data.packing import pack
 from rewardproof.errors import ConfigError, ModelError
-from rewardproof.models.experts import DeltaExperts, FullExperts, UpcycledSparseMoeBlock
+from rewardproof.models.experts import DeltaExperts, FullExperts, UpcycledSparseMoeBlock, feed_forward
 from rewardproof.models.families import family_of
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.routing import Routing, route
@@ -265,48 +265,20 @@ def test_gradients_of_the_mixing_are_those_of_the_equations(mixing: str) -> None
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_biased", "gpt2"])
-def test_grouped_products_equal_the_loop(family: str) -> None:
-    model = mixture(family)
-    block = moe_blocks(model)[0]
+@pytest.mark.parametrize("kind", ["full", "lora:2"])
+def test_a_block_equals_the_sum_over_tokens_and_experts_one_by_one(family: str, kind: str) -> None:
+    block = moe_blocks(mixture(family, experts=kind))[0]
     move_apart(block)
-    experts = block.experts
-    assert isinstance(experts, FullExperts)
-    routing = _routing(50)
-    hidden_TD = torch.randn(50, HIDDEN, generator=torch.Generator().manual_seed(0))
-    routed = routing._replace(shared_T=torch.zeros(50))
+    hidden_TD = torch.randn(12, HIDDEN, generator=torch.Generator().manual_seed(0))
+    routing = _routing(12)
     with torch.no_grad():
-        torch.testing.assert_close(
-            experts._grouped(hidden_TD, routing, block.activation), experts(hidden_TD, routed, block.activation), atol=2e-5, rtol=1e-4
-        )
-
-
-def test_grouped_products_only_where_torch_has_them_and_takes_the_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def experts(width: int) -> FullExperts:
-        return FullExperts({"up": torch.zeros(width, 8), "down": torch.zeros(8, width)}, 3)
-
-    monkeypatch.setattr(torch.nn.functional, "grouped_mm", object(), raising=False)
-    assert experts(8).groupable(torch.bfloat16)
-    assert experts(12).groupable(torch.float32)
-    assert not experts(12).groupable(torch.bfloat16)
-    assert not experts(9).groupable(torch.float32)
-    monkeypatch.delattr(torch.nn.functional, "grouped_mm")
-    assert not experts(8).groupable(torch.bfloat16)
-
-
-def test_grouped_products_survive_an_expert_without_tokens() -> None:
-    block = moe_blocks(mixture("llama"))[0]
-    move_apart(block)
-    assert isinstance(block.experts, FullExperts)
-    hidden_TD = torch.randn(6, HIDDEN, generator=torch.Generator().manual_seed(0))
-    routing = _routing(6, k=1, logits_TE=torch.tensor([[0.0, -9.0, 5.0]]).repeat(6, 1))
-    routed = routing._replace(shared_T=torch.zeros(6))
-    with torch.no_grad():
-        torch.testing.assert_close(
-            block.experts._grouped(hidden_TD, routing, block.activation),
-            block.experts(hidden_TD, routed, block.activation),
-            atol=2e-5,
-            rtol=1e-4,
-        )
+        rows = []
+        for token in range(12):
+            row = routing.shared_T[token] * feed_forward(hidden_TD[token], block.experts.expert(0), block.activation)
+            for weight, number in zip(routing.weights_TK[token], routing.chosen_TK[token].tolist(), strict=True):
+                row = row + weight * feed_forward(hidden_TD[token], block.experts.expert(number + 1), block.activation)
+            rows.append(row)
+        torch.testing.assert_close(block.experts(hidden_TD, routing, block.activation), torch.stack(rows), atol=2e-5, rtol=1e-4)
 
 
 def test_the_router_computes_in_fp32_under_autocast() -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from rewardproof.artifacts import Report
 from rewardproof.data import read_groups, split_by_prompt
 from rewardproof.errors import CheckpointError, ConfigError
+from rewardproof.merging.experts import merge_experts
 from rewardproof.models.checkpoints import save_reward_model
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import Upcycle, upcycle
@@ -141,6 +142,53 @@ def test_overwriting_the_input_is_refused(moe: Path, toy_file: Path) -> None:
     assert moe.is_dir()
 
 
-def test_a_mixture_without_data_is_refused(moe: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Missing data=: .*name the training data"):
-        run(MergeModels(models=(str(moe),)), tmp_path / "out")
+@pytest.mark.parametrize("method", ["learned", "routing_mass"])
+def test_a_mixture_without_data_is_refused(method: str, moe: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Missing data=: .*name the training data, or write method=uniform"):
+        run(MergeModels(models=(str(moe),), method=method), tmp_path / "out")  # type: ignore[arg-type]
+
+
+def test_uniform_merging_needs_no_data_and_builds_no_model(
+    moe: Path, toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = merged(moe, toy_file, tmp_path / "measured", method="uniform", shared_weight=0.4)
+    monkeypatch.setattr(stage, "load_reward_model", lambda *_: pytest.fail("a model was loaded"))
+    report = merged(moe, toy_file, tmp_path / "out", method="uniform", shared_weight=0.4, data=())
+    left, right = (load_file(entry.path / "model" / "model.safetensors") for entry in (report, measured))
+    assert left.keys() == right.keys()
+    assert all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+    assert report.results["merge"]["coefficients"] == measured.results["merge"]["coefficients"]
+    assert report.results["merge"]["coefficients"]["0"] == pytest.approx([0.4, 0.2, 0.2, 0.2])
+    assert report.results["merge"]["divergence"] == measured.results["merge"]["divergence"]
+    assert report.results["accuracy"] is report.results["merge"]["held_out"] is None
+    assert {"mean", "std"} & saved_config(report).keys() == set()
+    page = (report.path / "report.html").read_text()
+    assert page.count("<figure") == 1
+    assert "Coefficients by uniform; nothing was learned." in page
+
+
+@pytest.mark.parametrize("experts", ["full", "lora:2"])
+@pytest.mark.parametrize("method", ["uniform", "routing_mass", "learned"])
+def test_the_delivered_weights_are_those_of_merging_in_memory(
+    method: str, experts: str, tiny: ModuleType, toy_file: Path, tmp_path: Path
+) -> None:
+    model = tiny.classifier("gpt2")
+    upcycle(model, Upcycle(n_experts=4, n_active=3, experts=experts))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".mlp." in name:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    source = save_reward_model(model, tiny.word_tokenizer(), tmp_path / "moe")
+    report = merged(source, toy_file, tmp_path / "out", method=method)
+    found = {int(layer): torch.tensor(values) for layer, values in report.results["merge"]["coefficients"].items()}
+    merge_experts(model, found)
+    delivered = load_file(report.path / "model" / "model.safetensors")
+    assert delivered.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(delivered[name], tensor), name
+
+
+def test_the_report_sets_peak_memory_beside_the_mixture(moe: Path, toy_file: Path, tmp_path: Path) -> None:
+    report = merged(moe, toy_file, tmp_path / "out", method="uniform", data=())
+    assert report.results["peak_memory_gb"] > report.results["mixture_gb"] >= 0
+    assert "peak of this merge" in (report.path / "report.html").read_text()

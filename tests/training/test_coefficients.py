@@ -21,6 +21,7 @@ from rewardproof.merging.experts import (
     put_folded_blocks,
     starting_coefficients,
 )
+from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import Upcycle, moe_blocks, upcycle
 from rewardproof.training import coefficients as module
 from rewardproof.training.batches import Collator, TrainingSet
@@ -43,7 +44,7 @@ def mixture(tiny: ModuleType, random_set: Callable[..., TrainingSet]) -> tuple[P
             for parameter in block.parameters():
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     groups = [entry.group for entry in random_set(6).groups]
-    return model, measure_routing(model, groups, tokens_per_batch=1000, precision="fp32")
+    return model, measure_routing(RewardModel(model, tiny.word_tokenizer(), precision="fp32"), groups)
 
 
 def loss_of(model: PreTrainedModel, groups: TrainingSet) -> float:

@@ -153,3 +153,12 @@ def test_streams_keep_groups_pairs_and_the_budget(random_set: Callable[..., Trai
     assert sum(stream.batch.n_groups for stream in streams) == 12
     assert [pairs for stream in streams for pairs in stream.batch.pairs] == [entry.pairs for entry in data.groups]
     assert all(stream.batch.n_tokens <= 50 or stream.batch.n_groups == 1 for stream in streams)
+
+
+def test_held_out_groups_are_limited_by_the_texts_alone(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    whole, some = ready(toy_rows(80), split=0.5), ready(list(reversed(toy_rows(80))), split=0.5, max_held_out=10)
+    assert len(some.held_out) == len(some.held_out_set) == 10
+    assert {group.prompt_key for group in some.held_out} <= {group.prompt_key for group in whole.held_out}
+    assert some.rows["left_out_by_max_held_out"] == len(whole.held_out) - 10
+    assert "left_out_by_max_held_out" not in whole.rows
+    assert len(some.train) == len(whole.train)

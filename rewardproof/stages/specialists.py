@@ -1,0 +1,49 @@
+"""What a run reports of its experts as specialists: how far they parted, which prompts they get, and what each says alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from rewardproof.evaluation import pair_accuracy
+from rewardproof.merging.specialisation import alone, parted, regime_information, smallest_correlation, weights_by_group
+from rewardproof.models.families import Weights
+from rewardproof.models.upcycling import moe_blocks
+
+if TYPE_CHECKING:
+    from rewardproof.stages.members import MemberContext
+
+ASKED_GROUPS = 256
+"""Held-out groups that every expert scores alone, and whose routes are compared with their subsets."""
+
+
+def specialisation_summary(context: MemberContext, model: PreTrainedModel, start: Mapping[int, Weights]) -> dict[str, Any]:
+    """How far the experts of a trained mixture parted, in weights, in the prompts that they get, and in what they say.
+
+    Args:
+        context: The run, whose held-out groups are asked.
+        model: The mixture.
+        start: Feed-forward weights of the dense model that it was upcycled from, by layer.
+
+    Returns:
+        `parted`: ‖W_i − W_0‖ / ‖W_0 − W_start‖ by layer and routed expert; where groups are held out `alone`: accuracy of each routed
+        expert alone and the smallest correlation of their rewards; where they are of several subsets `regime_information` by layer.
+    """
+    summary: dict[str, Any] = {"parted": {str(layer): ratios for layer, ratios in parted(model, start).items()}}
+    groups, encoded = context.prepared.held_out[:ASKED_GROUPS], context.prepared.held_out_tokens[:ASKED_GROUPS]
+    if not groups:
+        return summary
+    scorer = context.reward_model(model)
+    n_routed_experts = next(iter(moe_blocks(model).values())).experts.n_experts - 1
+    said = []
+    for number in range(n_routed_experts):
+        with alone(model, number):
+            said.append(scorer.score_encoded(encoded))
+    accuracy = [pair_accuracy(groups, rewards).overall.as_dict() for rewards in said]
+    flat = np.array([[value for row in rewards for value in row] for rewards in said])
+    summary["alone"] = {"accuracy": accuracy, "smallest_correlation": smallest_correlation(flat)}
+    found = regime_information(weights_by_group(scorer, encoded), [group.subset for group in groups])
+    return summary | ({"regime_information": {str(layer): share for layer, share in found.items()}} if found else {})

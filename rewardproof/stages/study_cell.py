@@ -1,0 +1,259 @@
+"""One cell of a study: run it, or judge a mixture that another cell left, and make its row."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from rewardproof.artifacts import Progress, RunDirectory, plain, provenance
+from rewardproof.config import dump_yaml, parse
+from rewardproof.evaluation import pair_accuracy, pair_outcomes
+from rewardproof.merging.divergence import expert_divergence
+from rewardproof.models.checkpoints import load_reward_model, load_tokenizer
+from rewardproof.models.precision import default_device, resolve_precision
+from rewardproof.report import format_interval
+from rewardproof.stages.members import MemberContext, merge_mixture
+from rewardproof.stages.study_plan import PLACEHOLDER, Cell
+from rewardproof.stages.train import Train
+from rewardproof.stages.train import run as run_train
+from rewardproof.stages.training_report import scored
+from rewardproof.training.preparation import Sources, prepare
+
+BULKY = ("model", "moe", "members", "checkpoints")
+"""What of a run is deleted once nothing needs it any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a study runs.
+
+    Attributes:
+        out: Its directory.
+        study: Its name.
+        paths: What `$NAME` stands for here.
+        progress: Receives what is being done, how far, of how much.
+    """
+
+    out: Path
+    study: str
+    paths: Mapping[str, str]
+    progress: Progress
+
+    def resolved(self, config: Train) -> Train:
+        """The configuration with this machine's paths."""
+        known = {**self.paths, "OUT": str(self.out)}
+        return parse(Train, _replaced(config.model_dump(mode="json"), lambda text: PLACEHOLDER.sub(lambda found: known[found[1]], text)))
+
+    def anonymous(self, value: Any) -> Any:
+        """Plain values with `$NAME` where a path of this machine stood."""
+        for name, path in sorted({**self.paths, "OUT": str(self.out)}.items(), key=lambda entry: -len(entry[1])):
+            pattern = re.compile(rf"(?<![\w.$-]){re.escape(path)}(?![\w-])")
+            value = _replaced(value, lambda text, pattern=pattern, name=name: pattern.sub(f"${name}", text))
+        return value
+
+
+def _replaced(value: Any, change: Any) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _replaced(entry, change) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replaced(entry, change) for entry in value]
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a cell found: its row, and the held-out pairs that the row's outcomes are of."""
+
+    row: dict[str, Any]
+    pairs: dict[str, Any]
+
+
+def run_cell(cell: Cell, place: Place) -> Found:
+    """Run a cell, or go on with what an interrupted study left of it, and make its row.
+
+    A run that has ended is not run again; one that has not starts anew, so that its seconds are those of one go.
+    """
+    gc.collect()
+    measured = _forget_peak_memory()
+    folder = cell.folder(place.out)
+    if not _finished(cell, place):
+        shutil.rmtree(folder, ignore_errors=True)
+        if cell.of:
+            _judge_mixture(cell, place)
+        else:
+            run_train(place.resolved(cell.config), folder, progress=place.progress)
+    report = json.loads((folder / "report.json").read_text())
+    outcomes = json.loads((folder / "held_out.json").read_text())
+    return _found(cell, place, report if measured else report | {"peak_memory_gb": None}, outcomes)
+
+
+def train_again(cell: Cell, place: Place) -> None:
+    """Make the models of a cell again, whose row is written but whose models are gone."""
+    shutil.rmtree(cell.folder(place.out), ignore_errors=True)
+    run_train(place.resolved(cell.config), cell.folder(place.out), progress=place.progress)
+
+
+def drop_models(cell: Cell, out: Path) -> None:
+    """Delete the weights of a cell's run; each folder disappears at once, so that half of one is never mistaken for a model."""
+    for name in BULKY:
+        bulky = cell.folder(out) / name
+        if bulky.is_dir():
+            shutil.rmtree(bulky.rename(bulky.with_name(f"{name}.deleted")))
+
+
+def needed(cell: Cell, parent: str, out: Path) -> Path:
+    """The model of another method that the cell starts from."""
+    return cell.folder(out, parent) / ("moe" if cell.of else "model")
+
+
+def _finished(cell: Cell, place: Place) -> bool:
+    folder = cell.folder(place.out)
+    if not (folder / "report.json").is_file():
+        return False
+    if cell.of:
+        return yaml.safe_load((folder / "cell.yaml").read_text()) == cell.settings()
+    return (folder / "config.yaml").read_text() == dump_yaml(place.resolved(cell.config))
+
+
+def _judge_mixture(cell: Cell, place: Place) -> None:
+    """Judge the mixture that another method left, as it is or folded in another way, on the same held-out pairs."""
+    config, folder = place.resolved(cell.config), cell.folder(place.out)
+    spec = needed(cell, cell.of, place.out)
+    tokenizer = load_tokenizer(str(spec))
+    learns = [merge for merge in (config.merge, cell.merge) if merge is not None and merge.method == "learned"]
+    held_out = learns[0].held_out if learns else 0.0
+    prepared = prepare(
+        Sources(config.data, config.eval_data, config.split, held_out, config.read, config.max_length, config.split_seed), tokenizer
+    )
+    directory = RunDirectory(folder, config)
+    directory.write_text("cell.yaml", yaml.safe_dump(cell.settings(), sort_keys=False))
+    context = MemberContext(config, prepared, tokenizer, directory, False, place.progress)
+    model = load_reward_model(str(spec))[0].to(default_device())  # pyright: ignore[reportArgumentType]
+    mixture = context.reward_model(model)
+    results: dict[str, Any] = {"rows": prepared.rows, "precision": resolve_precision(config.compute.precision, model.device)}
+    if cell.merge is None:
+        results["mixture"] = {"divergence": expert_divergence(model)}
+    else:
+        results["merge"] = merge_mixture(
+            mixture,
+            cell.merge,
+            prepared=prepared,
+            compute=config.compute,
+            folder=folder / "checkpoints",
+            seed=config.seed,
+            record=directory.log,
+            progress=place.progress,
+        )
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    results["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    rewards = scored(mixture, prepared.held_out_tokens, place.progress)
+    accuracy = pair_accuracy(prepared.held_out, rewards)
+    directory.write_json("held_out.json", pair_outcomes(prepared.held_out, rewards))
+    directory.finish(f"held-out accuracy {format_interval(accuracy.overall)}", {**results, "accuracy": accuracy.as_dict()})
+
+
+def _found(cell: Cell, place: Place, report: Mapping[str, Any], outcomes: dict[str, Any]) -> Found:
+    correct = outcomes.pop("correct")
+    pairs = plain(
+        {
+            "prompts": " ".join(outcomes["prompts"]),
+            "subsets": _runs(outcomes["subsets"]),
+            "sizes": _runs(outcomes["sizes"]),
+            "longer": outcomes["longer"],
+        }
+    )
+    accuracy = dict(report["accuracy"])
+    accuracy.pop("calibration", None)
+    row = {
+        "study": place.study,
+        "setting": cell.setting,
+        "method": cell.method,
+        "seed": cell.seed,
+        "headline": report["headline"],
+        "accuracy": accuracy,
+        "pairs": digest(pairs),
+        "correct": correct,
+        "training": _training(cell, place, report),
+        "seconds": report["seconds"],
+        "peak_memory_gb": report["peak_memory_gb"],
+        **{key: report[key] for key in ("parameters", "precision", "rows", "mixture", "merge") if key in report},
+        **_members(report),
+        "config": cell.settings(),
+        "provenance": {**provenance(), "seed": cell.config.seed, "split_seed": cell.config.split_seed},
+    }
+    return Found(place.anonymous(plain(row)), pairs)
+
+
+def _members(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the members report of their training and merging; of a single one, directly."""
+    members = report.get("members", [])
+    return dict(members[0]) if len(members) == 1 else {"members": members} if members else {}
+
+
+def digest(pairs: Mapping[str, Any]) -> str:
+    """A name for a set of held-out pairs: equal pairs have equal names."""
+    return hashlib.sha256(json.dumps(pairs, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _runs(values: list[Any]) -> list[list[Any]]:
+    """Run lengths: `[[value, how many], …]`.
+
+    Example:
+        >>> _runs(["a", "a", "b"])
+        [['a', 2], ['b', 1]]
+    """
+    runs: list[list[Any]] = []
+    for value in values:
+        if runs and runs[-1][0] == value:
+            runs[-1][1] += 1
+        else:
+            runs.append([value, 1])
+    return runs
+
+
+def _training(cell: Cell, place: Place, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Cost of all training behind the row: that of reused members and of the mixture's own run included."""
+    totals: dict[str, Any] = {"seconds": 0.0, "steps": 0, "tokens": 0.0, "trainable_parameters": 0}
+    for parent in cell.parents:
+        before = json.loads((place.out / "cells" / f"{cell.setting}--{parent}--{cell.seed}.json").read_text())["training"]
+        for key in totals:
+            totals[key] = max(totals[key], before[key]) if key == "trainable_parameters" else totals[key] + before[key]
+    for phase in _phases(report.get("members", [])):
+        totals["seconds"] += phase["seconds"]
+        totals["steps"] += phase["steps"]
+        totals["tokens"] += phase["seconds"] * phase["tokens_per_second"]
+        totals["trainable_parameters"] = max(totals["trainable_parameters"], phase["trainable_parameters"])
+    speed = totals["tokens"] / totals["seconds"] if totals["seconds"] else 0.0
+    return {**totals, "seconds": round(totals["seconds"], 1), "tokens": round(totals["tokens"]), "tokens_per_second": round(speed, 1)}
+
+
+def _phases(summary: Any) -> Iterator[Mapping[str, Any]]:
+    """Every optimisation that a member reports, wherever it stands: dense, mixture, branches."""
+    if isinstance(summary, Mapping) and {"seconds", "steps", "tokens_per_second", "trainable_parameters"} <= set(summary):
+        yield summary
+    elif isinstance(summary, Mapping | list):
+        for entry in summary.values() if isinstance(summary, Mapping) else summary:
+            yield from _phases(entry)
+
+
+def _forget_peak_memory() -> bool:
+    """Start to measure the peak anew, where the system can; whether it could."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True

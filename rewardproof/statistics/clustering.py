@@ -1,0 +1,91 @@
+"""Clusters of points, and a linear classifier that tells them apart: how a router learns to part prompts before any training."""
+
+# N points, D features, K clusters.
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.vq import ClusterError, kmeans2
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
+
+from rewardproof.errors import DataError
+
+Floats = NDArray[np.float64]
+
+
+def cluster(points_ND: Floats, k: int, *, seed: int, restarts: int = 8) -> NDArray[np.int64]:
+    """Labels of k-means (k-means++ starts, the best of several) on features scaled to unit variance, shape `(N,)`; no cluster is empty.
+
+    Args:
+        points_ND: At least `k` distinct points.
+        k: Number of clusters.
+        seed: Of the starts.
+        restarts: How many starts are tried.
+
+    Raises:
+        DataError: There are fewer distinct points than clusters.
+
+    Example:
+        >>> labels = cluster(np.array([[0.0], [0.1], [5.0], [5.1]]), 2, seed=0)
+        >>> bool(labels[0] == labels[1] != labels[2] == labels[3])
+        True
+    """
+    scaled_ND = points_ND / np.maximum(points_ND.std(axis=0), 1e-12)
+    distinct = len(np.unique(points_ND, axis=0))
+    if distinct < k:
+        raise DataError(
+            f"{len(points_ND)} points, {distinct} of them distinct, cannot be parted into {k} clusters, expected at least as many: a router "
+            "for an empty cluster would learn nothing. Take fewer experts, or more prompts."
+        )
+    found: list[tuple[float, NDArray[np.int64]]] = []
+    for start in range(restarts):
+        with contextlib.suppress(ClusterError):  # a start that loses a cluster on the way
+            centres_KD, labels_N = kmeans2(scaled_ND, k, iter=50, minit="++", seed=seed + start, missing="raise")
+            found.append((float(((scaled_ND - centres_KD[labels_N]) ** 2).sum()), labels_N.astype(np.int64)))
+    return min(found, key=lambda entry: entry[0])[1]
+
+
+def softmax_regression(points_ND: Floats, labels_N: NDArray[np.int64], k: int, *, penalty: float = 1e-2) -> Floats:
+    r"""Weights of the linear classifier without bias that gives each point its label, shape `(K, D)`.
+
+    .. math::
+        \min_W \; \frac1N \sum_n -\log \mathrm{softmax}(W x_n)_{y_n}
+        + \frac{\text{penalty}}{2} \sum_d \sigma_d^2 \lVert W_{\cdot d} \rVert^2
+
+    The penalty is on features of unit variance, so that it means the same for every layer.
+
+    Example:
+        >>> points = np.array([[1.0, 1.0], [1.0, -1.0]])
+        >>> (points @ softmax_regression(points, np.array([0, 1]), 2).T).argmax(axis=1)
+        array([0, 1])
+    """
+    scale_D = np.maximum(points_ND.std(axis=0), 1e-6 * np.abs(points_ND).max())
+    scaled_ND = points_ND / scale_D
+    one_hot_NK = np.eye(k)[labels_N]
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        weight_KD = flat.reshape(k, -1)
+        logits_NK = scaled_ND @ weight_KD.T
+        value = float((logsumexp(logits_NK, axis=1) - (logits_NK * one_hot_NK).sum(axis=1)).mean())
+        gradient_KD = (softmax(logits_NK, axis=1) - one_hot_NK).T @ scaled_ND / len(scaled_ND) + penalty * weight_KD
+        return value + 0.5 * penalty * float((weight_KD**2).sum()), gradient_KD.ravel()
+
+    found = minimize(loss, np.zeros(k * points_ND.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    return found.x.reshape(k, -1) / scale_D
+
+
+def mutual_information(left_N: NDArray[np.int64], right_N: NDArray[np.int64]) -> float:
+    """Mutual information of two labellings in nats; at most the smaller of their entropies.
+
+    Example:
+        >>> bool(mutual_information(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0])) == np.log(2))
+        True
+    """
+    joint = np.zeros((left_N.max() + 1, right_N.max() + 1))
+    np.add.at(joint, (left_N, right_N), 1 / len(left_N))
+    independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    seen = joint > 0
+    return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())

@@ -1,0 +1,157 @@
+"""Numbers from runs into `results/`, and from there into the documents.
+
+    python scripts/results.py collect runs/study            # the rows of a study, one JSON each, into results/STUDY/
+    python scripts/results.py build                         # the tables of README.md and docs/results.md, from results/ alone
+    python scripts/results.py publish hh_dense runs/hh-dense '$HH_RLHF=/data/hh-rlhf' 'OUT=runs/hh-dense'     # a single run
+
+A table stands between `<!-- table study=NAME setting=NAME -->` and `<!-- end of table -->`; `methods=a,b` and `columns="minus dense,
+points;seeds"` choose and order its rows and columns. `build` rewrites what is between such lines and nothing else. Where `publish` is
+given further arguments `NAME=PATH`, NAME is written wherever PATH stands, so that results name no machine's folders.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rewardproof.errors import CheckpointError, ConfigError, RewardproofError
+from rewardproof.report import markdown_table
+from rewardproof.stages.study_plan import first_difference
+from rewardproof.stages.study_tables import load_settings, setting_table
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "docs/results.md")
+TABLE = re.compile(r"^<!-- table (?P<options>[^\n]*?) -->\n.*?^<!-- end of table -->$", re.MULTILINE | re.DOTALL)
+KEPT = (
+    "headline",
+    "rows",
+    "accuracy",
+    "best_of_n",
+    "gold_gain_over_dense",
+    "phases_seconds",
+    "scoring_seconds",
+    "parameters",
+    "members",
+    "merge",
+    "precision",
+    "seconds",
+)
+DROPPED = ("calibration",)
+
+
+def collect(study: Path, results: Path) -> list[Path]:
+    """Copy a study's rows and the held-out pairs they are of; the files that are new.
+
+    Raises:
+        CheckpointError: `results` has another row of the same name, or the study has none.
+    """
+    rows = sorted((study / "cells").glob("*.json"))
+    if not rows:
+        raise CheckpointError(f"{study} has no rows in cells/, expected the directory of a study; run `rewardproof study` first.")
+    target = results / json.loads(rows[0].read_text())["study"]
+    wanted = {f"pairs/{json.loads(file.read_text())['pairs']}.json" for file in rows}
+    files = {target / file.name: file for file in rows} | {target / name: study / name for name in sorted(wanted)}
+    for place, file in files.items():
+        found = first_difference(json.loads(place.read_text()), json.loads(file.read_text())) if place.exists() else None
+        if found:
+            raise CheckpointError(
+                f"{place} has {found.key}={str(found.old)[:80]!r} where {file} has {str(found.new)[:80]!r}, expected equal rows: a row "
+                "is never overwritten. Give the method or setting a new name, or delete the row that is wrong."
+            )
+    new = [place for place in files if not place.exists()]
+    for place in new:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(files[place].read_text())
+    return new
+
+
+def built(text: str, results: Path) -> str:
+    """A document's text with its tables as `results` has them now."""
+
+    def table(found: re.Match[str]) -> str:
+        return f"<!-- table {found['options']} -->\n\n{_table(found['options'], results)}\n\n<!-- end of table -->"
+
+    return TABLE.sub(table, text)
+
+
+def _table(options: str, results: Path) -> str:
+    given = dict(token.split("=", 1) for token in shlex.split(options) if "=" in token)
+    unknown = set(given) - {"study", "setting", "methods", "columns"}
+    if unknown or not {"study", "setting"} <= set(given):
+        raise ConfigError(f"Got the table {options!r}, expected study=, setting= and where wanted methods=, columns=; correct its line.")
+    settings = load_settings(results / given["study"], results / given["study"] / "pairs")
+    if given["setting"] not in settings:
+        raise ConfigError(
+            f"{results / given['study']} has no row of the setting {given['setting']!r}, expected one of {', '.join(settings) or 'none'}; "
+            "collect the study first."
+        )
+    methods = [name for name in given.get("methods", "").split(",") if name]
+    columns = [name.strip() for name in given.get("columns", "").split(";") if name]
+    return markdown_table(setting_table(settings[given["setting"]], methods, columns))
+
+
+def build(root: Path) -> list[str]:
+    """Write the tables of all documents; the documents that changed."""
+    changed: list[str] = []
+    for name in DOCUMENTS:
+        text = (root / name).read_text()
+        new = built(text, root / "results")
+        if new != text:
+            (root / name).write_text(new)
+            changed.append(name)
+    return changed
+
+
+def published(run: Path) -> dict[str, Any]:
+    """The parts of a run's report worth keeping, with its settings and provenance."""
+    report = json.loads((run / "report.json").read_text())
+    provenance = json.loads((run / "provenance.json").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    kept = {key: _without(report[key]) for key in KEPT if key in report}
+    return {**kept, "peak_memory_gb": report["peak_memory_gb"], "config": config, "provenance": provenance}
+
+
+def _without(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(entry) for key, entry in value.items() if key not in DROPPED}
+    return value
+
+
+def publish(name: str, run: Path, renamings: list[str], results: Path) -> Path:
+    """Write `results/NAME.json` of a single run."""
+    text = json.dumps(published(run), indent=2, ensure_ascii=False)
+    for renaming in sorted(renamings, key=lambda entry: -len(entry)):
+        shown, _, path = renaming.partition("=")
+        text = text.replace(path, shown)
+    target = results / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(text + "\n")
+    return target
+
+
+def main(verb: str = "", *arguments: str) -> None:
+    """Run a verb; see the module."""
+    match verb, arguments:
+        case "collect", (study,):
+            print(f"{len(collect(Path(study), ROOT / 'results'))} new files")
+        case "build", ():
+            print(f"changed: {', '.join(build(ROOT)) or 'nothing'}")
+        case "publish", (name, run, *renamings):
+            print(publish(name, Path(run), renamings, ROOT / "results").relative_to(ROOT))
+        case _:
+            raise ConfigError(
+                f"Got {' '.join((verb, *arguments))!r}, expected collect OUT, build, or publish NAME RUN [NAME=PATH …]; write one."
+            )
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except RewardproofError as error:
+        sys.exit(f"error: {error}")

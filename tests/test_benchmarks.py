@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import experts, scoring, step_profile, workload
+from rewardproof.models.packed import packed_rewards
+from rewardproof.models.upcycling import Upcycle, upcycle
+from rewardproof.training.batches import Collator, TrainingSet
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def counted(settings: Upcycle | None) -> tuple[float, float]:
+    """FLOPs of one forward pass without attention scores: by formula, and counted by torch."""
+    batch = next(Collator(tokens_per_batch=4096, cache=None).streams(workload.ragged_set(2).groups)).batch
+    model = workload.random_model(SHAPE)
+    if settings is not None:
+        upcycle(model, settings)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        packed_rewards(model, batch)
+    operators = counter.get_flop_counts()["Global"]
+    products = sum(count for operator, count in operators.items() if str(operator).split(".")[1] in {"mm", "addmm"})
+    one_segment_each = [one._replace(start=0, end=1, prefix_start=0, prefix_end=0) for one in batch.segments[:1]]
+    per_token = experts.forward_flops(SHAPE, one_segment_each, settings) - SHAPE["num_hidden_layers"] * 4 * SHAPE["hidden_size"]
+    head = 2 * 2 * SHAPE["hidden_size"] * batch.n_groups
+    return per_token * batch.n_tokens + head, products
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [None, Upcycle(n_experts=4, n_active=2), Upcycle(n_experts=8, n_active=6), Upcycle(n_experts=4, n_active=3, experts="lora:4")],
+    ids=["dense", "N=4 K=2", "N=8 K=6", "delta"],
+)
+def test_flops_by_formula_are_those_that_torch_counts(settings: Upcycle | None) -> None:
+    formula, found = counted(settings)
+    assert formula == pytest.approx(found)
+
+
+def test_attention_flops_count_visible_keys_alone() -> None:
+    segments = next(Collator(tokens_per_batch=4096, cache=None).streams(workload.ragged_set(2).groups)).batch.segments
+    visible = sum(one.prefix_end - one.prefix_start + place for one in segments for place in range(1, one.end - one.start + 1))
+    tokens = sum(one.end - one.start for one in segments)
+    single = [one._replace(start=0, end=1, prefix_start=0, prefix_end=0) for one in segments[:1]]
+    scores = 4 * SHAPE["hidden_size"] * SHAPE["num_hidden_layers"]
+    expected = (experts.forward_flops(SHAPE, single) - scores) * tokens + scores * visible
+    assert experts.forward_flops(SHAPE, segments) == pytest.approx(expected)
+
+
+def test_ragged_pairs_are_seeded_and_of_the_lengths_asked_for() -> None:
+    first, again = workload.ragged_set(12), workload.ragged_set(12)
+    assert first.groups == again.groups
+    longest = max(len(tokens) for entry in first.groups for tokens in entry.group.conversations)
+    assert longest <= workload.PROMPT[2] + workload.RESPONSE[2] + 2
+    assert all(entry.group.shared >= 16 for entry in first.groups)
+
+
+def test_every_contender_has_its_turn_in_every_round() -> None:
+    order: list[str] = []
+    works = {name: lambda name=name: float(len(order.append(name) or order)) for name in "ab"}
+    seconds = workload.in_turn(works, rounds=2)
+    assert order == ["a", "b", "b", "a"]
+    assert workload.ratio(seconds["a"], seconds["b"]) == {"median": 0.917, "range": [0.5, 1.333]}
+
+
+def test_a_step_of_every_mixture_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts, "TOP6", SHAPE)
+    monkeypatch.setattr(experts, "GROUPS", 2)
+    found = experts.compare("fp32", rounds=1)
+    assert set(found) == {experts.DENSE, *experts.MIXTURES}
+    assert all(found[name]["over_dense_by_flops"]["median"] > 0 for name in experts.MIXTURES)
+
+
+def test_scoring_agrees_with_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "SMALL", SHAPE)
+    groups = workload.ragged_groups(1, answers=3)
+    assert max(scoring.compare(groups, "fp32", rounds=1)["largest_difference_of_rewards"].values()) < 2e-4
+    monkeypatch.setitem(scoring.TOLERANCE, "fp32", -1.0)
+    with pytest.raises(RuntimeError, match="not the same work"):
+        scoring.compare(groups, "fp32", rounds=1)
+
+
+def test_profile_accounts_for_all_of_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(step_profile, "TOP6", SHAPE)
+    groups = TrainingSet(workload.ragged_set(2).groups)
+    found = step_profile.shares(groups, step_profile.MODELS["umm, N=4 K=2"], "fp32", str(tmp_path))
+    assert sum(found["share"].values()) == pytest.approx(1, abs=0.01)
+    assert {step_profile.FEED_FORWARD, "attention", "dispatch to experts", "optimiser and gradient norm"} <= set(found["share"])
+
+
+def test_memory_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = workload.memory_of(lambda: torch.ones(25_000_000).sum())
+    assert kept.peak_gb >= kept.before_gb + 0.09
+    with pytest.raises(RuntimeError, match="no_such_module --memory fp32 failed"):
+        workload.memory_apart("benchmarks.no_such_module", "fp32")
+
+
+def test_results_carry_their_provenance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(workload, "ROOT", tmp_path)
+    written = json.loads(workload.write("nothing", {"speed": 1}).read_text())
+    assert written["provenance"]["versions"]["torch"]
+
+
+def test_training_benchmark_imports_where_trl_is_installed() -> None:
+    pytest.importorskip("trl")
+    training = importlib.import_module("benchmarks.training")
+    settings = training.shared_settings(32, 16)
+    assert settings["optim"] == "adamw_torch"

@@ -1,0 +1,126 @@
+"""`scripts/results.py`: rows are collected once, and the documents' tables are those of `results/`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from rewardproof.errors import CheckpointError, ConfigError
+from rewardproof.stages.study_cell import digest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rewardproof_scripts_results", ROOT / "scripts" / "results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PAIRS = {"prompts": "aa bb cc dd", "subsets": [["harmless", 2], ["helpful", 2]], "sizes": [[1, 3], [2, 1]], "longer": "0110="}
+ANSWERS = {"dense": "10110", "warm": "1011=", "umm": "11111"}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A study's directory with three methods under two seeds."""
+    folder = tmp_path / "runs"
+    for part in ("cells", "pairs"):
+        (folder / part).mkdir(parents=True)
+    (folder / "pairs" / f"{digest(PAIRS)}.json").write_text(json.dumps(PAIRS))
+    for method, correct in ANSWERS.items():
+        for seed in (0, 1):
+            row: dict[str, Any] = {
+                "study": "small", "setting": "mixed", "method": method, "seed": seed, "pairs": digest(PAIRS), "correct": correct,
+                "accuracy": {"reward_std": 0.5}, "training": {"seconds": {"dense": 10.0, "warm": 20.0, "umm": 35.0}[method]},
+            }  # fmt: skip
+            (folder / "cells" / f"mixed--{method}--{seed}.json").write_text(json.dumps(row))
+    return folder
+
+
+def document(options: str) -> str:
+    return f"Before.\n\n<!-- table {options} -->\nold\n<!-- end of table -->\n\nAfter.\n"
+
+
+def test_rows_are_collected_once(script: ModuleType, out: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    assert len(script.collect(out, results)) == 7
+    assert script.collect(out, results) == []
+    (out / "cells" / "mixed--umm--1.json").write_text(json.dumps({"study": "small", "pairs": digest(PAIRS)}))
+    with pytest.raises(CheckpointError, match=r"mixed--umm--1\.json has setting='mixed' where .* has 'None', expected equal rows"):
+        script.collect(out, results)
+    with pytest.raises(CheckpointError, match="has no rows in cells/"):
+        script.collect(tmp_path / "nothing", results)
+
+
+def test_tables_are_built_from_the_results_alone(script: ModuleType, out: Path, tmp_path: Path) -> None:
+    script.collect(out, tmp_path / "results")
+    shutil.rmtree(out)
+    text = script.built(document("study=small setting=mixed methods=umm,dense"), tmp_path / "results")
+    assert text.startswith(
+        "Before.\n\n<!-- table study=small setting=mixed methods=umm,dense -->\n\n| method | accuracy, % | harmless, % |"
+    )
+    assert text.endswith("\n\n<!-- end of table -->\n\nAfter.\n")
+    umm, dense, length = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")][1:]
+    assert umm[0] == "`umm`"
+    assert [float(row[1].split()[0]) for row in (umm, dense, length)] == [100.0, 62.5, 56.2]
+    assert [row[2].split()[0] for row in (dense, length)] == ["50.0", "50.0"]
+    assert umm[4].split()[0] == "+37.5"
+    assert dense[4] == "–"
+    assert umm[-2:] == ["3.50", "2"]
+    assert script.built(text, tmp_path / "results") == text
+
+
+def test_columns_are_chosen(script: ModuleType, out: Path, tmp_path: Path) -> None:
+    script.collect(out, tmp_path / "results")
+    text = script.built(document('study=small setting=mixed columns="accuracy, %;minus warm, points"'), tmp_path / "results")
+    assert "| method | accuracy, % | minus warm, points |" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("study=small", "Got the table 'study=small', expected study=, setting="),
+        ("study=small setting=mixed sort=yes", "Got the table .*sort"),
+        ("study=small setting=pure", "has no row of the setting 'pure', expected one of mixed"),
+    ],
+)
+def test_a_table_that_cannot_be_is_named(options: str, message: str, script: ModuleType, out: Path, tmp_path: Path) -> None:
+    script.collect(out, tmp_path / "results")
+    with pytest.raises(ConfigError, match=message):
+        script.built(document(options), tmp_path / "results")
+
+
+def test_a_single_run_is_published_without_this_machines_folders(script: ModuleType, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "report.json").write_text('{"headline": "good", "accuracy": {"overall": 1, "calibration": []}, "peak_memory_gb": 1, "x": 2}')
+    (run / "provenance.json").write_text('{"commit": "abc"}')
+    (run / "config.yaml").write_text(f"data: {tmp_path}/pairs.jsonl\n")
+    target = script.publish("one", run, [f"$DATA={tmp_path}"], tmp_path / "results")
+    assert json.loads(target.read_text()) == {
+        "headline": "good", "accuracy": {"overall": 1}, "peak_memory_gb": 1, "config": {"data": "$DATA/pairs.jsonl"},
+        "provenance": {"commit": "abc"},
+    }  # fmt: skip
+
+
+def test_an_unknown_verb_says_which_there_are(script: ModuleType) -> None:
+    with pytest.raises(ConfigError, match="expected collect OUT, build, or publish NAME RUN"):
+        script.main("rebuild")
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_the_documents_are_up_to_date(name: str, script: ModuleType) -> None:
+    assert name in script.DOCUMENTS
+    text = (ROOT / name).read_text()
+    assert script.built(text, ROOT / "results") == text, "run: make results"
