@@ -37,8 +37,8 @@ def cluster(points_ND: Floats, k: int, *, seed: int, restarts: int = 8) -> NDArr
     distinct = len(np.unique(points_ND, axis=0))
     if distinct < k:
         raise DataError(
-            f"{len(points_ND)} points, {distinct} of them distinct, cannot be parted into {k} clusters, expected at least as many: a router "
-            "for an empty cluster would learn nothing. Take fewer experts, or more prompts."
+            f"{len(points_ND)} points, {distinct} of them distinct, cannot be parted into {k} clusters, expected at least as many: "
+            "a router for an empty cluster would learn nothing. Take fewer experts, or more prompts."
         )
     found: list[tuple[float, NDArray[np.int64]]] = []
     for start in range(restarts):

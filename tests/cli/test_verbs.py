@@ -83,7 +83,7 @@ def test_train_umm_leaves_the_whole_report(umm: tuple[Path, subprocess.Completed
     out, ran = umm
     assert ran.returncode == 0, ran.stderr
     assert {path.name for path in out.iterdir()} == {
-        "model", "moe", "config.yaml", "report.json", "provenance.json", "log.jsonl", "figures", "report.html",
+        "model", "moe", "config.yaml", "report.json", "provenance.json", "log.jsonl", "figures", "report.html", "held_out.json",
     }  # fmt: skip
     report = json.loads((out / "report.json").read_text())
     assert ran.stdout.splitlines()[-1] == f"{out}: {report['headline']}"

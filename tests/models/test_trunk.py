@@ -67,7 +67,7 @@ def test_a_fed_model_equals_the_whole_one(family: str, first_layer: int) -> None
     trunk = FrozenTrunk(model, first_layer)
     with trunk.detached(), trunk.feeding(cache.read(GROUPS)):
         fed, fed_gradients = run()
-    torch.testing.assert_close(fed, plain, atol=1e-6, rtol=0)
+    torch.testing.assert_close(fed, plain, atol=2e-6, rtol=0)
     for one, other in zip(fed_gradients, plain_gradients, strict=True):
         assert (one - other).norm() <= 1e-5 * other.norm() + 1e-7
     assert {name: id(module) for name, module in model.named_modules()} == before, "the frozen layers are back"

@@ -148,7 +148,7 @@ def test_keep_paired_renames_what_stays() -> None:
 
 def test_streams_keep_groups_pairs_and_the_budget(random_set: Callable[..., TrainingSet]) -> None:
     data = random_set(12)
-    streams = Collator(tokens_per_batch=50, cache=None)(data.groups).streams
+    streams = list(Collator(tokens_per_batch=50, cache=None).streams(data.groups))
     assert len(streams) > 2
     assert sum(stream.batch.n_groups for stream in streams) == 12
     assert [pairs for stream in streams for pairs in stream.batch.pairs] == [entry.pairs for entry in data.groups]
