@@ -77,16 +77,17 @@ class FullExperts(nn.Module):
         """Mix the shared expert with each token's routed experts, without dropping any token."""
         n_tokens = len(hidden_TD)
         token_S, weight_S, routed_n = dispatched(routing)
-        # Rows of the shared expert first, then those of each routed one: every matrix of the block is one grouped product.
         narrow_TD = hidden_TD.to(computing_dtype(hidden_TD))
-        rows_RD = torch.cat((narrow_TD, narrow_TD[token_S]))
-        counts_E = torch.cat((routed_n.new_tensor([n_tokens]), routed_n))
+        # Rows of the shared expert first, then those of each routed one: every matrix of the block is one grouped product.
+        n_shared = 0 if routing.without_shared else n_tokens
+        rows_RD = torch.cat((narrow_TD[:n_shared], narrow_TD[token_S]))
+        counts_E = torch.cat((routed_n.new_tensor([n_shared]), routed_n))
         up_RF = self._product(rows_RD, "up", counts_E)
         hidden_RF = activation(self._product(rows_RD, "gate", counts_E)) * up_RF if "gate" in self.names else activation(up_RF)
         if self.dropout and self.training:
-            hidden_RF = torch.cat((hidden_RF[:n_tokens], F.dropout(hidden_RF[n_tokens:], self.dropout)))
-        shared_TD, routed_SD = self._product(hidden_RF, "down", counts_E).split((n_tokens, len(token_S)))
-        output_TD = routing.shared_T[:, None].to(hidden_TD.dtype) * shared_TD
+            hidden_RF = torch.cat((hidden_RF[:n_shared], F.dropout(hidden_RF[n_shared:], self.dropout)))
+        shared_TD, routed_SD = self._product(hidden_RF, "down", counts_E).split((n_shared, len(token_S)))
+        output_TD = torch.zeros_like(hidden_TD) if n_shared == 0 else routing.shared_T[:, None].to(hidden_TD.dtype) * shared_TD
         return output_TD.index_add(0, token_S, (weight_S[:, None].to(routed_SD.dtype) * routed_SD).to(output_TD.dtype))
 
     def _product(self, rows_RX: Tensor, name: str, counts_E: Tensor) -> Tensor:

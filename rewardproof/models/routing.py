@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rewardproof.errors import ModelError
 
-Mixing = Literal["s_max", "fixed"]
+Mixing = Literal["s_max", "fixed", "random"]
 RouteBy = Literal["token", "prompt"]
 
 
@@ -48,12 +48,18 @@ class Routing(NamedTuple):
         weights_TK: Weights of the chosen routed experts, shape `(T, K)`.
         chosen_TK: Their indices among the routed experts, shape `(T, K)`.
         probabilities_TE: Softmax over all routed experts, shape `(T, E)`.
+        without_shared: The shared expert's weight is 0 by construction, so that it need not be computed.
     """
 
     shared_T: Tensor
     weights_TK: Tensor
     chosen_TK: Tensor
     probabilities_TE: Tensor
+    without_shared: bool = False
+
+    def at(self, index: Tensor) -> Routing:
+        """The decisions of some rows."""
+        return Routing(*(entry[index] for entry in self[:4]), without_shared=self.without_shared)
 
     @property
     def selected_TE(self) -> Tensor:
@@ -95,7 +101,8 @@ def route(logits_TE: Tensor, n_routed: int, *, mixing: Mixing, shared_weight: fl
         largest_T = top_TK[:, 0]
         return Routing(1 - largest_T, largest_T[:, None] * top_TK.softmax(dim=-1), chosen_TK, probabilities_TE)
     shared_T = torch.full_like(top_TK[:, 0], shared_weight)
-    return Routing(shared_T, (1 - shared_weight) * top_TK / top_TK.sum(dim=-1, keepdim=True), chosen_TK, probabilities_TE)
+    routed_TK = (1 - shared_weight) * top_TK / top_TK.sum(dim=-1, keepdim=True)
+    return Routing(shared_T, routed_TK, chosen_TK, probabilities_TE, without_shared=shared_weight == 0)
 
 
 def route_hard(logits_TE: Tensor) -> Routing:
@@ -108,7 +115,21 @@ def route_hard(logits_TE: Tensor) -> Routing:
     """
     probabilities_TE = logits_TE.softmax(dim=-1)
     top_T1, chosen_T1 = probabilities_TE.max(dim=-1, keepdim=True)
-    return Routing(torch.zeros_like(top_T1[:, 0]), top_T1 / top_T1.detach(), chosen_T1, probabilities_TE)
+    return Routing(torch.zeros_like(top_T1[:, 0]), top_T1 / top_T1.detach(), chosen_T1, probabilities_TE, without_shared=True)
+
+
+def route_at_random(n_tokens: int, n_experts: int, *, training: bool, device: torch.device) -> Routing:
+    """Send every token to one routed expert drawn uniformly, and in evaluation to all of them with equal weights.
+
+    Reference:
+        Huang et al., Experts Weights Averaging, arXiv:2308.06093.
+    """
+    uniform_TE = torch.full((n_tokens, n_experts), 1 / n_experts, device=device)
+    shared_T = uniform_TE.new_zeros(n_tokens)
+    if not training:
+        return Routing(shared_T, uniform_TE, torch.arange(n_experts, device=device).expand_as(uniform_TE), uniform_TE, without_shared=True)
+    chosen_T1 = torch.randint(n_experts, (n_tokens, 1), device=device)
+    return Routing(shared_T, torch.ones_like(shared_T)[:, None], chosen_T1, uniform_TE, without_shared=True)
 
 
 class Router(nn.Module):
@@ -117,9 +138,13 @@ class Router(nn.Module):
     def __init__(
         self, width: int, n_experts: int, n_routed: int, *, mixing: Mixing, shared_weight: float, route_by: RouteBy = "token"
     ) -> None:
-        """Make a router over `n_experts` routed experts with weights drawn from N(0, 0.02²)."""
+        """Make a router over `n_experts` routed experts with weights drawn from N(0, 0.02²); a random one has none to learn."""
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_experts, width, dtype=torch.float32).normal_(std=0.02))
+        weight_ED = torch.empty(n_experts, width, dtype=torch.float32).normal_(std=0.02)
+        if mixing == "random":
+            self.register_buffer("weight", torch.zeros_like(weight_ED))
+        else:
+            self.weight = nn.Parameter(weight_ED)
         self.n_routed = n_routed
         self.mixing: Mixing = mixing
         self.shared_weight = shared_weight
@@ -143,9 +168,11 @@ class Router(nn.Module):
                     "forward says so. Score it with RewardModel, or merge it into a stock model first."
                 )
             routing = self._routed(self.prompts.mean(hidden_TD))
-            return Routing(*(entry[self.prompts.group_T] for entry in routing))
+            return routing.at(self.prompts.group_T)
 
     def _routed(self, states_RD: Tensor) -> Routing:
+        if self.mixing == "random" and self.only is None:
+            return route_at_random(len(states_RD), len(self.weight), training=self.training, device=states_RD.device)
         logits_RE = states_RD @ self.weight.float().T
         if self.only is not None:
             return route_hard(nn.functional.one_hot(logits_RE.new_full((len(logits_RE),), self.only).long(), logits_RE.shape[1]).float())

@@ -35,8 +35,9 @@ class Upcycle(Section):
     """Experts in all, the shared one included."""
     n_active: int = 6
     """Experts that a token uses, the shared one included."""
-    mixing: Literal["s_max", "fixed"] = "s_max"
-    """How the shared expert's weight is set; under both the weights of a token sum to one."""
+    mixing: Literal["s_max", "fixed", "random"] = "s_max"
+    """How weights are set, which sum to one for every token: the shared expert's by the router's certainty or as a constant; or none for
+    it and each token to a routed expert drawn at random (EWA)."""
     shared_weight: float = 0.5
     """Weight of the shared expert under `mixing=fixed`; `s_max` sets it from the router."""
     experts: str = "full"
@@ -45,6 +46,8 @@ class Upcycle(Section):
     """`all`, or `top:K` for the K layers nearest the head; never more than the layers that train."""
     router_learning_rate: float = 1e-3
     """The routers' own learning rate: they start at random and see weak gradients."""
+    share_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """How far every step pulls each routed expert to the mean of the others (EWA); it rises from 0 to this over the training."""
     route_by: RouteBy = "token"
     """`prompt` gives all tokens of a group the routing of its prompt: whole answers are judged by the experts of their prompt."""
     router_init: Literal["random", "clusters"] = "random"
@@ -66,6 +69,16 @@ def check(settings: Upcycle) -> None:
     Raises:
         ConfigError: Names the key, why, and what to write instead.
     """
+    if settings.mixing == "random" and (settings.router_init == "clusters" or settings.hard_share or settings.route_by == "prompt"):
+        raise ConfigError(
+            "Got upcycle.mixing=random with router_init=clusters, hard_share or route_by=prompt, expected none of them: tokens that go to "
+            "experts at random have no router to start, harden or feed. Write mixing=s_max or fixed, or drop these."
+        )
+    if settings.share_rate and settings.experts != "full":
+        raise ConfigError(
+            f"upcycle.share_rate={settings.share_rate} with experts={settings.experts}, expected full: low-rank experts share their base "
+            "already. Write experts=full, or share_rate=0."
+        )
     if settings.n_experts < 2:
         raise ConfigError(
             f"upcycle.n_experts={settings.n_experts}: a mixture needs a shared expert and at least one routed expert; "

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from rewardproof.artifacts import Progress, RunDirectory, is_main
 from rewardproof.data import Group
@@ -33,6 +34,7 @@ from rewardproof.training.batches import TrainingSet
 from rewardproof.training.coefficients import LearnedCoefficients, find_coefficients
 from rewardproof.training.fit import Compute, Fit, fit
 from rewardproof.training.preparation import Prepared
+from rewardproof.training.pulling import PullTogether
 from rewardproof.training.specialising import HardStart, average_branches, of_cluster, prompt_clusters, put_branches, start_routers
 
 if TYPE_CHECKING:
@@ -193,8 +195,7 @@ def _train_mixture(context: MemberContext, member: Member, folder: Path, seed: i
             put_branches(member.model, branches)
         if labels_G is not None:
             start_routers(plan, labels_G)
-        hard = config.upcycle.hard_share
-        member.summary["mixture"] = _fit(replace(plan, callbacks=lambda module: [HardStart(module, hard)] if hard else []))
+        member.summary["mixture"] = _fit(replace(plan, callbacks=lambda module: _expert_callbacks(module, config.upcycle)))
         member.summary["experts"] = specialisation_summary(context, member.model, start)
         _remember(context, folder, member.summary)
         if is_main():
@@ -202,6 +203,12 @@ def _train_mixture(context: MemberContext, member: Member, folder: Path, seed: i
     if config.merge is None:
         routing = _routing_summary(_routing(context.reward_model(member.model), context.prepared.train))
         member.summary["mixture"] = {**member.summary.get("mixture", {}), "routing": routing, "divergence": expert_divergence(member.model)}
+
+
+def _expert_callbacks(module: nn.Module, settings: Upcycle | None) -> list[TrainerCallback]:
+    assert settings is not None
+    hard = [HardStart(module, settings.hard_share)] if settings.hard_share else []
+    return [*hard, PullTogether(module, settings.share_rate)] if settings.share_rate else list(hard)
 
 
 def _clusters(plan: Fit, settings: Upcycle, layers: Sequence[int]) -> NDArray[np.int64] | None:

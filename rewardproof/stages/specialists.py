@@ -16,7 +16,7 @@ from rewardproof.models.upcycling import moe_blocks
 if TYPE_CHECKING:
     from rewardproof.stages.members import MemberContext
 
-ASKED_GROUPS = 256
+ASKED_GROUPS = 128
 """Held-out groups that every expert scores alone, and whose routes are compared with their subsets."""
 
 

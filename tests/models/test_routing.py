@@ -13,7 +13,7 @@ from rewardproof.data.packing import fill, pack
 from rewardproof.errors import ModelError
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.models.routing import Prompts, Router, Routing, knowing_prompts, route_hard
+from rewardproof.models.routing import Prompts, Router, Routing, knowing_prompts, route_at_random, route_hard
 from rewardproof.models.upcycling import Upcycle, moe_blocks, upcycle
 
 
@@ -146,3 +146,30 @@ def test_dropout_is_of_routed_experts_and_of_training_alone(tiny: ModuleType, ra
     for block in moe_blocks(model).values():
         block.router.mixing, block.router.shared_weight = "fixed", 1.0
     torch.testing.assert_close(once(), once(), msg="the shared expert drops nothing")
+
+
+def test_random_routing_is_one_expert_in_training_and_the_mean_of_all_in_evaluation(
+    tiny: ModuleType, random_groups: Callable[..., list[EncodedGroup]]
+) -> None:
+    torch.manual_seed(0)
+    training = route_at_random(3000, 4, training=True, device=torch.device("cpu"))
+    assert training.chosen_TK.shape == (3000, 1)
+    assert training.selected_TE.float().mean(dim=0).tolist() == pytest.approx([0.25] * 4, abs=0.05)
+    assert (training.weights_TE.sum(dim=1) + training.shared_T == 1).all()
+    evaluation = route_at_random(5, 4, training=False, device=torch.device("cpu"))
+    assert (evaluation.weights_TE == 0.25).all()
+    groups = random_groups(4)
+    model = mixture(tiny, spread=0.3, mixing="random", route_by="token")
+    assert not any("router" in name for name, _ in model.named_parameters()), "a random router has nothing to learn"
+    assert rewards(tiny, model, groups) == rewards(tiny, model, groups)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_equal_experts_at_random_are_the_dense_model(mode: str, tiny: ModuleType, random_groups: Callable[..., list[EncodedGroup]]) -> None:
+    run = random_groups(5)
+    dense, model = tiny.classifier("llama").eval(), tiny.classifier("llama")
+    upcycle(model, Upcycle(n_experts=5, n_active=2, mixing="random"))
+    model.train(mode == "train")
+    with torch.no_grad():
+        found, wanted = packed_rewards(model, pack(run)).rewards_C, packed_rewards(dense, pack(run)).rewards_C
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from rewardproof.models.experts import FullExperts, UpcycledSparseMoeBlock
+from rewardproof.models.routing import Router
+from rewardproof.training.pulling import PullTogether, pull_together
+
+
+def test_each_moves_to_the_mean_of_the_others_and_their_mean_stays() -> None:
+    generator = torch.Generator().manual_seed(0)
+    stack = torch.randn(4, 3, 2, dtype=torch.float64, generator=generator)
+    before = stack.clone()
+    pull_together(stack, 0.3)
+    for number in range(4):
+        others = torch.cat((before[:number], before[number + 1 :])).mean(dim=0)
+        torch.testing.assert_close(stack[number], 0.7 * before[number] + 0.3 * others)
+    torch.testing.assert_close(stack.mean(dim=0), before.mean(dim=0))
+
+
+def test_the_rate_rises_over_the_training_and_the_shared_expert_stays(tmp_path: Path) -> None:
+    dense = {"up": torch.randn(6, 4), "down": torch.randn(4, 6)}
+    block = UpcycledSparseMoeBlock(FullExperts(dense, 3), Router(4, 2, 1, mixing="random", shared_weight=0.0), torch.relu)
+    with torch.no_grad():
+        block.experts.get_parameter("up")[1].add_(1.0)
+    shared = block.experts.get_parameter("up")[0].clone()
+    callback = PullTogether(nn.Sequential(block), 0.4)
+    arguments, control = TrainingArguments(output_dir=str(tmp_path), use_cpu=True), TrainerControl()
+    gaps = [1.0]
+    for step in range(2):
+        callback.on_optimizer_step(arguments, TrainerState(global_step=step, max_steps=2), control)
+        gaps.append(float((block.experts.get_parameter("up")[1] - block.experts.get_parameter("up")[2]).detach().mean()))
+    # Two experts: each pull by rate b shrinks their gap by 1 - 2 b.
+    torch.testing.assert_close(torch.tensor(gaps), torch.tensor([1.0, 0.6, 0.6 * 0.2]))
+    assert torch.equal(block.experts.get_parameter("up")[0], shared)
