@@ -216,6 +216,46 @@ def routing_figure(load_LN: Numbers, layer_names: Sequence[str], *, expert_names
     return figure
 
 
+def regimes_figure(
+    weights_RLN: Mapping[str, Numbers], information_L: Sequence[float], layer_names: Sequence[str], *, expert_names: Sequence[str]
+) -> Figure:
+    """Whether experts belong to regimes: the routed experts' mean weights for each regime's prompts, and what a route tells of the regime.
+
+    Args:
+        weights_RLN: For each regime by name, the routed experts' mean weights, a row a layer.
+        information_L: For each layer, mutual information of route and regime as a share of the regimes' entropy.
+        layer_names: A name for each layer.
+        expert_names: A name for each routed expert.
+
+    Returns:
+        A heat map a regime, and bars of the information.
+
+    Raises:
+        EvaluationError: If names and rows do not match, or a weight is not finite.
+
+    Example:
+        >>> weights = {"helpful": [[0.5, 0.1]], "harmless": [[0.1, 0.5]]}
+        >>> len(regimes_figure(weights, [1.0], ["0"], expert_names=["1", "2"]).axes)  # two heat maps, bars, two colour scales
+        5
+    """
+    tables = {name: _matrix(weights_LN, layer_names) for name, weights_LN in weights_RLN.items()}
+    highest = max(float(values_LN.max()) for values_LN in tables.values())
+    with figure_style():
+        figure = new_figure(2.6 + 2.4 * len(tables), 2.1 + 0.15 * max(6, len(layer_names)))
+        *heats, bars = figure.subplots(1, len(tables) + 1, sharey=True)
+        for axes, (name, values_LN) in zip(heats, tables.items(), strict=True):
+            scale = {"cmap": "Blues", "vmin": 0.0, "vmax": highest or 1.0}
+            _heat(axes, values_LN, layer_names=layer_names, expert_names=expert_names, label="mean weight", scale=scale)
+            axes.set_title(name)
+        bars.barh(range(len(layer_names)), information_L, color=COLOURS[0], alpha=0.35, height=0.7)
+        bars.set_xlim(0, 1)
+        bars.grid(visible=False)
+        bars.tick_params(labelleft=False)
+        bars.set_title("The route tells")
+        bars.set_xlabel("share of the regimes' entropy")
+    return figure
+
+
 def training_figure(
     rows: Sequence[Mapping[str, Any]], *, loss: str = "loss", accuracy: str = "eval_accuracy", step: str = "step"
 ) -> Figure:

@@ -16,6 +16,7 @@ from rewardproof.report import (
     Table,
     coefficients_figure,
     provenance_rows,
+    regimes_figure,
     routing_figure,
     save_figure,
     write_page,
@@ -61,6 +62,37 @@ def experts_sections(directory: RunDirectory, summary: Mapping[str, Any], *, of_
             )
         )
     return sections
+
+
+def specialists_section(directory: RunDirectory, summary: Mapping[str, Any], *, of_whom: str = "") -> Section:
+    """Section on how far experts became specialists, from `specialisation_summary`."""
+    summary = plain(summary)
+    layers = [f"layer {layer}" for layer in summary["parted"]]
+    experts = [f"expert {number + 1}" for number in range(len(next(iter(summary["parted"].values()))))]
+    rows = tuple(
+        (layer, *("–" if value is None else f"{value:.4f}" for value in row))
+        for layer, row in zip(layers, summary["parted"].values(), strict=True)
+    )
+    figures: tuple[PageFigure, ...] = ()
+    if "regime_weights" in summary:
+        weights = {regime: list(by_layer.values()) for regime, by_layer in summary["regime_weights"].items()}
+        drawn = regimes_figure(weights, list(summary["regime_information"].values()), layers, expert_names=experts)
+        suffix = of_whom.strip().replace(" ", "-")
+        saved = save_figure(drawn, directory.path, f"regimes{suffix and '-'}{suffix}")
+        figures = (
+            shown(saved, "Mean weight of every routed expert on the prompts of each subset, and what a prompt's expert tells of it."),
+        )
+    return Section(f"Specialists{of_whom}", _alone(summary), table=Table(("distance over way", *experts), rows), figures=figures)
+
+
+def _alone(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    told = "How far each routed expert is from the shared one, for how far that one moved in training; – where it did not move."
+    if "alone" not in summary:
+        return (told,)
+    accuracy = ", ".join(f"{entry['estimate']:.1%}" for entry in summary["alone"]["accuracy"])
+    least = summary["alone"]["smallest_correlation"]
+    said = "" if least is None else f"; the rewards of two of them correlate {least:.4f} at least"
+    return (told, f"Each routed expert computing every token alone has a held-out accuracy of {accuracy}{said}.")
 
 
 def write_merge_page(directory: RunDirectory, report: Report, summary: Mapping[str, Any]) -> None:

@@ -186,7 +186,7 @@ def _train_mixture(context: MemberContext, member: Member, folder: Path, seed: i
         chosen = [index for index in select_layers(config.upcycle.layers, plan.layers.stop) if index in plan.layers]
         start = dense_blocks(member.model, chosen)
         labels_G = _clusters(plan, config.upcycle, chosen)
-        branches = _branches(context, plan, labels_G) if config.upcycle.branch_epochs else []
+        branches = _branches(context, plan, labels_G, member.summary) if config.upcycle.branch_epochs else []
         if branches:
             average_branches(member.model, [branch.state_dict() for branch in branches])
             plan = replace(plan, head=config.head.model_copy(update={"init": "keep"}))
@@ -216,15 +216,15 @@ def _clusters(plan: Fit, settings: Upcycle, layers: Sequence[int]) -> NDArray[np
     return prompt_clusters(plan, min(layers), settings.n_experts - 1) if settings.router_init == "clusters" and layers else None
 
 
-def _branches(context: MemberContext, plan: Fit, labels_G: NDArray[np.int64] | None) -> list[PreTrainedModel]:
-    """A dense model for each cluster of prompts, trained on that cluster alone."""
+def _branches(context: MemberContext, plan: Fit, labels_G: NDArray[np.int64] | None, summary: dict[str, Any]) -> list[PreTrainedModel]:
+    """A dense model for each cluster of prompts, trained on that cluster alone; what is to be reported of them goes into the summary."""
     assert labels_G is not None
     assert context.config.upcycle is not None
     trained: list[PreTrainedModel] = []
     for number in range(int(labels_G.max()) + 1):
         model = copy.deepcopy(plan.model)
         what = f"branch {number + 1}"
-        _fit(
+        found = _fit(
             replace(
                 plan,
                 model=model,
@@ -235,6 +235,7 @@ def _branches(context: MemberContext, plan: Fit, labels_G: NDArray[np.int64] | N
                 what=what,
             )
         )
+        summary.setdefault("branches", []).append(found)
         trained.append(model)
     return trained
 

@@ -45,5 +45,14 @@ def specialisation_summary(context: MemberContext, model: PreTrainedModel, start
     accuracy = [pair_accuracy(groups, rewards).overall.as_dict() for rewards in said]
     flat = np.array([[value for row in rewards for value in row] for rewards in said])
     summary["alone"] = {"accuracy": accuracy, "smallest_correlation": smallest_correlation(flat)}
-    found = regime_information(weights_by_group(scorer, encoded), [group.subset for group in groups])
-    return summary | ({"regime_information": {str(layer): share for layer, share in found.items()}} if found else {})
+    regimes = [group.subset for group in groups]
+    weights = weights_by_group(scorer, encoded)
+    found = regime_information(weights, regimes)
+    if not found:
+        return summary
+    summary["regime_information"] = {str(layer): share for layer, share in found.items()}
+    summary["regime_weights"] = {
+        regime: {str(layer): weights_GE[[name == regime for name in regimes]].mean(dim=0) for layer, weights_GE in weights.items()}
+        for regime in sorted(set(regimes))
+    }
+    return summary

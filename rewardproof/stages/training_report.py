@@ -12,7 +12,7 @@ from rewardproof.data.encoding import EncodedGroup, encode_group
 from rewardproof.evaluation import AccuracyReport
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.report import Page, Section, Table, provenance_rows, reliability_figure, save_figure, training_figure, write_page
-from rewardproof.stages.experts_page import experts_sections, shown
+from rewardproof.stages.experts_page import experts_sections, shown, specialists_section
 from rewardproof.stages.members import Member
 
 CHUNK = 256
@@ -61,7 +61,10 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
     for number, member in enumerate(members):
         found = member.summary.get("merge") or member.summary.get("mixture") or {}
         if "routing" in found:
-            sections += experts_sections(directory, found, of_whom="" if len(members) == 1 else f" of member {number}")
+            of_whom = "" if len(members) == 1 else f" of member {number}"
+            sections += experts_sections(directory, found, of_whom=of_whom)
+            if "experts" in member.summary:
+                sections.append(specialists_section(directory, member.summary["experts"], of_whom=of_whom))
     load = (
         "from transformers import AutoModelForSequenceClassification\n\n"
         f'model = AutoModelForSequenceClassification.from_pretrained("{directory.path}/model")'

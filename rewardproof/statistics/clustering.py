@@ -43,7 +43,7 @@ def cluster(points_ND: Floats, k: int, *, seed: int, restarts: int = 8) -> NDArr
     found: list[tuple[float, NDArray[np.int64]]] = []
     for start in range(restarts):
         with contextlib.suppress(ClusterError):  # a start that loses a cluster on the way
-            centres_KD, labels_N = kmeans2(scaled_ND, k, iter=50, minit="++", seed=seed + start, missing="raise")
+            centres_KD, labels_N = kmeans2(scaled_ND, k, iter=50, minit="++", rng=np.random.default_rng(seed + start), missing="raise")
             found.append((float(((scaled_ND - centres_KD[labels_N]) ** 2).sum()), labels_N.astype(np.int64)))
     return min(found, key=lambda entry: entry[0])[1]
 

@@ -173,10 +173,16 @@ def _read(names: Sequence[str], read: Read) -> tuple[tuple[Group, ...], ReadCoun
 
 
 def _some(groups: Sequence[Group], limit: int) -> list[Group]:
-    """At most so many groups by a hash of their texts, order kept; all where the limit is 0."""
+    """At most so many groups by a hash of their texts, of as many prompts as there are, order kept; all where the limit is 0."""
     if not limit or len(groups) <= limit:
         return list(groups)
-    chosen = set(sorted(range(len(groups)), key=lambda index: _text_order(groups[index]))[:limit])
+    seen: Counter[str] = Counter()
+    turns: list[tuple[int, int]] = []
+    for index in sorted(range(len(groups)), key=lambda index: _text_order(groups[index])):
+        turns.append((seen[groups[index].prompt_key], index))
+        seen[groups[index].prompt_key] += 1
+    # A stable sort: every prompt's first group, then every prompt's second, each in the order of the hash.
+    chosen = {index for _, index in sorted(turns, key=lambda turn: turn[0])[:limit]}
     return [group for index, group in enumerate(groups) if index in chosen]
 
 

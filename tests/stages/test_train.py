@@ -26,10 +26,11 @@ SMALL = {
     "umm": ["upcycle.n_experts=4", "upcycle.n_active=3", "merge.steps=10", "merge.held_out=0.2"],
     "umm_delta": ["upcycle.n_experts=4", "upcycle.n_active=3", "merge.steps=10", "merge.held_out=0.2", "upcycle.experts=lora:2"],
     "moe_unmerged": ["upcycle.n_experts=4", "upcycle.n_active=3"],
+    "umm_prompt": ["merge.steps=10", "merge.held_out=0.2"],
     "warm": ["members=2"],
     "linear_probe": ["trainer.num_train_epochs=0"],
 }
-LEARNS = ("dense", "moe_unmerged", "umm", "umm_delta", "warm")
+LEARNS = ("dense", "ewa", "moe_unmerged", "umm", "umm_delta", "umm_prompt", "warm")
 SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
@@ -96,7 +97,7 @@ def test_every_recipe_is_named_here() -> None:
     assert set(LEARNS) | {"linear_probe"} == set(recipe_names()), "a new recipe needs a test"
 
 
-@pytest.mark.parametrize("recipe", ["dense", "linear_probe", "umm", "umm_delta", "warm"])
+@pytest.mark.parametrize("recipe", ["dense", "ewa", "linear_probe", "umm", "umm_delta", "umm_prompt", "warm"])
 def test_the_delivered_model_is_the_stock_dense_class(recipe: str, trained: Trained, base_dir: Path) -> None:
     report = trained(recipe)
     model = AutoModelForSequenceClassification.from_pretrained(report.path / "model")
@@ -256,6 +257,19 @@ def test_an_interrupted_run_ends_at_the_same_numbers(
         assert resumed.results["members"][0]["mixture"]["routing"] == whole.results["members"][0]["mixture"]["routing"]
 
 
+def test_branches_train_apart_and_are_joined(settings: Callable[..., Train], tmp_path: Path) -> None:
+    joined = ("upcycle.route_by=prompt", "upcycle.router_init=clusters", "upcycle.branch_epochs=3", "upcycle.hard_share=0.5")
+    report = run(settings("umm", *joined, "trainer.num_train_epochs=1"), tmp_path / "out")
+    assert report.results["accuracy"]["overall"]["estimate"] > 0.9
+    phases = {json.loads(line)["phase"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()}
+    assert {"branch 1", "branch 2", "branch 3", "mixture", "merge"} <= phases
+    member = report.results["members"][0]
+    assert [branch["steps"] > 0 for branch in member["branches"]] == [True, True, True]
+    experts = member["experts"]
+    assert min(min(row) for row in experts["parted"].values()) > 1e-3, "branches are further apart than copies"
+    assert len(experts["alone"]["accuracy"]) == 3
+
+
 def stopping_any(wanted: str) -> Callable[[str, int, int], None]:
     def progress(what: str, done: int, total: int) -> None:
         if what == wanted:
@@ -271,6 +285,9 @@ REFUSED: list[tuple[str, tuple[str, ...], str]] = [
     ("umm", ("upcycle.n_active=5",), "upcycle.n_active=5: expected 2 to n_experts=4"),
     ("umm", ("upcycle.experts=lora:0",), "upcycle.experts='lora:0': expected `full` or `lora:R`"),
     ("umm", ("upcycle.shared_weight=1.5",), "upcycle.shared_weight=1.5: expected a weight between 0 and 1"),
+    ("umm", ("upcycle.branch_epochs=1",), "upcycle.branch_epochs=1.0 with router_init=random.*Write router_init=clusters"),
+    ("ewa", ("upcycle.router_init=clusters",), "mixing=random with router_init=clusters.*have no router to start"),
+    ("umm", ("upcycle.share_rate=0.1", "upcycle.experts=lora:2"), "share_rate=0.1 with experts=lora:2, expected full"),
     ("umm", ("layers=top:0",), "layers=top:0 trains the head alone.*write layers=top:1"),
     ("dense", ("layers=top:99",), r"layers='top:99': expected `all` or `top:K` with K from 0 to 3"),
     ("dense", ("members=0",), "members=0: expected 1 or more"),

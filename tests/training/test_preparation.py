@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -87,6 +88,16 @@ def test_max_groups_does_not_depend_on_the_order_of_rows(ready: Callable[..., Pr
     assert first.rows["left_out_by_max_groups"] == 60 - 20 - len(first.held_out)
     assert set(orders(first.train)) <= set(orders(ready(rows).train))
     assert "left_out_by_max_groups" not in ready(rows, max_groups=60).rows
+
+
+def test_a_few_of_many_groups_are_of_as_many_prompts_as_there_are(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    rows = toy_rows(24)
+    for place, row in enumerate(rows):
+        row["prompt"] = f"w{place % 6} w50"
+    found = ready(rows, split=0.0, max_groups=8)
+    prompts = Counter(entry.group.conversations[0][: entry.group.shared] for entry in found.train.groups)
+    assert len(prompts) == 6
+    assert sorted(prompts.values()) == [1, 1, 1, 1, 2, 2]
 
 
 def test_max_groups_bounds_groups_of_one_prompt_and_of_none(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:

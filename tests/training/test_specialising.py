@@ -41,7 +41,7 @@ def regimes(count: int) -> tuple[TrainingSet, np.ndarray]:
     regime = np.arange(count) % 3
     for number in range(count):
         first = 5 + 30 * int(regime[number])
-        prompt = tuple(torch.randint(first, first + 3, (8,), generator=generator).tolist())
+        prompt = tuple(torch.randint(first, first + 2, (8,), generator=generator).tolist())
         answers = tuple(tuple(torch.randint(5, 90, (4,), generator=generator).tolist()) for _ in range(2))
         group = EncodedGroup(tuple(prompt + answer for answer in answers), 0, (8, 8), number).select([0, 1])
         found.append(TrainingGroup(group, (Pair(0, 1, None),)))
