@@ -24,8 +24,8 @@ from rewardproof.models.precision import default_device
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import is_upcycled
 from rewardproof.stages.experts_page import write_merge_page
-from rewardproof.stages.members import WeighedExperts, coefficients_summary, compare_rewards, weigh_experts
 from rewardproof.stages.training_report import scored
+from rewardproof.stages.weighing import WeighedExperts, coefficients_summary, compare_rewards, weigh_experts
 from rewardproof.training.fit import Compute
 from rewardproof.training.preparation import Prepared, Read, Sources, prepare
 

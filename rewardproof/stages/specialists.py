@@ -14,7 +14,7 @@ from rewardproof.models.families import Weights
 from rewardproof.models.upcycling import moe_blocks
 
 if TYPE_CHECKING:
-    from rewardproof.stages.members import MemberContext
+    from rewardproof.stages.member_context import MemberContext
 
 ASKED_GROUPS = 128
 """Held-out groups that every expert scores alone, and whose routes are compared with their subsets."""

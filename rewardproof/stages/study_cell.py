@@ -22,11 +22,12 @@ from rewardproof.merging.divergence import expert_divergence
 from rewardproof.models.checkpoints import load_reward_model, load_tokenizer
 from rewardproof.models.precision import default_device, resolve_precision
 from rewardproof.report import format_interval
-from rewardproof.stages.members import MemberContext, merge_mixture
+from rewardproof.stages.member_context import MemberContext
 from rewardproof.stages.study_plan import PLACEHOLDER, Cell
 from rewardproof.stages.train import Train
 from rewardproof.stages.train import run as run_train
 from rewardproof.stages.training_report import scored
+from rewardproof.stages.weighing import merge_mixture
 from rewardproof.training.preparation import Sources, prepare
 
 BULKY = ("model", "moe", "members", "checkpoints")

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
-from rewardproof.config import Section, Strings, load_recipe, nearest_hint, parse
+from rewardproof.config import Integers, Section, Strings, load_recipe, nearest_hint, parse
 from rewardproof.errors import ConfigError
 from rewardproof.merging.experts import Merge
 from rewardproof.stages.train import Train, check_settings
@@ -31,7 +31,7 @@ class Study(Section):
     methods: dict[str, dict[str, Any]]
     """Either `recipe`, keys of `train`, and `reuse` (a method whose model of the same setting and seed is the first member); or `of` (a
     method that leaves a mixture) with `take: moe` (judge the mixture itself) or `merge` (fold it in another way)."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Integers = (0,)
     """Each draws its own split by prompt, its own data order and its own initial weights."""
     common: dict[str, Any] = {}
     """Keys of `train` for every cell."""

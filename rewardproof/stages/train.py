@@ -23,7 +23,8 @@ from rewardproof.models.heads import Head
 from rewardproof.models.precision import resolve_precision
 from rewardproof.models.upcycling import Upcycle, check
 from rewardproof.report import format_interval
-from rewardproof.stages.members import MemberContext, average_members, drop_checkpoints, train_member
+from rewardproof.stages.member_context import MemberContext
+from rewardproof.stages.members import average_members, drop_checkpoints, train_member
 from rewardproof.stages.training_report import CHUNK, scored, write_training_report
 from rewardproof.training.arguments import check_trainer_keys
 from rewardproof.training.fit import Compute

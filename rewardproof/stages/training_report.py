@@ -13,7 +13,7 @@ from rewardproof.evaluation import AccuracyReport
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.report import Page, Section, Table, provenance_rows, reliability_figure, save_figure, training_figure, write_page
 from rewardproof.stages.experts_page import experts_sections, shown, specialists_section
-from rewardproof.stages.members import Member
+from rewardproof.stages.member_context import Member
 
 CHUNK = 256
 """Groups scored between two signs of progress."""

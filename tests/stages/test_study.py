@@ -239,6 +239,11 @@ def test_an_interrupted_study_goes_on(study: Made, tmp_path: Path, monkeypatch: 
     assert (out / "tables.md").read_text().count("| `warm` |") == 2
 
 
+@pytest.mark.parametrize(("text", "expected"), [("seeds=0,1", (0, 1)), ("seeds=3", (3,)), ("seeds=[1, 2]", (1, 2))])
+def test_seeds_as_they_are_written_on_the_command_line(text: str, expected: tuple[int, ...]) -> None:
+    assert parse(Study, apply_overrides({"name": "x", "settings": {}, "methods": {}}, [text])).seeds == expected
+
+
 def test_seeds_split_differently_and_zero_as_ever(toy_file: Path) -> None:
     groups = read_groups(str(toy_file), purpose="train").groups
     held = [{group.prompt_key for group in split_by_prompt(groups, fraction=0.4, salt=split_salt(seed))[1]} for seed in (0, 1, 2)]
