@@ -1,7 +1,7 @@
 """Numbers from runs into `results/`, and from there into the documents.
 
     python scripts/results.py collect runs/study            # the rows of a study, one JSON each, into results/STUDY/
-    python scripts/results.py build                         # the tables of README.md and docs/results.md, from results/ alone
+    python scripts/results.py build                         # tables of README.md and docs/results.md, figures: from results/ alone
     python scripts/results.py publish hh_dense runs/hh-dense '$HH_RLHF=/data/hh-rlhf' 'OUT=runs/hh-dense'     # a single run
 
 A table stands between `<!-- table study=NAME setting=NAME -->` and `<!-- end of table -->`; `methods=a,b` and `columns="minus dense,
@@ -18,10 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from rewardproof.errors import CheckpointError, ConfigError, RewardproofError
-from rewardproof.report import markdown_table
+from rewardproof.report import markdown_table, regimes_figure
 from rewardproof.stages.study_plan import first_difference
 from rewardproof.stages.study_tables import load_settings, setting_table
 
@@ -108,6 +109,30 @@ def build(root: Path) -> list[str]:
     return changed
 
 
+def draw(root: Path) -> list[Path]:
+    """For every study, setting and method whose rows tell how experts and subsets relate, the figure of it, mean over seeds."""
+    drawn: list[Path] = []
+    for study in sorted(path.parent for path in (root / "results").glob("*/pairs")):
+        for setting, found in load_settings(study, study / "pairs").items():
+            for method, rows in found.rows.items():
+                told = [row["experts"] for row in rows.values() if "regime_weights" in row.get("experts", {})]
+                if told:
+                    drawn.append(_regimes(told, root / "docs" / "figures" / f"regimes-{setting}-{method}.png"))
+    return drawn
+
+
+def _regimes(told: list[dict[str, Any]], file: Path) -> Path:
+    weights = {
+        regime: np.mean([list(entry["regime_weights"][regime].values()) for entry in told], axis=0) for regime in told[0]["regime_weights"]
+    }
+    information = np.mean([list(entry["regime_information"].values()) for entry in told], axis=0)
+    layers = [f"layer {layer}" for layer in told[0]["regime_information"]]
+    experts = [f"{number + 1}" for number in range(next(iter(weights.values())).shape[1])]
+    file.parent.mkdir(exist_ok=True)
+    regimes_figure(weights, information, layers, expert_names=experts).savefig(file, dpi=150)
+    return file
+
+
 def published(run: Path) -> dict[str, Any]:
     """The parts of a run's report worth keeping, with its settings and provenance."""
     report = json.loads((run / "report.json").read_text())
@@ -141,7 +166,7 @@ def main(verb: str = "", *arguments: str) -> None:
         case "collect", (study,):
             print(f"{len(collect(Path(study), ROOT / 'results'))} new files")
         case "build", ():
-            print(f"changed: {', '.join(build(ROOT)) or 'nothing'}")
+            print(f"changed: {', '.join(build(ROOT)) or 'nothing'}; drawn: {len(draw(ROOT))}")
         case "publish", (name, run, *renamings):
             print(publish(name, Path(run), renamings, ROOT / "results").relative_to(ROOT))
         case _:

@@ -69,10 +69,7 @@ def specialists_section(directory: RunDirectory, summary: Mapping[str, Any], *, 
     summary = plain(summary)
     layers = [f"layer {layer}" for layer in summary["parted"]]
     experts = [f"expert {number + 1}" for number in range(len(next(iter(summary["parted"].values()))))]
-    rows = tuple(
-        (layer, *("–" if value is None else f"{value:.4f}" for value in row))
-        for layer, row in zip(layers, summary["parted"].values(), strict=True)
-    )
+    rows = tuple((layer, *(f"{value:.4f}" for value in row)) for layer, row in zip(layers, summary["parted"].values(), strict=True))
     figures: tuple[PageFigure, ...] = ()
     if "regime_weights" in summary:
         weights = {regime: list(by_layer.values()) for regime, by_layer in summary["regime_weights"].items()}
@@ -86,7 +83,10 @@ def specialists_section(directory: RunDirectory, summary: Mapping[str, Any], *, 
 
 
 def _alone(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    told = "How far each routed expert is from the shared one, for how far that one moved in training; – where it did not move."
+    told = (
+        "How far each routed expert is from the shared one for how far that one moved in training; where the shared one takes no part, "
+        "the routed experts' mean stands for it."
+    )
     if "alone" not in summary:
         return (told,)
     accuracy = ", ".join(f"{entry['estimate']:.1%}" for entry in summary["alone"]["accuracy"])

@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 from rewardproof.evaluation import pair_accuracy
 from rewardproof.merging.specialisation import alone, parted, regime_information, smallest_correlation, weights_by_group
 from rewardproof.models.families import Weights
+from rewardproof.models.trunk import group_key
 from rewardproof.models.upcycling import moe_blocks
 
 if TYPE_CHECKING:
     from rewardproof.stages.member_context import MemberContext
 
-ASKED_GROUPS = 128
-"""Held-out groups that every expert scores alone, and whose routes are compared with their subsets."""
+ASKED_GROUPS = 160
+"""Held-out groups, chosen by a hash of their tokens, that every expert scores alone, and whose routes are compared with their subsets."""
 
 
 def specialisation_summary(context: MemberContext, model: PreTrainedModel, start: Mapping[int, Weights]) -> dict[str, Any]:
@@ -29,13 +30,15 @@ def specialisation_summary(context: MemberContext, model: PreTrainedModel, start
         start: Feed-forward weights of the dense model that it was upcycled from, by layer.
 
     Returns:
-        `parted`: ‖W_i − W_0‖ / ‖W_0 − W_start‖ by layer and routed expert; where groups are held out `alone`: accuracy of each routed
+        `parted` by layer and routed expert, see there; where groups are held out `alone`: accuracy of each routed
         expert alone and the smallest correlation of their rewards; where they are of several subsets `regime_information` by layer.
     """
     summary: dict[str, Any] = {"parted": {str(layer): ratios for layer, ratios in parted(model, start).items()}}
-    groups, encoded = context.prepared.held_out[:ASKED_GROUPS], context.prepared.held_out_tokens[:ASKED_GROUPS]
-    if not groups:
+    everything = zip(context.prepared.held_out, context.prepared.held_out_tokens, strict=True)
+    asked = sorted(everything, key=lambda entry: group_key(entry[1]))[:ASKED_GROUPS]
+    if not asked:
         return summary
+    groups, encoded = [group for group, _ in asked], [tokens for _, tokens in asked]
     scorer = context.reward_model(model)
     n_routed_experts = next(iter(moe_blocks(model).values())).experts.n_experts - 1
     said = []

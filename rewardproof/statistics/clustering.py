@@ -16,24 +16,28 @@ from rewardproof.errors import DataError
 Floats = NDArray[np.float64]
 
 
-def cluster(points_ND: Floats, k: int, *, seed: int, restarts: int = 8) -> NDArray[np.int64]:
-    """Labels of k-means (k-means++ starts, the best of several) on features scaled to unit variance, shape `(N,)`; no cluster is empty.
+def cluster(points_ND: Floats, k: int, *, seed: int, components: int = 8, restarts: int = 8) -> NDArray[np.int64]:
+    """Labels of k-means (k-means++ starts, the best of several) on whitened principal components, shape `(N,)`; no cluster is empty.
+
+    Features are scaled to unit variance, their first components to the same variance: otherwise one direction, as the length of a text,
+    decides alone.
 
     Args:
         points_ND: At least `k` distinct points.
         k: Number of clusters.
         seed: Of the starts.
+        components: Principal components that count, at most.
         restarts: How many starts are tried.
 
     Raises:
-        DataError: There are fewer distinct points than clusters.
+        DataError: There are fewer distinct points than clusters, or a cluster stays empty from every start.
 
     Example:
         >>> labels = cluster(np.array([[0.0], [0.1], [5.0], [5.1]]), 2, seed=0)
         >>> bool(labels[0] == labels[1] != labels[2] == labels[3])
         True
     """
-    scaled_ND = points_ND / np.maximum(points_ND.std(axis=0), 1e-12)
+    whitened_NC = _whitened(points_ND, components)
     distinct = len(np.unique(points_ND, axis=0))
     if distinct < k:
         raise DataError(
@@ -43,9 +47,22 @@ def cluster(points_ND: Floats, k: int, *, seed: int, restarts: int = 8) -> NDArr
     found: list[tuple[float, NDArray[np.int64]]] = []
     for start in range(restarts):
         with contextlib.suppress(ClusterError):  # a start that loses a cluster on the way
-            centres_KD, labels_N = kmeans2(scaled_ND, k, iter=50, minit="++", rng=np.random.default_rng(seed + start), missing="raise")
-            found.append((float(((scaled_ND - centres_KD[labels_N]) ** 2).sum()), labels_N.astype(np.int64)))
+            centres_KC, labels_N = kmeans2(whitened_NC, k, iter=50, minit="++", rng=np.random.default_rng(seed + start), missing="raise")
+            found.append((float(((whitened_NC - centres_KC[labels_N]) ** 2).sum()), labels_N.astype(np.int64)))
+    if not found:
+        raise DataError(
+            f"None of {restarts} starts parted {len(points_ND)} points into {k} clusters, expected one that leaves none empty: "
+            "a router for an empty cluster would learn nothing. Take fewer experts, or more prompts."
+        )
     return min(found, key=lambda entry: entry[0])[1]
+
+
+def _whitened(points_ND: Floats, components: int) -> Floats:
+    centred_ND = points_ND - points_ND.mean(axis=0)
+    scaled_ND = centred_ND / np.maximum(centred_ND.std(axis=0), 1e-6 * np.abs(points_ND).max())
+    left_NC, strengths_C, _ = np.linalg.svd(scaled_ND, full_matrices=False)
+    counting = strengths_C[:components] > 1e-9 * strengths_C[0]
+    return left_NC[:, :components][:, counting] * len(points_ND) ** 0.5
 
 
 def softmax_regression(points_ND: Floats, labels_N: NDArray[np.int64], k: int, *, penalty: float = 1e-2) -> Floats:

@@ -44,9 +44,15 @@ def test_parting_is_the_distance_to_the_shared_expert_over_that_ones_own_way(tin
 def test_experts_that_have_not_moved_have_not_parted(tiny: ModuleType) -> None:
     model, start = mixture(tiny, spread=0.0)
     assert parted(model, start) == {1: (0.0, 0.0, 0.0), 2: (0.0, 0.0, 0.0)}
+
+
+def test_where_the_shared_expert_takes_no_part_the_routed_experts_mean_stands_for_it(tiny: ModuleType) -> None:
+    model, start = mixture(tiny, spread=0.0)
+    up = moe_blocks(model)[1].experts.get_parameter("up")
     with torch.no_grad():
-        moe_blocks(model)[1].experts.get_parameter("up")[2].add_(1.0)
-    assert parted(model, start)[1] == (0.0, float("inf"), 0.0)
+        up[2].add_(3.0)
+    # The mean of (0, 3, 0) moved by 1; the experts are 1, 2 and 1 away from it, in every entry.
+    assert parted(model, start)[1] == pytest.approx((1.0, 2.0, 1.0), rel=1e-5)
 
 
 def test_weights_by_group_are_the_mean_over_its_tokens(tiny: ModuleType, random_groups: Callable[..., list[EncodedGroup]]) -> None:

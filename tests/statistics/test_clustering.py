@@ -35,6 +35,27 @@ def test_more_clusters_than_points_are_refused() -> None:
         cluster(np.array([[0.0], [0.0], [1.0], [1.0]]), 3, seed=0)
 
 
+def test_a_cluster_that_stays_empty_from_every_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rewardproof.statistics import clustering
+
+    def losing(*_: object, **__: object) -> None:
+        raise clustering.ClusterError
+
+    monkeypatch.setattr(clustering, "kmeans2", losing)
+    with pytest.raises(DataError, match="None of 8 starts parted 6 points into 2 clusters"):
+        cluster(np.arange(6.0)[:, None], 2, seed=0)
+
+
+def test_one_strong_direction_does_not_decide_alone() -> None:
+    generator = np.random.default_rng(0)
+    truth = np.repeat([0, 1], 60)
+    length = 40 * generator.standard_normal(120)
+    points = np.stack(
+        [3.0 * (2 * truth - 1) + generator.standard_normal(120), *(length + generator.standard_normal(120) for _ in range(9))], axis=1
+    )
+    assert mutual_information(cluster(points, 2, seed=0, components=2), truth) > 0.5
+
+
 def test_regression_tells_clusters_apart_without_a_bias() -> None:
     points, truth = blobs(3, per=40, width=12, gap=3.0, seed=2)
     weight = softmax_regression(points, truth, 3)
