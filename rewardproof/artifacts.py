@@ -76,7 +76,7 @@ def _free_gb(path: Path) -> float:
 
 def is_main() -> bool:
     """Whether this process is the one that writes: the only one, or the first of those that a launcher started."""
-    return os.environ.get("RANK", "0") == "0"
+    return n_processes() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def n_processes() -> int:

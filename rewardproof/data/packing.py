@@ -43,7 +43,7 @@ class PackedBatch:
         target_L: That answer token's id, shape `(L,)`.
         target_conversation_L: The conversation it belongs to, shape `(L,)`.
         group_T: The group that each token belongs to, counted within the stream, shape `(T,)`.
-        prompt_T: Whether the token is one of its group's prompt, read once a group, shape `(T,)`.
+        prompt_T: Whether the token is one of its group's prompt, read once a group, shape `(T,)`; nowhere true where it has none.
     """
 
     token_ids_T: Tensor
@@ -117,7 +117,7 @@ def pack(groups: Sequence[EncodedGroup], pairs: Sequence[tuple[Pair, ...]] = ())
                 owners.append(len(ends))
             ends.append(len(tokens) - 1)
         # The prompt is read in the first conversation, whose beginning is the shared part; one that starts later has it there again.
-        of_prompt = min(max(group.answer_starts[0], 1), len(group.conversations[0]))
+        of_prompt = min(group.answer_starts[0], len(group.conversations[0]))
         prompts.extend([True] * of_prompt + [False] * (len(tokens) - origin - of_prompt))
     return PackedBatch(
         token_ids_T=torch.tensor(tokens, dtype=torch.long),

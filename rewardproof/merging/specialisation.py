@@ -32,7 +32,7 @@ def dense_blocks(model: PreTrainedModel, layers: Sequence[int]) -> dict[int, Wei
 def parted(model: PreTrainedModel, start: Mapping[int, Weights]) -> dict[int, tuple[float, ...]]:
     """How far every routed expert parted for how far training went, by layer, all matrices of the block taken as one vector.
 
-    ‖W_i − W_0‖ / ‖W_0 − W_start‖; where the shared expert W_0 takes no part and has not moved, the routed experts' mean stands in its place.
+    ‖W_i − W_0‖ / ‖W_0 − W_start‖; where the shared expert W_0 takes no part and has not moved, the routed experts' mean stands for it.
     """
     found: dict[int, tuple[float, ...]] = {}
     with torch.no_grad():
@@ -43,8 +43,8 @@ def parted(model: PreTrainedModel, start: Mapping[int, Weights]) -> dict[int, tu
                 centre = {name: stack[1:].mean(dim=0) for name, stack in stacks.items()}
             way = _distance(centre, start[layer])
             routed = [{name: stack[number] for name, stack in stacks.items()} for number in range(1, block.experts.n_experts)]
-            moved = way > 1e-12 * sum(float(matrix.double().square().sum()) for matrix in start[layer].values()) ** 0.5
-            found[layer] = tuple(_distance(expert, centre) / way if moved else 0.0 for expert in routed)
+            norm = sum(float(matrix.double().square().sum()) for matrix in start[layer].values()) ** 0.5
+            found[layer] = tuple(_distance(expert, centre) / way if way > 1e-12 * norm else 0.0 for expert in routed)
     return found
 
 

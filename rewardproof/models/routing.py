@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rewardproof.errors import ModelError
+from rewardproof.errors import DataError, ModelError
 
 Mixing = Literal["s_max", "fixed", "random"]
 RouteBy = Literal["token", "prompt"]
@@ -24,7 +24,7 @@ class Prompts(NamedTuple):
 
     Attributes:
         group_T: The group that each token belongs to, shape `(T,)`.
-        prompt_T: Whether the token is one of its group's prompt, shape `(T,)`; every group has at least one.
+        prompt_T: Whether the token is one of its group's prompt, shape `(T,)`.
         n_groups: Groups of the stream, G.
     """
 
@@ -183,8 +183,17 @@ class Router(nn.Module):
 
 @contextlib.contextmanager
 def knowing_prompts(model: nn.Module, prompts: Prompts) -> Iterator[None]:
-    """Tell the routers of a model that route by prompt where the prompts of its next stream are."""
+    """Tell the routers of a model that route by prompt where the prompts of its next stream are.
+
+    Raises:
+        DataError: A group has no prompt.
+    """
     routers = [module for module in model.modules() if isinstance(module, Router) and module.route_by == "prompt"]
+    if routers and len(prompts.group_T[prompts.prompt_T].unique()) < prompts.n_groups:
+        raise DataError(
+            "Got a group without a prompt, expected one: this mixture routes by prompt, and would route by the first answer instead. Give "
+            "rows with a prompt, or train with upcycle.route_by=token."
+        )
     for router in routers:
         router.prompts = prompts
     try:

@@ -22,7 +22,7 @@ from rewardproof.config import Section
 from rewardproof.errors import ConfigError, ModelError
 from rewardproof.models.experts import DeltaExperts, FullExperts, UpcycledSparseMoeBlock
 from rewardproof.models.families import family_of
-from rewardproof.models.routing import RouteBy, Router
+from rewardproof.models.routing import Mixing, RouteBy, Router
 
 CONFIG_KEY = "rewardproof_upcycle"
 """Entry in the model's configuration that says how a checkpoint was upcycled."""
@@ -35,7 +35,7 @@ class Upcycle(Section):
     """Experts in all, the shared one included."""
     n_active: int = 6
     """Experts that a token uses, the shared one included."""
-    mixing: Literal["s_max", "fixed", "random"] = "s_max"
+    mixing: Mixing = "s_max"
     """How weights are set, which sum to one for every token: the shared expert's by the router's certainty or as a constant; or none for
     it and each token to a routed expert drawn at random (EWA)."""
     shared_weight: float = 0.5
@@ -45,7 +45,8 @@ class Upcycle(Section):
     layers: str = "all"
     """`all`, or `top:K` for the K layers nearest the head; never more than the layers that train."""
     router_learning_rate: float = 1e-3
-    """The routers' own learning rate: they start at random and see weak gradients."""
+    """The routers' own learning rate: they start at random and see weak gradients. With `mixing=fixed` and one routed expert a token its
+    weight is a constant: without a balance loss routers stay as they started."""
     share_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """How far every step pulls each routed expert to the mean of the others (EWA); it rises from 0 to this over the training."""
     route_by: RouteBy = "token"
@@ -74,10 +75,11 @@ def check(settings: Upcycle) -> None:
             "Got upcycle.mixing=random with router_init=clusters, hard_share or route_by=prompt, expected none of them: tokens that go to "
             "experts at random have no router to start, harden or feed. Write mixing=s_max or fixed, or drop these."
         )
-    if settings.share_rate and settings.experts != "full":
+    if settings.share_rate and (settings.experts != "full" or settings.n_experts < 3):
         raise ConfigError(
-            f"upcycle.share_rate={settings.share_rate} with experts={settings.experts}, expected full: low-rank experts share their base "
-            "already. Write experts=full, or share_rate=0."
+            f"upcycle.share_rate={settings.share_rate} with experts={settings.experts} and n_experts={settings.n_experts}, expected full "
+            "and 3 or more: low-rank experts share their base already, and one routed expert has no other to be pulled to. Write "
+            "experts=full n_experts=5, or share_rate=0."
         )
     if settings.n_experts < 2:
         raise ConfigError(

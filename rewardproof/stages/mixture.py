@@ -82,7 +82,7 @@ def _branches(context: MemberContext, plan: Fit, labels_G: NDArray[np.int64] | N
                 model=model,
                 train=TrainingSet(of_cluster(plan.train.groups, labels_G, number)),
                 folder=plan.folder.parent / f"branch-{number + 1}",
-                trainer={**plan.trainer, "num_train_epochs": context.config.upcycle.branch_epochs},
+                trainer={**plan.trainer, "num_train_epochs": context.config.upcycle.branch_epochs, "max_steps": -1},
                 record=lambda entry, what=what: context.directory.log({"phase": what, "seed": plan.seed, **entry}),
                 what=what,
             )

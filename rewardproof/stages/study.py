@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rewardproof.artifacts import Progress, Report, plain, silent
 from rewardproof.config import dump_yaml, load_yaml, parse
-from rewardproof.errors import CheckpointError, ConfigError
+from rewardproof.errors import CheckpointError, ConfigError, StorageError
 from rewardproof.merging.experts import Merge
 from rewardproof.report import markdown_table
-from rewardproof.stages.study_cell import Place, drop_models, needed, run_cell, train_again
+from rewardproof.stages.study_cell import Place, drop_models, finished, needed, run_cell, train_again
 from rewardproof.stages.study_plan import Cell, Study, first_difference, unfold
 from rewardproof.stages.study_tables import load_settings, setting_table
 from rewardproof.stages.train import Train
@@ -51,9 +53,7 @@ class _Course:
         return sum(sum(values) / len(values) for values in times)
 
 
-def run(
-    config: Study, out: Path | str, *, progress: Progress = silent, say: Callable[[str], None] = lambda _: None
-) -> Report:  # fmt: skip
+def run(config: Study, out: Path | str, *, progress: Progress = silent, say: Callable[[str], None] = lambda _: None) -> Report:
     """Run the cells that have no row yet, one after the other.
 
     Args:
@@ -66,11 +66,15 @@ def run(
         The report; `failures` names the cells that failed, each with its error.
 
     Raises:
-        CheckpointError: OUT holds something else, or a row that was made with other settings.
+        CheckpointError: OUT holds something else, or a row that was made with other settings, or another call is filling it.
         ConfigError: The study cannot be unfolded.
     """
     cells, target = unfold(config), Path(out)
-    _claim(config, target)
+    with _claimed(config, target):
+        return _run(config, target, cells, progress=progress, say=say)
+
+
+def _run(config: Study, target: Path, cells: Sequence[Cell], *, progress: Progress, say: Callable[[str], None]) -> Report:
     course = _Course(cells, Place(target, config.name, config.paths, progress), say)
     _take_over(config, target)
     for cell in cells:
@@ -84,6 +88,21 @@ def run(
         if not config.keep_models:
             _drop_unneeded(course, cell)
     return _report(course, config)
+
+
+@contextlib.contextmanager
+def _claimed(config: Study, out: Path) -> Iterator[None]:
+    """Hold the directory: two calls in one would delete each other's runs."""
+    _claim(config, out)
+    with (out / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"{out} is being filled by another `rewardproof study`, expected one at a time: they would delete each other's runs. Wait "
+                "for it, or give this one a directory of its own; rows of several directories are collected into one folder of results."
+            ) from None
+        yield
 
 
 def _claim(config: Study, out: Path) -> None:
@@ -161,6 +180,8 @@ def _attempt(course: _Course, cell: Cell) -> None:
         found = run_cell(cell, course.place)
         _write_new(course.place.out / "pairs" / f"{found.row['pairs']}.json", found.pairs)
         _write_new(course.row(cell), found.row)
+    except StorageError:
+        raise
     except Exception as error:
         course.failed[cell.name] = f"{type(error).__name__}: {error}"
         record = {"cell": cell.name, "error": course.failed[cell.name], "traceback": traceback.format_exc()}
@@ -182,7 +203,7 @@ def _provide(course: _Course, cell: Cell) -> None:
         name = f"{cell.setting}/{parent}/{cell.seed}"
         if name in course.failed:
             raise CheckpointError(f"{name} failed, expected its model: {cell.name} starts from it. See that failure first.")
-        if not needed(cell, parent, course.place.out).is_dir():
+        if not (needed(cell, parent, course.place.out).is_dir() and finished(by_name[name], course.place)):
             course.say(f"{name} once more, since {cell.name} needs its model")
             _provide(course, by_name[name])
             train_again(by_name[name], course.place)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from rewardproof.artifacts import Progress, RunDirectory, plain, provenance
@@ -89,7 +88,7 @@ def run_cell(cell: Cell, place: Place) -> Found:
     gc.collect()
     measured = _forget_peak_memory()
     folder = cell.folder(place.out)
-    if not _finished(cell, place):
+    if not finished(cell, place):
         shutil.rmtree(folder, ignore_errors=True)
         if cell.of:
             _judge_mixture(cell, place)
@@ -110,8 +109,10 @@ def drop_models(cell: Cell, out: Path) -> None:
     """Delete the weights of a cell's run; each folder disappears at once, so that half of one is never mistaken for a model."""
     for name in BULKY:
         bulky = cell.folder(out) / name
+        going = bulky.with_name(f"{name}.deleted")
+        shutil.rmtree(going, ignore_errors=True)
         if bulky.is_dir():
-            shutil.rmtree(bulky.rename(bulky.with_name(f"{name}.deleted")))
+            shutil.rmtree(bulky.rename(going))
 
 
 def needed(cell: Cell, parent: str, out: Path) -> Path:
@@ -119,7 +120,8 @@ def needed(cell: Cell, parent: str, out: Path) -> Path:
     return cell.folder(out, parent) / ("moe" if cell.of else "model")
 
 
-def _finished(cell: Cell, place: Place) -> bool:
+def finished(cell: Cell, place: Place) -> bool:
+    """Whether the cell's run has ended, with these settings."""
     folder = cell.folder(place.out)
     if not (folder / "report.json").is_file():
         return False
@@ -251,8 +253,6 @@ def _phases(summary: Any) -> Iterator[Mapping[str, Any]]:
 
 def _forget_peak_memory() -> bool:
     """Start to measure the peak anew, where the system can; whether it could."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -109,9 +109,7 @@ def unfold(study: Study) -> list[Cell]:
             f"Got seeds={list(study.seeds)}, expected one or more different numbers from 0, since a seed is a row; correct them."
         )
     order = _ordered(study.methods)
-    cells = [
-        cell for setting in study.settings for seed in study.seeds for cell in _cells(study, setting, seed, order)
-    ]  # fmt: skip
+    cells = [cell for setting in study.settings for seed in study.seeds for cell in _cells(study, setting, seed, order)]
     for cell in cells:
         _require_paths(cell, study.paths)
     return _selected(cells, study.only)
@@ -228,7 +226,20 @@ def _derived(study: Study, where: tuple[str, str, int], made: Mapping[str, Cell]
     if "merge" in own:
         base = parent.config.merge.model_dump() if parent.config.merge else {}
         merge = parse(Merge, deep_merge(base, cast("dict[str, Any]", own["merge"] or {})))
+        _require_unseen_prompts(parent, merge)
     return Cell(setting, method, seed, parent.config, (parent.method,), parent.method, merge)
+
+
+def _require_unseen_prompts(parent: Cell, merge: Merge) -> None:
+    """Coefficients are learned on prompts that the experts never saw."""
+    before = parent.config.merge
+    if merge.method == "learned" and (before is None or before.method != "learned" or before.held_out != merge.held_out):
+        kept = "none" if before is None or before.method != "learned" else f"held_out={before.held_out}"
+        raise ConfigError(
+            f"merge.method=learned with held_out={merge.held_out}, but {parent.method} kept {kept} of its prompts from the experts: "
+            "coefficients must be learned on prompts that they never saw. Give both methods the same merge.method and held_out, or write "
+            "merge.method=routing_mass."
+        )
 
 
 def deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

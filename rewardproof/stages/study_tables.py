@@ -135,7 +135,7 @@ def setting_table(setting: SettingRows, methods: Sequence[str] = (), columns: Se
             raise EvaluationError(f"No row of the method {method!r}, expected one of {', '.join(setting.rows)}; run it or name another.")
     baselines = [name for name in BASELINES if name in setting.rows]
     records = [_record(setting, method, baselines) for method in shown]
-    records.append(_length_record(setting, shown[0]))
+    records.append(_length_record(setting, max(shown, key=lambda method: len(setting.rows[method]))))
     names = [name for name in records[0] if name == "method" or any(record.get(name) for record in records)]
     for column in columns:
         if column not in names:

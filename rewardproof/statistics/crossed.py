@@ -18,9 +18,10 @@ def crossed_interval(values: Numbers, seeds: Clusters, prompts: Clusters, *, lev
     """Mean in which every seed counts once, with an interval for other seeds and other prompts alike.
 
     The variance is that over seeds plus that over prompts less that over both, which each of them holds:
-    `V = max(V_seeds − V_both, 0) + V_prompts`, with Student's quantile at Satterthwaite's degrees of freedom, since few seeds say little
-    of their own spread (a bootstrap of three seeds is far too narrow). With one seed only the prompts are counted. For a paired
-    comparison, pass differences on the same rows.
+    `V = max(V_seeds − V_both, 0) + V_prompts`, with Student's quantile at Satterthwaite's degrees of freedom over the three mean squares,
+    since few seeds say little of their own spread (a bootstrap of three seeds is far too narrow). Three seeds that happen to agree are no
+    proof that seeds do not matter: the interval stays wide then, and covers more often than it says. With one seed only the prompts are
+    counted. For a paired comparison, pass differences on the same rows.
 
     Args:
         values: One number a row, shape `(N,)`.
@@ -56,13 +57,16 @@ def crossed_interval(values: Numbers, seeds: Clusters, prompts: Clusters, *, lev
     residual_N = weight_N * (values_N - estimate)
     both_N, _ = cluster_index(list(zip(seed_N.tolist(), prompt_N.tolist(), strict=True)), len(values_N))
     over_prompts = n_prompts / (n_prompts - 1) * _square_sum(residual_N, prompt_N)
-    over_seeds = 0.0
+    over_seeds, over_both = 0.0, _square_sum(residual_N, both_N)
     if n_seeds > 1:
-        over_seeds = max(n_seeds / (n_seeds - 1) * _square_sum(residual_N, seed_N) - _square_sum(residual_N, both_N), 0.0)
-    variance = over_seeds + over_prompts
+        over_seeds = n_seeds / (n_seeds - 1) * _square_sum(residual_N, seed_N)
+    variance = max(over_seeds - over_both, 0.0) + over_prompts
     if variance == 0:
         return Interval(estimate, estimate, estimate, len(values_N), n_prompts)
-    freedom = variance**2 / (over_seeds**2 / max(n_seeds - 1, 1) + over_prompts**2 / (n_prompts - 1))
+    squares = over_prompts**2 / (n_prompts - 1)
+    if n_seeds > 1:
+        squares += over_seeds**2 / (n_seeds - 1) + over_both**2 / max(len(values_N) - n_seeds, 1)
+    freedom = min(variance**2 / squares, len(values_N) - 1.0)
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
     return Interval(estimate, estimate - half, estimate + half, len(values_N), n_prompts)
 

@@ -15,6 +15,7 @@ from rewardproof.errors import ConfigError
 REFUSED_KEYS = {
     "gradient_checkpointing": "a packed stream's attention plan lives for one forward pass only. To save memory lower "
     "compute.tokens_per_batch, or train fewer layers.",
+    "save_only_model": "without the optimiser's state a checkpoint cannot be gone on from. Set save_strategy=no to keep none.",
     "load_best_model_at_end": "the last state is delivered, so that runs of one length compare. Set num_train_epochs instead.",
 }
 """Settings of `TrainingArguments` that cannot be honoured, and what to do instead."""

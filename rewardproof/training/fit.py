@@ -29,6 +29,7 @@ from rewardproof.training.batches import Collator, TrainingGroup, TrainingSet
 from rewardproof.training.checkpoints import latest_whole
 from rewardproof.training.objective import Loss
 from rewardproof.training.processes import agreed, start
+from rewardproof.training.pulling import PullTogether
 from rewardproof.training.sharding import whole_afterwards, without_sharding
 from rewardproof.training.trainer import PackedRewardModule, ProgressCallbackTo, RewardTrainer
 
@@ -202,6 +203,11 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
     checkpoint = agreed(latest_whole(run.folder) if run.resume and is_main() else None)
     reduced = computing_in("tf32", device) if precision == "tf32" else contextlib.nullcontext()
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if sharded and any(isinstance(callback, PullTogether) for callback in trainer.callback_handler.callbacks):
+        raise ConfigError(
+            "Got upcycle.share_rate with FSDP or DeepSpeed, expected DDP or one process: a process that holds a part of the experts cannot "
+            "pull them together. Use examples/launch/ddp.yaml, or write upcycle.share_rate=0."
+        )
     with reduced, whole_afterwards(module) if sharded else contextlib.nullcontext():
         seconds = trainer.train_from(checkpoint)
     trainer.require_finite_weights()

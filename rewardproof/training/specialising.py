@@ -26,6 +26,7 @@ from rewardproof.models.upcycling import moe_blocks
 from rewardproof.statistics import cluster, softmax_regression
 from rewardproof.training.batches import TrainingGroup
 from rewardproof.training.fit import Fit, fed_module
+from rewardproof.training.processes import agreed
 
 
 def prompt_states(run: Fit, layers: Sequence[int]) -> dict[int, NDArray[np.float64]]:
@@ -63,7 +64,7 @@ def prompt_states(run: Fit, layers: Sequence[int]) -> dict[int, NDArray[np.float
 
 def prompt_clusters(run: Fit, layer: int, n_clusters: int) -> NDArray[np.int64]:
     """Cluster of every training group by its prompt's mean state at one layer, shape `(G,)`."""
-    return cluster(prompt_states(run, [layer])[layer], n_clusters, seed=run.seed)
+    return agreed(cluster(prompt_states(run, [layer])[layer], n_clusters, seed=run.seed))
 
 
 def start_routers(run: Fit, labels_G: NDArray[np.int64]) -> None:
@@ -71,7 +72,7 @@ def start_routers(run: Fit, labels_G: NDArray[np.int64]) -> None:
     blocks = moe_blocks(run.model)
     states = prompt_states(run, list(blocks))
     for layer, block in blocks.items():
-        weight_ED = softmax_regression(states[layer], labels_G, block.experts.n_experts - 1)
+        weight_ED = agreed(softmax_regression(states[layer], labels_G, block.experts.n_experts - 1))
         with torch.no_grad():
             block.router.weight.copy_(torch.from_numpy(weight_ED))
 

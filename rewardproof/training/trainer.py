@@ -1,7 +1,7 @@
 """`RewardTrainer`: `transformers.Trainer` fed with packed streams.
 
 An optimiser step is a number of groups; its loss is the sum over groups divided by the global number of groups, whatever the streams and
-processes. The trainer knows nothing of experts or merging: it trains the parameters that require a gradient.
+processes. It trains the parameters that require a gradient, experts and routers at rates of their own, and knows nothing of merging.
 """
 
 from __future__ import annotations
@@ -232,16 +232,17 @@ class RewardTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the quantities of the steps since the last record."""
-        if "loss" in logs and self.totals.groups:
-            now = time.perf_counter()
-            if self.accelerator.num_processes == 1:
-                logs = {**logs, "loss": self.losses / max(self.state.global_step - self.logged_at, 1)}
-            self.losses, self.logged_at = 0.0, self.state.global_step
+        if "loss" in logs:
+            # Every process gathers, also one that had no group to count since the last record.
             parts = gathered((self.totals, self.seen_tokens))
-            tokens = sum(seen for _, seen in parts)
-            metrics = StepTotals.joined(part for part, _ in parts).metrics()
-            logs = {**logs, **metrics, "tokens_per_second": tokens / max(now - self.since, 1e-9)}
-            self.totals, self.seen_tokens, self.since = StepTotals(), 0, now
+            totals, tokens = StepTotals.joined(part for part, _ in parts), sum(seen for _, seen in parts)
+            if totals.groups:
+                now = time.perf_counter()
+                if self.accelerator.num_processes == 1:
+                    logs = {**logs, "loss": self.losses / max(self.state.global_step - self.logged_at, 1)}
+                self.losses, self.logged_at = 0.0, self.state.global_step
+                logs = {**logs, **totals.metrics(), "tokens_per_second": tokens / max(now - self.since, 1e-9)}
+                self.totals, self.seen_tokens, self.since = StepTotals(), 0, now
         super().log(logs, start_time)
         self.record(self.state.log_history[-1])
 

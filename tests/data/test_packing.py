@@ -103,7 +103,7 @@ def test_a_small_stream_by_hand() -> None:
     assert batch.target_L.tolist() == [9, 5, 6]
     assert batch.target_conversation_L.tolist() == [0, 1, 1]
     assert batch.group_T.tolist() == [0, 0, 0, 0, 0, 1]
-    assert batch.prompt_T.tolist() == [True, True, False, False, False, True]
+    assert batch.prompt_T.tolist() == [True, True, False, False, False, False]
     assert batch.group_index == (3, 1)
     assert batch.pairs == ((pair,), ())
 

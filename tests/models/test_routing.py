@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.packing import fill, pack
-from rewardproof.errors import ModelError
+from rewardproof.errors import DataError, ModelError
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.routing import Prompts, Router, Routing, knowing_prompts, route_at_random, route_hard
@@ -90,6 +90,11 @@ def test_all_tokens_of_a_group_share_the_route_of_its_prompts_mean(tiny: ModuleT
 def test_a_stock_forward_is_refused_because_it_does_not_know_the_prompts(tiny: ModuleType) -> None:
     with pytest.raises(ModelError, match="routes by prompt, and only a packed forward says so"):
         mixture(tiny, spread=0.0)(input_ids=torch.tensor([[5, 6, 7]]))
+
+
+def test_a_group_without_a_prompt_cannot_be_routed_by_it(tiny: ModuleType) -> None:
+    with pytest.raises(DataError, match=r"Got a group without a prompt.*route_by=token"):
+        rewards(tiny, mixture(tiny, spread=0.0), [EncodedGroup(((5, 6, 7), (8, 9)), 0, (0, 0), 0)])
 
 
 def test_routers_forget_the_prompts_afterwards(tiny: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from rewardproof.cli.main import app
 from rewardproof.config import apply_overrides, load_study, load_yaml, parse
 from rewardproof.data import read_groups, split_by_prompt
 from rewardproof.data.splitting import split_salt
-from rewardproof.errors import CheckpointError, ConfigError, EvaluationError
+from rewardproof.errors import CheckpointError, ConfigError, EvaluationError, StorageError
 from rewardproof.evaluation import pair_accuracy
 from rewardproof.stages import study as stage
 from rewardproof.stages.evaluate import Evaluate
@@ -268,6 +269,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"methods": {"umm": {"recipe": "umm"}, "a": {"of": "umm", "take": "model"}}}, "Got take='model', expected moe"),
     ({"methods": {"umm": {"recipe": "umm"}, "a": {"of": "umm", "tke": "moe"}}}, r"Unknown key 'tke' \(did you mean 'take'\?\)"),
     ({"methods": {"dense": {"recipe": "dense"}, "a": {"of": "dense", "take": "moe"}}}, "of=dense leaves no mixture"),
+    ({"methods": {"ewa": {"recipe": "ewa"}, "a": {"of": "ewa", "merge": {"method": "learned"}}}}, "ewa kept none of its prompts"),
+    (
+        {"methods": {"umm": {"recipe": "umm"}, "a": {"of": "umm", "merge": {"held_out": 0.2}}}},
+        "learned with held_out=0.2, but umm kept held_out=0.1 of its prompts",
+    ),
     ({"methods": {"a": {"of": "b", "take": "moe"}, "b": {"of": "a", "take": "moe"}}}, "need each other in a circle"),
     ({"methods": {"warm": {"recipe": "warm"}, "a": {"recipe": "warm", "reuse": "warm"}}}, "reuse=warm is no single training run"),
     (
@@ -351,3 +357,25 @@ def test_tables_name_what_is_missing(made: Path, copy: Path) -> None:
     shutil.rmtree(copy / "pairs")
     with pytest.raises(EvaluationError, match="is of the held-out pairs"):
         load_settings(copy / "cells", copy / "pairs")
+
+
+def test_two_calls_do_not_fill_one_directory(tmp_path: Path, study: Callable[..., Study]) -> None:
+    config = study("seeds=[0]", only="toy/dense/*")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "study.yaml").write_text(f"name: {config.name}\n")
+    with (tmp_path / "out" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match=r"is being filled by another `rewardproof study`"):
+            run(config, tmp_path / "out")
+
+
+def test_a_full_disk_ends_the_study_and_is_no_cells_failure(
+    tmp_path: Path, study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise StorageError("its disk is full")
+
+    monkeypatch.setattr(stage, "run_cell", full)
+    with pytest.raises(StorageError, match="its disk is full"):
+        run(study("seeds=[0]", only="toy/dense/*"), tmp_path / "out")
+    assert not (tmp_path / "out" / "failures.jsonl").exists()

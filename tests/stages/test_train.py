@@ -287,7 +287,8 @@ REFUSED: list[tuple[str, tuple[str, ...], str]] = [
     ("umm", ("upcycle.shared_weight=1.5",), "upcycle.shared_weight=1.5: expected a weight between 0 and 1"),
     ("umm", ("upcycle.branch_epochs=1",), "upcycle.branch_epochs=1.0 with router_init=random.*Write router_init=clusters"),
     ("ewa", ("upcycle.router_init=clusters",), "mixing=random with router_init=clusters.*have no router to start"),
-    ("umm", ("upcycle.share_rate=0.1", "upcycle.experts=lora:2"), "share_rate=0.1 with experts=lora:2, expected full"),
+    ("umm", ("upcycle.share_rate=0.1", "upcycle.experts=lora:2"), "share_rate=0.1 with experts=lora:2 and n_experts=4, expected full"),
+    ("ewa", ("upcycle.n_experts=2",), "share_rate=0.1 with experts=full and n_experts=2, expected full and 3 or more"),
     ("umm", ("layers=top:0",), "layers=top:0 trains the head alone.*write layers=top:1"),
     ("dense", ("layers=top:99",), r"layers='top:99': expected `all` or `top:K` with K from 0 to 3"),
     ("dense", ("members=0",), "members=0: expected 1 or more"),
@@ -300,6 +301,7 @@ REFUSED: list[tuple[str, tuple[str, ...], str]] = [
     ("dense", ("loss.margin=data",), "no training pair has a margin; add a `margin` column"),
     ("dense", ("trainer.gradient_checkpointing=true",), "gradient_checkpointing=True, expected it unset: .*lower compute.tokens_per_batch"),
     ("dense", ("trainer.load_best_model_at_end=true",), "load_best_model_at_end=True, expected it unset"),
+    ("dense", ("trainer.save_only_model=true",), "save_only_model=True, expected it unset: .*cannot be gone on from"),
     ("dense", ("trainer.num_train_epoch=2",), "Unknown key 'trainer.num_train_epoch' \\(did you mean 'num_train_epochs'"),
 ]
 
