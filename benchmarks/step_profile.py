@@ -36,7 +36,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "optimiser and gradient norm": ("Optimizer.", "linalg_vector_norm", "_foreach_norm"),
     "attention": ("scaled_dot_product", "aten::bmm", "aten::baddbmm", "BmmBackward", "BaddbmmBackward", "oftmax"),
     "casts between precisions": ("aten::_to_copy", "ToCopyBackward"),
-    FEED_FORWARD: (),
     "other matrix products": ("aten::mm", "aten::addmm", "aten::addmm_"),
     "dispatch to experts": (
         *("nonzero", "aten::index", "index_add", "index_select", "index_put", "IndexBackward", "IndexAddBackward", "topk", "scatter"),

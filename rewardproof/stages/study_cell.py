@@ -227,24 +227,24 @@ def _runs(values: list[Any]) -> list[list[Any]]:
 
 
 def _training(cell: Cell, place: Place, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Cost of all training behind the row: that of reused members and of the mixture's own run included."""
+    """Cost of all optimisation behind the row: of reused members, of the mixture's own run and of its coefficients."""
     totals: dict[str, Any] = {"seconds": 0.0, "steps": 0, "tokens": 0.0, "trainable_parameters": 0}
     for parent in cell.parents:
         before = json.loads((place.out / "cells" / f"{cell.setting}--{parent}--{cell.seed}.json").read_text())["training"]
         for key in totals:
             totals[key] = max(totals[key], before[key]) if key == "trainable_parameters" else totals[key] + before[key]
-    for phase in _phases(report.get("members", [])):
+    for phase in _phases([report.get("members", []), report.get("merge", {})]):
         totals["seconds"] += phase["seconds"]
         totals["steps"] += phase["steps"]
-        totals["tokens"] += phase["seconds"] * phase["tokens_per_second"]
-        totals["trainable_parameters"] = max(totals["trainable_parameters"], phase["trainable_parameters"])
+        totals["tokens"] += phase["seconds"] * phase.get("tokens_per_second", 0.0)
+        totals["trainable_parameters"] = max(totals["trainable_parameters"], phase.get("trainable_parameters", 0))
     speed = totals["tokens"] / totals["seconds"] if totals["seconds"] else 0.0
     return {**totals, "seconds": round(totals["seconds"], 1), "tokens": round(totals["tokens"]), "tokens_per_second": round(speed, 1)}
 
 
 def _phases(summary: Any) -> Iterator[Mapping[str, Any]]:
-    """Every optimisation that a member reports, wherever it stands: dense, mixture, branches."""
-    if isinstance(summary, Mapping) and {"seconds", "steps", "tokens_per_second", "trainable_parameters"} <= set(summary):
+    """Every optimisation that a report tells of, wherever it stands: dense, mixture, branches, coefficients."""
+    if isinstance(summary, Mapping) and {"seconds", "steps"} <= set(summary):
         yield summary
     elif isinstance(summary, Mapping | list):
         for entry in summary.values() if isinstance(summary, Mapping) else summary:

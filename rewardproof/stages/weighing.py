@@ -112,7 +112,13 @@ def merge_mixture(
 
 
 def _learning_summary(found: LearnedCoefficients) -> dict[str, Any]:
-    return {"steps": found.steps, "best_step": found.best_step, "loss_before": found.loss_before, "loss_after": found.loss_after}
+    return {
+        "steps": found.steps,
+        "best_step": found.best_step,
+        "loss_before": found.loss_before,
+        "loss_after": found.loss_after,
+        "seconds": round(found.seconds, 1),
+    }
 
 
 def compare_rewards(

@@ -34,6 +34,7 @@ class LearnedCoefficients:
         best_step: The step whose coefficients were kept: the lowest loss on the second held-out part.
         loss_before: That loss at the start, `None` where nothing was learned.
         loss_after: That loss at the kept step.
+        seconds: Wall time of the learning.
     """
 
     by_layer: dict[int, Tensor]
@@ -41,6 +42,7 @@ class LearnedCoefficients:
     best_step: int = 0
     loss_before: float | None = None
     loss_after: float | None = None
+    seconds: float = 0.0
 
 
 def find_coefficients(
@@ -97,7 +99,8 @@ def find_coefficients(
         by_layer = {layer: block.coefficients_E().detach().cpu() for layer, block in folded.items()}
     finally:
         restore_blocks(model, mixtures)
-    return LearnedCoefficients(by_layer, result.steps, watcher.keeper.best_step, watcher.losses[0], watcher.keeper.best_loss)
+    keeper = watcher.keeper
+    return LearnedCoefficients(by_layer, result.steps, keeper.best_step, watcher.losses[0], keeper.best_loss, result.seconds)
 
 
 class _Watcher:
