@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
-from rewardproof.config import apply_overrides, load_study, load_yaml, parse
+from rewardproof.config import apply_overrides, dump_yaml, load_study, load_yaml, parse
 from rewardproof.data import read_groups, split_by_prompt
 from rewardproof.data.splitting import split_salt
 from rewardproof.errors import CheckpointError, ConfigError, EvaluationError, StorageError
@@ -379,3 +379,27 @@ def test_a_full_disk_ends_the_study_and_is_no_cells_failure(
     with pytest.raises(StorageError, match="its disk is full"):
         run(study("seeds=[0]", only="toy/dense/*"), tmp_path / "out")
     assert not (tmp_path / "out" / "failures.jsonl").exists()
+
+
+def test_a_failed_cell_ends_the_command_with_one(study: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise EvaluationError("this cell cannot be")
+
+    config = study("seeds=[0]", only="toy/dense/*")
+    file = tmp_path / "study.yaml"
+    file.write_text(dump_yaml(config))
+    monkeypatch.setattr(stage, "run_cell", broken)
+    done = CliRunner().invoke(app, ["study", str(file), str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert "0 of 1 cells have a row; failed: toy/dense/0" in done.stderr
+
+
+def test_several_processes_are_refused_where_a_verb_does_not_share_its_work(
+    study: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    file = tmp_path / "study.yaml"
+    file.write_text(dump_yaml(study("seeds=[0]")))
+    done = CliRunner().invoke(app, ["study", str(file), str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "Got 2 processes, expected one" in done.stderr
