@@ -101,7 +101,9 @@ def route(logits_TE: Tensor, n_routed: int, *, mixing: Mixing, shared_weight: fl
         largest_T = top_TK[:, 0]
         return Routing(1 - largest_T, largest_T[:, None] * top_TK.softmax(dim=-1), chosen_TK, probabilities_TE)
     shared_T = torch.full_like(top_TK[:, 0], shared_weight)
-    routed_TK = (1 - shared_weight) * top_TK / top_TK.sum(dim=-1, keepdim=True)
+    # One choice has a constant weight. p / p would leave rounding noise as its gradient, which Adam scales up to whole steps.
+    shares_TK = 1 + 0 * top_TK if n_routed == 1 else top_TK / top_TK.sum(dim=-1, keepdim=True)
+    routed_TK = (1 - shared_weight) * shares_TK
     return Routing(shared_T, routed_TK, chosen_TK, probabilities_TE, without_shared=shared_weight == 0)
 
 

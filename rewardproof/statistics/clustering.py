@@ -66,32 +66,46 @@ def _whitened(points_ND: Floats, components: int) -> Floats:
 
 
 def softmax_regression(points_ND: Floats, labels_N: NDArray[np.int64], k: int, *, penalty: float = 1e-2) -> Floats:
-    r"""Weights of the linear classifier without bias that gives each point its label, shape `(K, D)`.
+    r"""Weights of the linear classifier that gives each point its label, shape `(K, D)`; its biases are carried by the points' mean.
+
+    With :math:`\mu` the mean point, :math:`h = x - \mu\, (x \cdot \mu) / \lVert\mu\rVert^2` what is left of a point beside it, and
+    :math:`\sigma_d` the deviation of its feature d,
 
     .. math::
-        \min_W \; \frac1N \sum_n -\log \mathrm{softmax}(W x_n)_{y_n}
-        + \frac{\text{penalty}}{2} \sum_d \sigma_d^2 \lVert W_{\cdot d} \rVert^2
+        \min_{W, b} \; \frac1N \sum_n -\log \mathrm{softmax}(W h_n / \sigma + b)_{y_n} + \frac{\text{penalty}}{2} \lVert W \rVert^2
 
-    The penalty is on features of unit variance, so that it means the same for every layer.
+    Hidden states have a few features whose mean is far larger than what varies, and lower precisions round those coarsely: a classifier
+    that balanced them against each other to get its biases would be noise. Features that vary less than that rounding count little.
+
+    Args:
+        points_ND: Points whose mean is not 0.
+        labels_N: Label of each, from 0 to k - 1.
+        k: Number of labels.
+        penalty: On features of unit variance, so that it means the same for every layer.
 
     Example:
         >>> points = np.array([[1.0, 1.0], [1.0, -1.0]])
         >>> (points @ softmax_regression(points, np.array([0, 1]), 2).T).argmax(axis=1)
         array([0, 1])
     """
-    scale_D = np.maximum(points_ND.std(axis=0), 1e-6 * np.abs(points_ND).max())
-    scaled_ND = points_ND / scale_D
+    mean_D = points_ND.mean(axis=0)
+    carrier_D = mean_D / (mean_D @ mean_D)
+    beside_ND = points_ND - np.outer(points_ND @ carrier_D, mean_D)
+    scale_D = np.maximum(beside_ND.std(axis=0), np.maximum(0.02 * np.abs(mean_D), 1e-6 * np.abs(points_ND).max()))
+    scaled_ND = beside_ND / scale_D
     one_hot_NK = np.eye(k)[labels_N]
 
     def loss(flat: Floats) -> tuple[float, Floats]:
-        weight_KD = flat.reshape(k, -1)
-        logits_NK = scaled_ND @ weight_KD.T
+        weight_KD, bias_K = flat[:-k].reshape(k, -1), flat[-k:]
+        logits_NK = scaled_ND @ weight_KD.T + bias_K
         value = float((logsumexp(logits_NK, axis=1) - (logits_NK * one_hot_NK).sum(axis=1)).mean())
-        gradient_KD = (softmax(logits_NK, axis=1) - one_hot_NK).T @ scaled_ND / len(scaled_ND) + penalty * weight_KD
-        return value + 0.5 * penalty * float((weight_KD**2).sum()), gradient_KD.ravel()
+        error_NK = (softmax(logits_NK, axis=1) - one_hot_NK) / len(scaled_ND)
+        gradient = np.concatenate(((error_NK.T @ scaled_ND + penalty * weight_KD).ravel(), error_NK.sum(axis=0)))
+        return value + 0.5 * penalty * float((weight_KD**2).sum()), gradient
 
-    found = minimize(loss, np.zeros(k * points_ND.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    return found.x.reshape(k, -1) / scale_D
+    found = minimize(loss, np.zeros(k * points_ND.shape[1] + k), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    weight_KD, bias_K = found.x[:-k].reshape(k, -1) / scale_D, found.x[-k:]
+    return weight_KD - np.outer(weight_KD @ mean_D, carrier_D) + np.outer(bias_K, carrier_D)
 
 
 def mutual_information(left_N: NDArray[np.int64], right_N: NDArray[np.int64]) -> float:

@@ -105,6 +105,19 @@ def test_routers_forget_the_prompts_afterwards(tiny: ModuleType) -> None:
     assert all(block.router.prompts is None for block in moe_blocks(model).values())
 
 
+def test_a_constant_weight_leaves_the_router_where_it_is() -> None:
+    torch.manual_seed(0)
+    router = Router(64, 4, 1, mixing="fixed", shared_weight=0.0)
+    before = router.weight.detach().clone()
+    optimiser = torch.optim.AdamW(router.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(5):
+        optimiser.zero_grad()
+        routing: Routing = router(torch.randn(50, 64))
+        (routing.weights_TK * torch.randn(50, 1)).sum().backward()
+        optimiser.step()
+    assert torch.equal(router.weight, before)
+
+
 def test_hard_routing_is_one_expert_with_a_gradient_for_the_router() -> None:
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
     routing = route_hard(logits)

@@ -65,12 +65,31 @@ def test_regression_tells_clusters_apart_without_a_bias() -> None:
 
 def test_regression_reaches_the_minimum_that_autograd_sees() -> None:
     points, truth = blobs(3, per=30, width=4, gap=1.0, seed=4)
-    weight = torch.tensor(softmax_regression(points, truth, 3, penalty=0.1), requires_grad=True)
-    logits = torch.tensor(points) @ weight.T
-    scale = torch.tensor(points.std(axis=0))
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(truth)) + 0.05 * (weight * scale).square().sum()
-    loss.backward()
-    assert float((weight.grad / scale).abs().max()) < 1e-3
+    found = softmax_regression(points, truth, 3, penalty=0.1)
+    mean = torch.tensor(points.mean(axis=0))
+    beside = torch.tensor(points) - torch.outer(torch.tensor(points) @ mean / (mean @ mean), mean)
+    scale = torch.maximum(beside.std(dim=0, correction=0), 0.02 * mean.abs())
+    weight, bias = torch.zeros(3, 4, dtype=torch.float64, requires_grad=True), torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe", tolerance_grad=1e-10)
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = torch.nn.functional.cross_entropy(beside / scale @ weight.T + bias, torch.tensor(truth)) + 0.05 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    wanted = (beside / scale @ weight.T).detach() + torch.outer(torch.tensor(points) @ mean / (mean @ mean), bias.detach())
+    logits = torch.tensor(points @ found.T)
+    torch.testing.assert_close(logits - logits.mean(dim=1, keepdim=True), wanted - wanted.mean(dim=1, keepdim=True), atol=2e-3, rtol=0)
+
+
+def test_features_with_a_large_mean_survive_coarse_rounding() -> None:
+    points, truth = blobs(3, per=60, width=16, gap=1.5, seed=5)
+    points[:, :2] = 900.0 + 0.5 * points[:, :2]
+    weight = softmax_regression(points, truth, 3)
+    rounded = torch.tensor(points).bfloat16().double().numpy()
+    assert ((rounded @ weight.T).argmax(axis=1) == truth).mean() > 0.9
 
 
 @settings(max_examples=30, deadline=None)
