@@ -66,7 +66,7 @@ def crossed_interval(values: Numbers, seeds: Clusters, prompts: Clusters, *, lev
     squares = over_prompts**2 / (n_prompts - 1)
     if n_seeds > 1:
         squares += over_seeds**2 / (n_seeds - 1) + over_both**2 / max(len(values_N) - n_seeds, 1)
-    freedom = min(variance**2 / squares, len(values_N) - 1.0)
+    freedom = min(max(variance**2 / squares, n_seeds - 1.0), len(values_N) - 1.0)
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
     return Interval(estimate, estimate - half, estimate + half, len(values_N), n_prompts)
 

@@ -23,6 +23,7 @@ def brute_force(values: list[float], seeds: list[int], prompts: list[str]) -> tu
     extra = max(same_seed - same_both, 0)
     variance = extra + same_prompt
     freedom = variance**2 / (same_seed**2 / (s - 1) + same_both**2 / (len(values) - s) + same_prompt**2 / (p - 1))
+    freedom = min(max(freedom, s - 1), len(values) - 1)
     half = stats.t.ppf(0.975, freedom) * math.sqrt(variance)
     return estimate, estimate - half, estimate + half
 
