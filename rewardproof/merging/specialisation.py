@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,12 +30,24 @@ def dense_blocks(model: PreTrainedModel, layers: Sequence[int]) -> dict[int, Wei
     }
 
 
-def parted(model: PreTrainedModel, start: Mapping[int, Weights]) -> dict[int, tuple[float, ...]]:
+class Parting(NamedTuple):
+    """How the routed experts of a layer stand to the shared one, in units of that one's own way ‖W_0 − W_start‖.
+
+    Attributes:
+        apart: ‖W_i − W_0‖ of each routed expert.
+        moved: ‖W_i − W_start‖ of each: 0 where it stayed behind, so that being apart would say nothing of it.
+    """
+
+    apart: tuple[float, ...]
+    moved: tuple[float, ...]
+
+
+def parting(model: PreTrainedModel, start: Mapping[int, Weights]) -> dict[int, Parting]:
     """How far every routed expert parted for how far training went, by layer, all matrices of the block taken as one vector.
 
-    ‖W_i − W_0‖ / ‖W_0 − W_start‖; where the shared expert W_0 takes no part and has not moved, the routed experts' mean stands for it.
+    Where the shared expert takes no part and has not moved, the routed experts' mean stands for it.
     """
-    found: dict[int, tuple[float, ...]] = {}
+    found: dict[int, Parting] = {}
     with torch.no_grad():
         for layer, block in moe_blocks(model).items():
             stacks = {name: block.experts.stack(name).double() for name in block.experts.names}
@@ -42,9 +55,11 @@ def parted(model: PreTrainedModel, start: Mapping[int, Weights]) -> dict[int, tu
             if not _distance(centre, start[layer]):
                 centre = {name: stack[1:].mean(dim=0) for name, stack in stacks.items()}
             way = _distance(centre, start[layer])
-            routed = [{name: stack[number] for name, stack in stacks.items()} for number in range(1, block.experts.n_experts)]
             norm = sum(float(matrix.double().square().sum()) for matrix in start[layer].values()) ** 0.5
-            found[layer] = tuple(_distance(expert, centre) / way if way > 1e-12 * norm else 0.0 for expert in routed)
+            unit = way if way > 1e-12 * norm else float("inf")
+            routed = [{name: stack[number] for name, stack in stacks.items()} for number in range(1, block.experts.n_experts)]
+            apart = tuple(_distance(expert, centre) / unit for expert in routed)
+            found[layer] = Parting(apart, tuple(_distance(expert, start[layer]) / unit for expert in routed))
     return found
 
 

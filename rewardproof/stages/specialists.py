@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from rewardproof.evaluation import pair_accuracy
-from rewardproof.merging.specialisation import alone, parted, regime_information, smallest_correlation, weights_by_group
+from rewardproof.merging.specialisation import alone, parting, regime_information, smallest_correlation, weights_by_group
 from rewardproof.models.families import Weights
 from rewardproof.models.trunk import group_key
 from rewardproof.models.upcycling import moe_blocks
@@ -30,10 +30,14 @@ def specialisation_summary(context: MemberContext, model: PreTrainedModel, start
         start: Feed-forward weights of the dense model that it was upcycled from, by layer.
 
     Returns:
-        `parted` by layer and routed expert, see there; where groups are held out `alone`: accuracy of each routed
+        `parted` and `moved` by layer and routed expert, see `Parting`; where groups are held out `alone`: accuracy of each routed
         expert alone and the smallest correlation of their rewards; where they are of several subsets `regime_information` by layer.
     """
-    summary: dict[str, Any] = {"parted": {str(layer): ratios for layer, ratios in parted(model, start).items()}}
+    found = parting(model, start)
+    summary: dict[str, Any] = {
+        "parted": {str(layer): entry.apart for layer, entry in found.items()},
+        "moved": {str(layer): entry.moved for layer, entry in found.items()},
+    }
     everything = zip(context.prepared.held_out, context.prepared.held_out_tokens, strict=True)
     asked = sorted(everything, key=lambda entry: group_key(entry[1]))[:ASKED_GROUPS]
     if not asked:
@@ -50,10 +54,10 @@ def specialisation_summary(context: MemberContext, model: PreTrainedModel, start
     summary["alone"] = {"accuracy": accuracy, "smallest_correlation": smallest_correlation(flat)}
     regimes = [group.subset for group in groups]
     weights = weights_by_group(scorer, encoded)
-    found = regime_information(weights, regimes)
-    if not found:
+    information = regime_information(weights, regimes)
+    if not information:
         return summary
-    summary["regime_information"] = {str(layer): share for layer, share in found.items()}
+    summary["regime_information"] = {str(layer): share for layer, share in information.items()}
     summary["regime_weights"] = {
         regime: {str(layer): weights_GE[[name == regime for name in regimes]].mean(dim=0) for layer, weights_GE in weights.items()}
         for regime in sorted(set(regimes))

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.packing import pack
-from rewardproof.merging.specialisation import alone, dense_blocks, parted, regime_information, smallest_correlation, weights_by_group
+from rewardproof.merging.specialisation import alone, dense_blocks, parting, regime_information, smallest_correlation, weights_by_group
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import Upcycle, moe_blocks, upcycle
@@ -31,19 +31,21 @@ def mixture(tiny: ModuleType, experts: str = "full", spread: float = 0.3) -> tup
 @pytest.mark.parametrize("experts", ["full", "lora:2"])
 def test_parting_is_the_distance_to_the_shared_expert_over_that_ones_own_way(tiny: ModuleType, experts: str) -> None:
     model, start = mixture(tiny, experts)
-    found = parted(model, start)
+    found = parting(model, start)
     for layer, block in moe_blocks(model).items():
         vectors = [
             torch.cat([matrix.detach().flatten() for matrix in block.experts.expert(number).values()]).double() for number in range(4)
         ]
         origin = torch.cat([start[layer][name].flatten() for name in block.experts.expert(0)]).double()
         wanted = [float((vector - vectors[0]).norm() / (vectors[0] - origin).norm()) for vector in vectors[1:]]
-        assert found[layer] == pytest.approx(wanted, rel=1e-5)
+        assert found[layer].apart == pytest.approx(wanted, rel=1e-5)
+        ways = [float((vector - origin).norm() / (vectors[0] - origin).norm()) for vector in vectors[1:]]
+        assert found[layer].moved == pytest.approx(ways, rel=1e-5)
 
 
 def test_experts_that_have_not_moved_have_not_parted(tiny: ModuleType) -> None:
     model, start = mixture(tiny, spread=0.0)
-    assert parted(model, start) == {1: (0.0, 0.0, 0.0), 2: (0.0, 0.0, 0.0)}
+    assert parting(model, start) == dict.fromkeys((1, 2), ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)))
 
 
 def test_where_the_shared_expert_takes_no_part_the_routed_experts_mean_stands_for_it(tiny: ModuleType) -> None:
@@ -52,7 +54,8 @@ def test_where_the_shared_expert_takes_no_part_the_routed_experts_mean_stands_fo
     with torch.no_grad():
         up[2].add_(3.0)
     # The mean of (0, 3, 0) moved by 1; the experts are 1, 2 and 1 away from it, in every entry.
-    assert parted(model, start)[1] == pytest.approx((1.0, 2.0, 1.0), rel=1e-5)
+    assert parting(model, start)[1].apart == pytest.approx((1.0, 2.0, 1.0), rel=1e-5)
+    assert parting(model, start)[1].moved == pytest.approx((0.0, 3.0, 0.0), rel=1e-5)
 
 
 def test_weights_by_group_are_the_mean_over_its_tokens(tiny: ModuleType, random_groups: Callable[..., list[EncodedGroup]]) -> None:
