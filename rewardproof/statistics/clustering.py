@@ -69,19 +69,19 @@ def softmax_regression(points_ND: Floats, labels_N: NDArray[np.int64], k: int, *
     r"""Weights of the linear classifier that gives each point its label, shape `(K, D)`; its biases are carried by the points' mean.
 
     With :math:`\mu` the mean point, :math:`h = x - \mu\, (x \cdot \mu) / \lVert\mu\rVert^2` what is left of a point beside it, and
-    :math:`\sigma_d` the deviation of its feature d,
+    :math:`\sigma` the root mean square deviation of its features,
 
     .. math::
         \min_{W, b} \; \frac1N \sum_n -\log \mathrm{softmax}(W h_n / \sigma + b)_{y_n} + \frac{\text{penalty}}{2} \lVert W \rVert^2
 
-    Hidden states have a few features whose mean is far larger than what varies, and lower precisions round those coarsely: a classifier
-    that balanced them against each other to get its biases would be noise. Features that vary less than that rounding count little.
+    One scale for all features: points drift while a network trains, about as far in a feature that hardly varies as in one that does, and a
+    classifier that had blown up the former would follow the drift instead of the point.
 
     Args:
         points_ND: Points whose mean is not 0.
         labels_N: Label of each, from 0 to k - 1.
         k: Number of labels.
-        penalty: On features of unit variance, so that it means the same for every layer.
+        penalty: On features of unit mean variance, so that it means the same for every layer.
 
     Example:
         >>> points = np.array([[1.0, 1.0], [1.0, -1.0]])
@@ -91,8 +91,8 @@ def softmax_regression(points_ND: Floats, labels_N: NDArray[np.int64], k: int, *
     mean_D = points_ND.mean(axis=0)
     carrier_D = mean_D / (mean_D @ mean_D)
     beside_ND = points_ND - np.outer(points_ND @ carrier_D, mean_D)
-    scale_D = np.maximum(beside_ND.std(axis=0), np.maximum(0.02 * np.abs(mean_D), 1e-6 * np.abs(points_ND).max()))
-    scaled_ND = beside_ND / scale_D
+    scale = max(float(beside_ND.std()), 1e-6 * float(np.abs(points_ND).max()))
+    scaled_ND = beside_ND / scale
     one_hot_NK = np.eye(k)[labels_N]
 
     def loss(flat: Floats) -> tuple[float, Floats]:
@@ -104,7 +104,7 @@ def softmax_regression(points_ND: Floats, labels_N: NDArray[np.int64], k: int, *
         return value + 0.5 * penalty * float((weight_KD**2).sum()), gradient
 
     found = minimize(loss, np.zeros(k * points_ND.shape[1] + k), jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    weight_KD, bias_K = found.x[:-k].reshape(k, -1) / scale_D, found.x[-k:]
+    weight_KD, bias_K = found.x[:-k].reshape(k, -1) / scale, found.x[-k:]
     return weight_KD - np.outer(weight_KD @ mean_D, carrier_D) + np.outer(bias_K, carrier_D)
 
 
