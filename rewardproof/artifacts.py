@@ -69,6 +69,20 @@ def writing(target: Path | str, *, discard: Path | None = None, advice: str = "F
         ) from error
 
 
+def write_whole(target: Path, text: str) -> Path:
+    """Write a text file that is there whole or not at all, and return its path.
+
+    Raises:
+        StorageError: The disk is full.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    with writing(target, discard=partial):
+        partial.write_text(text)
+    os.replace(partial, target)
+    return target
+
+
 def _free_gb(path: Path) -> float:
     place = next(folder for folder in path.absolute().parents if folder.exists())
     return round(shutil.disk_usage(place).free / 1e9, 2)
@@ -147,13 +161,7 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file atomically and return its path."""
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
-        with writing(target, discard=partial):
-            partial.write_text(text)
-        os.replace(partial, target)
-        return target
+        return write_whole(self.path / name, text)
 
     def write_json(self, name: str, value: object) -> Path:
         """Write JSON atomically; dataclasses become objects, numbers that are not finite become null."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from rewardproof.models.experts import DeltaExperts, FullExperts
@@ -38,9 +37,9 @@ def block_divergence(layer: int, experts: FullExperts | DeltaExperts) -> Diverge
     inner, squared, apart = ([0.0] * experts.n_experts for _ in range(3))
     with torch.no_grad():
         for name in experts.names:
-            shared_X = _matrix(experts, name, 0).double().flatten()
+            shared_X = experts.matrix(name, 0).double().flatten()
             for number in range(experts.n_experts):
-                expert_X = _matrix(experts, name, number).double().flatten()
+                expert_X = experts.matrix(name, number).double().flatten()
                 inner[number] += float(expert_X @ shared_X)
                 squared[number] += float(expert_X @ expert_X)
                 apart[number] += float((expert_X - shared_X).square_().sum())
@@ -49,13 +48,3 @@ def block_divergence(layer: int, experts: FullExperts | DeltaExperts) -> Diverge
         tuple(product / (own * squared[0]) ** 0.5 for product, own in zip(inner[1:], squared[1:], strict=True)),
         tuple((gap / squared[0]) ** 0.5 for gap in apart[1:]),
     )
-
-
-def _matrix(experts: FullExperts | DeltaExperts, name: str, number: int) -> Tensor:
-    """One matrix of one expert, the others' left alone."""
-    stored = experts.get_parameter(name)
-    if isinstance(experts, FullExperts):
-        return stored[number]
-    if number == 0 or stored.ndim == 1:
-        return stored
-    return stored + experts.get_parameter(f"{name}_b")[number - 1] @ experts.get_parameter(f"{name}_a")[number - 1]

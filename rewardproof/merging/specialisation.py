@@ -50,16 +50,18 @@ def parting(model: PreTrainedModel, start: Mapping[int, Weights]) -> dict[int, P
     found: dict[int, Parting] = {}
     with torch.no_grad():
         for layer, block in moe_blocks(model).items():
-            stacks = {name: block.experts.stack(name).double() for name in block.experts.names}
-            centre = {name: stack[0] for name, stack in stacks.items()}
+            experts = block.experts
+            centre = experts.expert(0)
             if not _distance(centre, start[layer]):
-                centre = {name: stack[1:].mean(dim=0) for name, stack in stacks.items()}
+                centre = {name: experts.stack(name)[1:].mean(dim=0, dtype=torch.float64) for name in experts.names}
             way = _distance(centre, start[layer])
             norm = sum(float(matrix.double().square().sum()) for matrix in start[layer].values()) ** 0.5
             unit = way if way > 1e-12 * norm else float("inf")
-            routed = [{name: stack[number] for name, stack in stacks.items()} for number in range(1, block.experts.n_experts)]
-            apart = tuple(_distance(expert, centre) / unit for expert in routed)
-            found[layer] = Parting(apart, tuple(_distance(expert, start[layer]) / unit for expert in routed))
+            apart, moved = (
+                tuple(_distance(experts.expert(number), origin) / unit for number in range(1, experts.n_experts))
+                for origin in (centre, start[layer])
+            )
+            found[layer] = Parting(apart, moved)
     return found
 
 

@@ -69,9 +69,13 @@ class FullExperts(nn.Module):
         """All experts' copies of one matrix, shape `(E, …)`."""
         return self.get_parameter(name)
 
+    def matrix(self, name: str, index: int) -> Tensor:
+        """One matrix of one expert."""
+        return self.get_parameter(name)[index]
+
     def expert(self, index: int) -> Weights:
         """The matrices of one expert."""
-        return {name: self.get_parameter(name)[index] for name in self.names}
+        return {name: self.matrix(name, index) for name in self.names}
 
     def forward(self, hidden_TD: Tensor, routing: Routing, activation: Activation) -> Tensor:
         """Mix the shared expert with each token's routed experts, without dropping any token."""
@@ -123,9 +127,16 @@ class DeltaExperts(nn.Module):
                 )
                 self.register_parameter(f"{name}_b", nn.Parameter(torch.zeros(n_experts - 1, rows, rank, **kind)))
 
+    def matrix(self, name: str, index: int) -> Tensor:
+        """One matrix of one expert, base plus difference; the others' are not formed."""
+        base = self.get_parameter(name)
+        if index == 0 or base.ndim == 1:
+            return base
+        return base + self.get_parameter(f"{name}_b")[index - 1] @ self.get_parameter(f"{name}_a")[index - 1]
+
     def expert(self, index: int) -> Weights:
         """The matrices of one expert, base plus difference."""
-        return {name: self.stack(name)[index] for name in self.names}
+        return {name: self.matrix(name, index) for name in self.names}
 
     def stack(self, name: str) -> Tensor:
         """All experts' versions of one matrix, shape `(E, …)`, formed in the parameters' own precision."""

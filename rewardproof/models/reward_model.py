@@ -18,7 +18,7 @@ from rewardproof.data.packing import PackedBatch, fill, pack, split_at_position,
 from rewardproof.errors import ConfigError, DataError, EvaluationError, ModelError
 from rewardproof.models.checkpoints import load_reward_model, save_reward_model
 from rewardproof.models.families import is_padded_only
-from rewardproof.models.packed import packed_rewards, position_boundary, position_table
+from rewardproof.models.packed import PackedRewards, packed_rewards, position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_device, resolve_precision
 from rewardproof.models.routing import Routing
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache
@@ -168,10 +168,8 @@ class RewardModel:
         self.model.eval()
         with self._shared_trunk(groups) as (trunk, cache):
             for run in fill(groups, tokens_per_batch=self.tokens_per_batch):
-                feed = trunk.feeding(cache.read(run).to(device)) if trunk is not None and cache is not None else contextlib.nullcontext()
                 batch = pack(run).to(device)
-                with torch.inference_mode(), computing_in(self.precision, device), feed:
-                    yield batch, packed_rewards(self.model, batch, backend=self.backend).routings
+                yield batch, self._forward(run, batch, trunk, cache).routings
 
     def _refuse_too_long(self, groups: Sequence[EncodedGroup], names: Sequence[str]) -> None:
         longest = self.longest
@@ -216,6 +214,15 @@ class RewardModel:
         sides = [group] if boundary is None else split_at_position(group, boundary)
         return [part for side in sides for part in split_large(side, tokens_per_batch=self.tokens_per_batch)]
 
+    def _forward(
+        self, run: Sequence[EncodedGroup], batch: PackedBatch, trunk: FrozenTrunk | None, cache: TrunkCache | None
+    ) -> PackedRewards:
+        """One stream, from the activations that are stored of it where they are."""
+        device = self.model.device
+        feed = trunk.feeding(cache.read(run).to(device)) if trunk is not None and cache is not None else contextlib.nullcontext()
+        with torch.inference_mode(), computing_in(self.precision, device), feed:
+            return packed_rewards(self.model, batch, backend=self.backend)
+
     def _score_stream(
         self,
         parts: list[tuple[int, EncodedGroup]],
@@ -228,9 +235,7 @@ class RewardModel:
         owners = iter(parts)
         device = self.model.device
         for run in fill((part for _, part in parts), tokens_per_batch=self.tokens_per_batch):
-            feed = trunk.feeding(cache.read(run).to(device)) if trunk is not None and cache is not None else contextlib.nullcontext()
-            with torch.inference_mode(), computing_in(self.precision, device), feed:
-                values = iter(packed_rewards(self.model, pack(run).to(device), backend=self.backend).rewards_C.tolist())
+            values = iter(self._forward(run, pack(run).to(device), trunk, cache).rewards_C.tolist())
             for group in run:
                 place, _ = next(owners)
                 for tokens in group.conversations:

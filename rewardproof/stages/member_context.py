@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewardproof.artifacts import Progress, RunDirectory
@@ -35,11 +34,6 @@ class MemberContext:
     directory: RunDirectory
     resume: bool
     progress: Progress
-
-    @property
-    def save_dtype(self) -> torch.dtype:
-        """Precision of saved weights."""
-        return torch.bfloat16 if self.config.compute.save_dtype == "bf16" else torch.float32
 
     def reward_model(self, model: PreTrainedModel) -> RewardModel:
         """The model ready to score, its frozen layers' activations shared with the run's other models."""

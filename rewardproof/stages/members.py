@@ -16,7 +16,7 @@ from rewardproof.models.precision import default_device
 from rewardproof.models.upcycling import is_upcycled
 from rewardproof.stages.member_context import Member, MemberContext, fitted, remembered
 from rewardproof.stages.mixture import train_mixture
-from rewardproof.stages.weighing import merge_mixture
+from rewardproof.stages.weighing import Weighing, merge_mixture
 
 
 def train_member(context: MemberContext, number: int) -> Member:
@@ -34,8 +34,7 @@ def train_member(context: MemberContext, number: int) -> Member:
     if config.upcycle is not None:
         train_mixture(context, member, folder, seed)
     if config.merge is not None:
-        member.summary["merge"] = merge_mixture(
-            context.reward_model(member.model),
+        work = Weighing(
             config.merge,
             prepared=context.prepared,
             compute=config.compute,
@@ -44,6 +43,7 @@ def train_member(context: MemberContext, number: int) -> Member:
             record=lambda entry: context.directory.log({"seed": seed, **entry}),
             progress=context.progress,
         )
+        member.summary["merge"] = merge_mixture(context.reward_model(member.model), work)
     if config.members > 1:
         context.remember(folder, member.summary)
         if is_main():

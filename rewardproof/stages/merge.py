@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 
 from rewardproof.artifacts import Progress, Report, RunDirectory, refuse_inputs_inside, require_free, silent
@@ -25,7 +24,7 @@ from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import is_upcycled
 from rewardproof.stages.experts_page import write_merge_page
 from rewardproof.stages.training_report import scored
-from rewardproof.stages.weighing import WeighedExperts, coefficients_summary, compare_rewards, weigh_experts
+from rewardproof.stages.weighing import WeighedExperts, Weighing, coefficients_summary, compare_rewards, weigh_experts
 from rewardproof.training.fit import Compute
 from rewardproof.training.preparation import Prepared, Read, Sources, prepare
 
@@ -112,15 +111,14 @@ def run(
     if not config.data:
         directory = RunDirectory(out, config, overwrite=overwrite, started=started)
         by_layer = unmeasured_coefficients({layer: block.experts.n_experts for layer, block in stored.blocks.items()}, settings)
-        divergence = merge_stored(stored, by_layer, directory.path / "model", dtype=_save_dtype(config))
+        divergence = merge_stored(stored, by_layer, directory.path / "model", dtype=config.compute.weights_dtype)
         return _finish(directory, stored, coefficients_summary(settings, by_layer) | {"divergence": divergence, "held_out": None}, {})
     held_out = config.held_out if config.method == "learned" else 0.0
     sources = Sources(config.data, (), config.split, held_out, config.read, config.max_length, config.split_seed)
     prepared = prepare(sources, stored.tokenizer)
     mixture = _load(config.models[0], config)
     directory = RunDirectory(out, config, overwrite=overwrite, started=started)
-    weighed = weigh_experts(
-        mixture,
+    work = Weighing(
         settings,
         prepared=prepared,
         compute=config.compute,
@@ -129,10 +127,11 @@ def run(
         record=directory.log,
         progress=progress,
     )
+    weighed = weigh_experts(mixture, work)
     del mixture
     gc.collect()  # the trainer's cycles would keep the experts in memory while the merged model is made
     shutil.rmtree(directory.path / "checkpoints", ignore_errors=True)
-    divergence = merge_stored(stored, weighed.by_layer, directory.path / "model", dtype=_save_dtype(config))
+    divergence = merge_stored(stored, weighed.by_layer, directory.path / "model", dtype=config.compute.weights_dtype)
     return _judge(config, stored, prepared, directory, replace(weighed, summary=weighed.summary | {"divergence": divergence}), progress)
 
 
@@ -175,9 +174,5 @@ def _average(config: MergeModels, out: Path | str, *, overwrite: bool, started: 
     model, tokenizer = loaded[0]
     model.load_state_dict(average([entry.state_dict() for entry, _ in loaded]))
     forget_reward_scale(model)
-    save_reward_model(model, tokenizer, directory.path / "model", dtype=_save_dtype(config))
+    save_reward_model(model, tokenizer, directory.path / "model", dtype=config.compute.weights_dtype)
     return directory.finish(f"{len(loaded)} models averaged", {"models": list(config.models)})
-
-
-def _save_dtype(config: MergeModels) -> torch.dtype:
-    return torch.bfloat16 if config.compute.save_dtype == "bf16" else torch.float32

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewardproof.artifacts import Progress, Report, plain, silent
+from rewardproof.artifacts import Progress, Report, plain, silent, write_whole
 from rewardproof.config import dump_yaml, load_yaml, parse
 from rewardproof.errors import CheckpointError, ConfigError, StorageError
 from rewardproof.merging.experts import Merge
@@ -118,7 +117,7 @@ def _claim(config: Study, out: Path) -> None:
                 f"{out} holds the study {name!r}, expected {config.name!r}: their rows must not mix. Name another directory."
             )
     (out / "cells").mkdir(parents=True, exist_ok=True)
-    _write(marker, dump_yaml(config))
+    write_whole(marker, dump_yaml(config))
 
 
 def _take_over(config: Study, out: Path) -> None:
@@ -226,8 +225,8 @@ def _report(course: _Course, config: Study) -> Report:
         headline += f"; failed: {', '.join(missing)} (failures.jsonl says why)"
     results = {"headline": headline, "study": config.name, "cells": len(course.cells), "failures": course.failed}
     out = course.place.out
-    _write(out / "tables.md", _tables(config, out))
-    _write(out / "report.json", json.dumps(plain(results), indent=2, ensure_ascii=False) + "\n")
+    write_whole(out / "tables.md", _tables(config, out))
+    write_whole(out / "report.json", json.dumps(plain(results), indent=2, ensure_ascii=False) + "\n")
     return Report(out, headline, results)
 
 
@@ -244,14 +243,7 @@ def _tables(config: Study, out: Path) -> str:
 
 def _write_new(file: Path, value: Mapping[str, Any]) -> None:
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, file)
+        write_whole(file, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _clock(seconds: float) -> str:

@@ -23,11 +23,10 @@ from rewardproof.models.precision import default_device, resolve_precision
 from rewardproof.report import format_interval
 from rewardproof.stages.member_context import MemberContext
 from rewardproof.stages.study_plan import PLACEHOLDER, Cell
-from rewardproof.stages.train import Train
+from rewardproof.stages.train import Train, prepared_for
 from rewardproof.stages.train import run as run_train
 from rewardproof.stages.training_report import scored
-from rewardproof.stages.weighing import merge_mixture
-from rewardproof.training.preparation import Sources, prepare
+from rewardproof.stages.weighing import Weighing, merge_mixture
 
 BULKY = ("model", "moe", "members", "checkpoints")
 """What of a run is deleted once nothing needs it any more."""
@@ -135,11 +134,7 @@ def _judge_mixture(cell: Cell, place: Place) -> None:
     config, folder = place.resolved(cell.config), cell.folder(place.out)
     spec = needed(cell, cell.of, place.out)
     tokenizer = load_tokenizer(str(spec))
-    learns = [merge for merge in (config.merge, cell.merge) if merge is not None and merge.method == "learned"]
-    held_out = learns[0].held_out if learns else 0.0
-    prepared = prepare(
-        Sources(config.data, config.eval_data, config.split, held_out, config.read, config.max_length, config.split_seed), tokenizer
-    )
+    prepared = prepared_for(config, tokenizer)
     directory = RunDirectory(folder, config)
     directory.write_text("cell.yaml", yaml.safe_dump(cell.settings(), sort_keys=False))
     context = MemberContext(config, prepared, tokenizer, directory, False, place.progress)
@@ -149,8 +144,7 @@ def _judge_mixture(cell: Cell, place: Place) -> None:
     if cell.merge is None:
         results["mixture"] = {"divergence": expert_divergence(model)}
     else:
-        results["merge"] = merge_mixture(
-            mixture,
+        work = Weighing(
             cell.merge,
             prepared=prepared,
             compute=config.compute,
@@ -159,6 +153,7 @@ def _judge_mixture(cell: Cell, place: Place) -> None:
             record=directory.log,
             progress=place.progress,
         )
+        results["merge"] = merge_mixture(mixture, work)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     results["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     rewards = scored(mixture, prepared.held_out_tokens, place.progress)

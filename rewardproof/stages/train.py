@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from transformers import PreTrainedTokenizerBase
 
 from rewardproof.artifacts import Progress, Report, finished_report, is_main, refuse_inputs_inside, require_free, silent
 from rewardproof.config import Section, Strings
@@ -29,7 +30,7 @@ from rewardproof.stages.training_report import CHUNK, scored, write_training_rep
 from rewardproof.training.arguments import check_trainer_keys
 from rewardproof.training.fit import Compute
 from rewardproof.training.objective import Loss
-from rewardproof.training.preparation import Read, Sources, prepare
+from rewardproof.training.preparation import Prepared, Read, Sources, prepare
 from rewardproof.training.processes import run_directory, start, wait
 
 
@@ -114,6 +115,23 @@ def check_settings(config: Train) -> None:
         )
 
 
+def prepared_for(config: Train, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    """The data of a training run, in the parts that it trains on, learns coefficients on and is judged by.
+
+    Raises:
+        DataError: As `prepare`.
+        ConfigError: The objective asks for margins and the data has none.
+    """
+    held_out = config.merge.held_out if config.merge and config.merge.method == "learned" else 0.0
+    sources = Sources(config.data, config.eval_data, config.split, held_out, config.read, config.max_length, config.split_seed)
+    prepared = prepare(sources, tokenizer)
+    if config.loss.margin == "data" and not any(pair.margin for entry in prepared.train.groups for pair in entry.pairs):
+        raise ConfigError(
+            "loss.margin=data, but no training pair has a margin; add a `margin` column to the data, or write loss.margin=none."
+        )
+    return prepared
+
+
 def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Report:
     """Train, merge, evaluate on held-out prompts and save.
 
@@ -138,23 +156,7 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
             drop_checkpoints(earlier.path)
         return earlier
     tokenizer = load_tokenizer(config.model)
-    learned = config.merge is not None and config.merge.method == "learned"
-    prepared = prepare(
-        Sources(
-            config.data,
-            config.eval_data,
-            config.split,
-            config.merge.held_out if config.merge and learned else 0.0,
-            config.read,
-            config.max_length,
-            config.split_seed,
-        ),
-        tokenizer,
-    )
-    if config.loss.margin == "data" and not any(pair.margin for entry in prepared.train.groups for pair in entry.pairs):
-        raise ConfigError(
-            "loss.margin=data, but no training pair has a margin; add a `margin` column to the data, or write loss.margin=none."
-        )
+    prepared = prepared_for(config, tokenizer)
     directory = run_directory(out, config, overwrite=overwrite, resume=resume, started=started)
     directory.log({"phase": "data", **prepared.rows})
     context = MemberContext(config, prepared, tokenizer, directory, resume, progress)
@@ -162,7 +164,7 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
     model = average_members([member.model for member in members])
     delivered = context.reward_model(model)
     if is_main():
-        delivered.save(directory.path / "model", dtype=context.save_dtype)
+        delivered.save(directory.path / "model", dtype=config.compute.weights_dtype)
     groups = prepared.held_out_tokens or [entry.group for entry in prepared.train.groups[:CHUNK]]
     rewards = scored(delivered, groups, progress)
     accuracy = pair_accuracy(prepared.held_out, rewards) if prepared.held_out else None

@@ -52,18 +52,32 @@ class WeighedExperts:
     summary: dict[str, Any]
 
 
-def weigh_experts(
-    mixture: RewardModel,
-    settings: Merge,
-    *,
-    prepared: Prepared,
-    compute: Compute,
-    folder: Path,
-    seed: int,
-    record: Callable[[Mapping[str, Any]], None],
-    progress: Progress,
-) -> WeighedExperts:
+@dataclass(frozen=True, slots=True)
+class Weighing:
+    """What weighing the experts of a mixture takes.
+
+    Attributes:
+        settings: Method, λ, steps.
+        prepared: The data: routing is measured on its training groups, coefficients are learned on the parts kept from the experts.
+        compute: Precision, budgets, cache.
+        folder: Where the trainer may write.
+        seed: Of the data order.
+        record: Receives log records.
+        progress: Receives progress.
+    """
+
+    settings: Merge
+    prepared: Prepared
+    compute: Compute
+    folder: Path
+    seed: int
+    record: Callable[[Mapping[str, Any]], None]
+    progress: Progress
+
+
+def weigh_experts(mixture: RewardModel, work: Weighing) -> WeighedExperts:
     """Measure a mixture's routing, find its coefficients and score the held-out groups; the mixture is left as it is."""
+    settings, prepared = work.settings, work.prepared
     masses = routing_masses(mixture, prepared.train, limit=settings.routing_groups)
     rewards = mixture.score_encoded(prepared.held_out_tokens)
     found = find_coefficients(
@@ -71,11 +85,11 @@ def weigh_experts(
         masses,
         settings,
         sets=(prepared.merge_fit, prepared.merge_stop),
-        compute=compute,
-        folder=folder,
-        seed=seed,
-        record=record,
-        progress=progress,
+        compute=work.compute,
+        folder=work.folder,
+        seed=work.seed,
+        record=work.record,
+        progress=work.progress,
     )
     learning, routing = _learning_summary(found), routing_summary(masses)
     return WeighedExperts(
@@ -88,27 +102,17 @@ def coefficients_summary(settings: Merge, by_layer: Mapping[int, torch.Tensor]) 
     return {"method": settings.method, "coefficients": {str(layer): coefficients_E for layer, coefficients_E in by_layer.items()}}
 
 
-def merge_mixture(
-    mixture: RewardModel,
-    settings: Merge,
-    *,
-    prepared: Prepared,
-    compute: Compute,
-    folder: Path,
-    seed: int,
-    record: Callable[[Mapping[str, Any]], None],
-    progress: Progress,
-) -> dict[str, Any]:
+def merge_mixture(mixture: RewardModel, work: Weighing) -> dict[str, Any]:
     """Fold a mixture into its dense form, in place, and report what that changed.
 
     Returns:
         Coefficients, routing, divergence of the experts, and how the merged model's rewards relate to the mixture's on held-out pairs.
     """
     divergence = expert_divergence(mixture.model)
-    found = weigh_experts(mixture, settings, prepared=prepared, compute=compute, folder=folder, seed=seed, record=record, progress=progress)
+    found = weigh_experts(mixture, work)
     merge_experts(mixture.model, found.by_layer)
-    after = mixture.score_encoded(prepared.held_out_tokens)
-    return found.summary | {"divergence": divergence, "held_out": compare_rewards(prepared.held_out, found.rewards, after)}
+    after = mixture.score_encoded(work.prepared.held_out_tokens)
+    return found.summary | {"divergence": divergence, "held_out": compare_rewards(work.prepared.held_out, found.rewards, after)}
 
 
 def _learning_summary(found: LearnedCoefficients) -> dict[str, Any]:

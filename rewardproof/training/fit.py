@@ -50,6 +50,11 @@ class Compute(Section):
     save_dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the saved weights."""
 
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """`save_dtype` as torch's."""
+        return torch.bfloat16 if self.save_dtype == "bf16" else torch.float32
+
 
 @dataclass(slots=True)
 class Fit:

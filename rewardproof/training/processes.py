@@ -6,6 +6,8 @@ here.
 
 from __future__ import annotations
 
+import atexit
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -27,6 +29,18 @@ def start() -> None:
     """Join the processes that the launcher started; afterwards `cuda` means this process's own device."""
     if n_processes() > 1 and not distributed.is_initialized():
         PartialState(cpu=default_device().type == "cpu", timeout=PATIENCE)
+        atexit.register(leave)
+
+
+def leave() -> None:
+    """Part from the other processes; to be called last by whoever joined them without `start`, which calls it when the interpreter ends.
+
+    A thread of gloo that lets go of the last result while the interpreter is being taken down aborts a process that has finished its work.
+    Destroying the group joins those threads, unless something still refers to the group: they are left the moment that they need.
+    """
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+        time.sleep(0.2)
 
 
 def gathered(value: Value) -> list[Value]:

@@ -51,7 +51,7 @@ def assert_same_run(found: Path, whole: Path) -> None:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run that nobody disturbed: where it lies, the command that made it, and its seconds."""
+    """A run or a file that nobody disturbed: where it lies, the command that made it, and its seconds."""
 
     path: Path
     command: tuple[str, ...]
@@ -149,15 +149,6 @@ def test_a_finished_run_is_not_done_again(umm: Undisturbed, installed: Callable[
     assert {path: path.stat().st_mtime_ns for path in umm.path.rglob("*") if path.is_file()} == before
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A file that nobody disturbed while it was made, the command that made it, and its seconds."""
-
-    path: Path
-    command: tuple[str, ...]
-    seconds: float
-
-
 @pytest.fixture(scope="module")
 def scores(
     reward_dir: Path,
@@ -165,14 +156,14 @@ def scores(
     write_jsonl: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
     finished: Callable[..., str],
-) -> Scored:
+) -> Undisturbed:
     folder = tmp_path_factory.mktemp("scores")
     data = write_jsonl(folder / "in.jsonl", toy_rows(3000, seed=3))
     command, path = ("score", str(reward_dir), str(data)), folder / "whole.jsonl"
     finished("recipes", "ls")
     begun = time.monotonic()
     finished(*command, path, "chunk=64")
-    return Scored(path, command, time.monotonic() - begun)
+    return Undisturbed(path, command, time.monotonic() - begun)
 
 
 def written(rows: int) -> Callable[[Path], Callable[[], bool]]:
@@ -200,7 +191,7 @@ def assert_same_rows(out: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SCORE_MOMENTS)
-def test_score_killed_at_a_moment(name: str, scores: Scored, killed: Killed, finished: Callable[..., str], tmp_path: Path) -> None:
+def test_score_killed_at_a_moment(name: str, scores: Undisturbed, killed: Killed, finished: Callable[..., str], tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     killed(SCORE_MOMENTS[name](out), *scores.command, out, "chunk=64")
     finished(*scores.command, out, "chunk=64", "--resume")
@@ -208,7 +199,7 @@ def test_score_killed_at_a_moment(name: str, scores: Scored, killed: Killed, fin
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_score_killed_again_and_again(seed: int, scores: Scored, killed: Killed, finished: Callable[..., str], tmp_path: Path) -> None:
+def test_score_killed_again_and_again(seed: int, scores: Undisturbed, killed: Killed, finished: Callable[..., str], tmp_path: Path) -> None:
     out, resume = tmp_path / "out.jsonl", []
     for fraction in random_moments(seed, 4):
         killed(after(fraction * scores.seconds)(out), *scores.command, out, "chunk=64", *resume)

@@ -60,6 +60,7 @@ import torch
 from torch import distributed
 
 from rewardproof.losses import importance_load_balance, over_processes, switch_balance
+from rewardproof.training.processes import leave
 
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
@@ -91,6 +92,7 @@ for form in (importance_load_balance, switch_balance):
     (found * (1 - rank)).backward()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(own_TE.grad, half_TE.grad if rank == 0 else torch.zeros_like(own_TE), rtol=1e-10, atol=1e-14)
+leave()
 """
 
 

@@ -31,6 +31,7 @@ from rewardproof.losses import over_processes
 from rewardproof.models.upcycling import Upcycle, moe_blocks, upcycle
 from rewardproof.training.batches import Collator, keep_paired
 from rewardproof.training.objective import Loss, StepTotals, step_loss
+from rewardproof.training.processes import leave
 from rewardproof.training.sharding import shard_in_full_precision, whole_afterwards
 from rewardproof.training.trainer import PackedRewardModule
 from rewardproof.data.pairs import Pair
@@ -97,6 +98,7 @@ for name, parameter in model.named_parameters():
     state[name] = (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().contiguous()
 if rank == 0:
     save_file(state, {out!r})
+leave()
 """
 
 
