@@ -4,7 +4,8 @@
 
 The model has the shape of the embedded model's top six layers, where the recipes train, with random weights; embeddings are frozen. A step
 is forward, backward, gradient norm and AdamW on one stream of about 4 096 tokens. FLOPs count matrix products and attention, three
-times the forward pass; the optimiser, whose work grows with all N experts, is in the time and not in the FLOPs.
+times the forward pass; the optimiser, whose work grows with all N experts, is in the time and not in the FLOPs. The precision is the one
+that training chooses on this machine.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.workload import (
-    DTYPES,
+    DEFAULT_DTYPE,
     TOP6,
     Dtype,
     in_dtype,
@@ -33,12 +34,13 @@ from benchmarks.workload import (
     write,
 )  # fmt: skip
 from rewardproof.data.packing import Segment
+from rewardproof.models.allocator import keep_freed_memory
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.upcycling import Upcycle, lora_rank, upcycle
 from rewardproof.training.batches import Collator, Stream
 from rewardproof.training.objective import Loss, StepTotals, step_loss
 
-TOKENS, GROUPS, ROUNDS = 4096, 32, 3
+TOKENS, GROUPS, ROUNDS, WARM_UP = 4096, 32, 5, 2
 DENSE = "dense"
 MIXTURES = {
     "full, N=4 K=2": Upcycle(n_experts=4, n_active=2),
@@ -67,7 +69,7 @@ def forward_flops(shape: Mapping[str, int], segments: Sequence[Segment], setting
     rank = lora_rank(settings.experts)
     routed = settings.n_active - 1
     router = 2 * tokens * hidden * (settings.n_experts - 1)
-    low_rank = 2 * tokens * 3 * rank * (hidden + shape["intermediate_size"]) * routed
+    low_rank = 2 * tokens * 3 * rank * (settings.n_experts - 1) * (hidden + shape["intermediate_size"]) * routed
     experts = block + low_rank if rank else block * settings.n_active
     return shape["num_hidden_layers"] * (attention + router + experts)
 
@@ -113,15 +115,17 @@ def compare(dtype: Dtype, *, rounds: int = ROUNDS) -> dict[str, Any]:
     shared = stream()
     segments = shared.batch.segments
     steps = {name: Step(shared, settings, dtype) for name, settings in {DENSE: None, **MIXTURES}.items()}
-    for step in steps.values():  # the first step makes the optimiser's moments
+    for step in [*steps.values()] * WARM_UP:  # the first step makes the optimiser's moments
         step.run()
     seconds = in_turn({name: step.run for name, step in steps.items()}, rounds=rounds)
-    found: dict[str, Any] = {DENSE: {"seconds": spread(seconds[DENSE]), "optimiser_seconds": spread(steps[DENSE].optimiser_seconds[1:])}}
+    found: dict[str, Any] = {
+        DENSE: {"seconds": spread(seconds[DENSE]), "optimiser_seconds": spread(steps[DENSE].optimiser_seconds[WARM_UP:])}
+    }
     for name, settings in MIXTURES.items():
         flops = forward_flops(TOP6, segments, settings) / forward_flops(TOP6, segments)
         found[name] = {
             "seconds": spread(seconds[name]),
-            "optimiser_seconds": spread(steps[name].optimiser_seconds[1:]),
+            "optimiser_seconds": optimising[name],
             "flop_ratio": round(flops, 3),
             "over_dense": ratio(seconds[name], seconds[DENSE]),
             "over_dense_by_flops": ratio(seconds[name], seconds[DENSE], scale=1 / flops),
@@ -129,29 +133,28 @@ def compare(dtype: Dtype, *, rounds: int = ROUNDS) -> dict[str, Any]:
     return found
 
 
-def memory(name: str, dtype: Dtype) -> None:
+def memory(name: str) -> None:
     """Print the peak memory of one model's steps in this process, as JSON."""
-    step = Step(stream(), MIXTURES.get(name), dtype)
+    step = Step(stream(), MIXTURES.get(name), DEFAULT_DTYPE)
     print(json.dumps(asdict(memory_of(lambda: (step.run(), step.run())))))
 
 
 def main() -> None:
-    """Measure speed in both precisions, then memory."""
-    found: dict[str, Any] = {}
-    for dtype in DTYPES:
-        found[dtype] = compare(dtype)
-        for name in MIXTURES:
-            entry = found[dtype][name]
-            print(
-                f"{dtype}, {name}: {entry['over_dense']['median']:.2f} x dense, FLOP ratio {entry['flop_ratio']:.2f}, "
-                f"quotient {entry['over_dense_by_flops']['median']:.2f} {entry['over_dense_by_flops']['range']}"
-            )
-    peaks = {f"{name}, {dtype}": memory_apart("benchmarks.experts", name, dtype) for dtype in DTYPES for name in (DENSE, *MIXTURES)}
-    write("experts", {"shape": TOP6, "tokens": stream().batch.n_tokens, "speed": found, "memory": peaks})
+    """Measure speed, then memory."""
+    found = compare(DEFAULT_DTYPE)
+    for name in MIXTURES:
+        over, entry = found[name]["over_dense"], found[name]["over_dense_by_flops"]
+        print(
+            f"{name}: {over['median']:.2f} {over['range']} x dense, FLOP ratio {found[name]['flop_ratio']:.2f}, "
+            f"quotient {entry['median']:.2f} {entry['range']}"
+        )
+    peaks = {name: memory_apart("benchmarks.experts", name) for name in (DENSE, *MIXTURES)}
+    write("experts", {"shape": TOP6, "tokens": stream().batch.n_tokens, "precision": DEFAULT_DTYPE, "speed": found, "memory": peaks})
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     if sys.argv[1:2] == ["--memory"]:
-        memory(sys.argv[2], "bf16" if sys.argv[3] == "bf16" else "fp32")
+        memory(sys.argv[2])
     else:
         main()

@@ -39,9 +39,10 @@ from benchmarks.workload import (
 )  # fmt: skip
 from rewardproof.data.encoding import render
 from rewardproof.data.group import Group
+from rewardproof.models.allocator import keep_freed_memory
 from rewardproof.models.reward_model import RewardModel
 
-PROMPTS, ANSWERS, BATCH, ROUNDS = 4, 64, 16, 3
+PROMPTS, ANSWERS, BATCH, ROUNDS = 2, 64, 16, 3
 TOLERANCE = {"fp32": 2e-4, "bf16": 5e-2}
 OURS, PADDED, SINGLE = "rewardproof", f"pipeline, batches of {BATCH}", "pipeline, one by one"
 CAST = f"pipeline, bf16 weights, batches of {BATCH}"
@@ -117,6 +118,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     if sys.argv[1:2] == ["--memory"]:
         memory(sys.argv[2], "bf16" if sys.argv[3] == "bf16" else "fp32")
     else:

@@ -15,7 +15,8 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.workload import DTYPES, TOP6, Dtype, ragged_set, random_model, scratch, timed, write
+from benchmarks.workload import DEFAULT_DTYPE, TOP6, Dtype, ragged_set, random_model, scratch, timed, write
+from rewardproof.models.allocator import keep_freed_memory
 from rewardproof.models.upcycling import Upcycle, upcycle
 from rewardproof.training.batches import TrainingSet
 from rewardproof.training.fit import Compute, Fit, fit
@@ -114,18 +115,18 @@ def _largest(values: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 def main() -> None:
-    """Profile all models in both precisions and print a table."""
+    """Profile all models and print a table."""
     groups = ragged_set(PAIRS)
     found: dict[str, Any] = {}
     with scratch() as folder:
-        for dtype in DTYPES:
-            for name, settings in MODELS.items():
-                found[f"{dtype}, {name}"] = shares(groups, settings, dtype, folder)
-                print(f"\n{dtype}, {name}: {found[f'{dtype}, {name}']['seconds']} s for {PAIRS} pairs")
-                for group, share in found[f"{dtype}, {name}"]["share"].items():
-                    print(f"  {share:6.1%}  {group}")
-    write("step_profile", {"pairs": PAIRS, "groups_per_step": PER_STEP, "shape": TOP6, "models": found})
+        for name, settings in MODELS.items():
+            found[name] = shares(groups, settings, DEFAULT_DTYPE, folder)
+            print(f"\n{name}: {found[name]['seconds']} s for {PAIRS} pairs")
+            for group, share in found[name]["share"].items():
+                print(f"  {share:6.1%}  {group}")
+    write("step_profile", {"pairs": PAIRS, "groups_per_step": PER_STEP, "shape": TOP6, "precision": DEFAULT_DTYPE, "models": found})
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

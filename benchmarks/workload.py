@@ -28,7 +28,7 @@ from rewardproof.data.encoding import EncodedGroup, encode_group, shared_prefix
 from rewardproof.data.group import Group, Message
 from rewardproof.data.pairs import Pair
 from rewardproof.models.checkpoints import load_tokenizer
-from rewardproof.models.precision import computing_in
+from rewardproof.models.precision import computing_in, resolve_precision
 from rewardproof.training.batches import TrainingGroup, TrainingSet
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +40,8 @@ TOP6 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6, "
 """Shape of the layers of the embedded model that the recipes train."""
 Dtype = Literal["fp32", "bf16"]
 DTYPES: tuple[Dtype, ...] = ("fp32", "bf16")
+DEFAULT_DTYPE: Dtype = "bf16" if resolve_precision("auto", torch.device("cpu")) == "bf16" else "fp32"
+"""What training computes in on this machine unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

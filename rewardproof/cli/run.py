@@ -82,7 +82,7 @@ def _going_on(options: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def session(options: Options) -> Iterator[Progress]:
-    """Quiet the libraries, send our own log to standard error, and show progress on a terminal only; of several processes one speaks.
+    """Prepare this process, quiet the libraries, and show progress on a terminal only; of several processes one speaks.
 
     Raises:
         ConfigError: Several processes were started for a verb that runs on one.
@@ -94,6 +94,9 @@ def session(options: Options) -> Iterator[Progress]:
         )
     from transformers.utils import logging as transformers_logging
 
+    from rewardproof.models.allocator import keep_freed_memory
+
+    keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING if is_main() else logging.ERROR)
     transformers_logging.set_verbosity_error()

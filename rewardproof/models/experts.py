@@ -4,8 +4,8 @@ Two kinds of experts. `FullExperts` are copies of the dense matrices, fused into
 `DeltaExperts` are one shared base plus a low-rank difference for every routed expert; the large products of the base are computed once.
 """
 
-# T tokens, D hidden width, F feed-forward width, E experts, n routed experts, K of them a token uses, S = T K choices, R = T + S rows;
-# in names that end in _SR, R is the rank of a difference.
+# T tokens, D hidden width, F feed-forward width, E experts, n routed experts, K of them a token uses, S = T K choices, R = T + S rows of
+# full experts; of delta experts, R is the rank of a difference, I and O are a matrix' inputs and outputs.
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -84,7 +84,7 @@ class FullExperts(nn.Module):
         narrow_TD = hidden_TD.to(computing_dtype(hidden_TD))
         # Rows of the shared expert first, then those of each routed one: every matrix of the block is one grouped product.
         n_shared = 0 if routing.without_shared else n_tokens
-        rows_RD = torch.cat((narrow_TD[:n_shared], narrow_TD[token_S]))
+        rows_RD = torch.cat((narrow_TD[:n_shared], narrow_TD.index_select(0, token_S)))
         counts_E = torch.cat((routed_n.new_tensor([n_shared]), routed_n))
         up_RF = self._product(rows_RD, "up", counts_E)
         hidden_RF = activation(self._product(rows_RD, "gate", counts_E)) * up_RF if "gate" in self.names else activation(up_RF)
@@ -147,27 +147,38 @@ class DeltaExperts(nn.Module):
         return torch.cat((base[None], base[None] + delta))
 
     def forward(self, hidden_TD: Tensor, routing: Routing, activation: Activation) -> Tensor:
-        """Mix as `FullExperts` would, with the base's products computed once for shared and routed experts."""
-        token_S, weight_S, routed_n = dispatched(routing)
+        """Mix as `FullExperts` would, with the base's products computed once for shared and routed experts.
+
+        Tokens keep their order: the differences of all routed experts are one product of width n R, in which those that a token did not
+        choose are zero. That is cheaper than sorting what is F wide as long as n R is small beside D.
+        """
         base_up_TF = F.linear(hidden_TD, self.get_parameter("up"), self._bias("up_bias"))
         gated = "gate" in self.names
         base_gate_TF = F.linear(hidden_TD, self.get_parameter("gate"), self._bias("gate_bias")) if gated else base_up_TF
         base_TF = activation(base_gate_TF) * base_up_TF if gated else activation(base_up_TF)
-        rows_SD = hidden_TD[token_S].to(base_TF.dtype)
-        up_SF = base_up_TF[token_S] + self._difference("up", rows_SD, routed_n)
-        gate_SF = base_gate_TF[token_S] + self._difference("gate", rows_SD, routed_n) if gated else up_SF
-        hidden_SF = F.dropout(activation(gate_SF) * up_SF if gated else activation(up_SF), self.dropout, self.training)
-        weighted_SF = weight_S[:, None].to(hidden_SF.dtype) * hidden_SF
-        mixed_TF = (routing.shared_T[:, None].to(base_TF.dtype) * base_TF).index_add(0, token_S, weighted_SF)
+        mixed_TF = routing.shared_T[:, None].to(base_TF.dtype) * base_TF
+        differences = []
+        for chosen_T, weight_T in zip(routing.chosen_TK.unbind(1), routing.weights_TK.unbind(1), strict=True):
+            chosen_Tn = F.one_hot(chosen_T, self.n_experts - 1).to(base_TF.dtype)
+            up_TF = self._plus_difference(base_up_TF, "up", hidden_TD, chosen_Tn)
+            gate_TF = self._plus_difference(base_gate_TF, "gate", hidden_TD, chosen_Tn) if gated else up_TF
+            hidden_TF = F.dropout(activation(gate_TF) * up_TF if gated else activation(up_TF), self.dropout, self.training)
+            weight_T1 = weight_T[:, None].to(base_TF.dtype)
+            mixed_TF = torch.addcmul(mixed_TF, weight_T1, hidden_TF)
+            differences.append((hidden_TF, weight_T1 * chosen_Tn))
         output_TD = F.linear(mixed_TF, self.get_parameter("down"), self._bias("down_bias"))
-        return output_TD.index_add(0, token_S, self._difference("down", weighted_SF, routed_n).to(output_TD.dtype))
+        for hidden_TF, weighted_Tn in differences:
+            output_TD = self._plus_difference(output_TD, "down", hidden_TF, weighted_Tn)
+        return output_TD
 
     def _bias(self, name: str) -> Tensor | None:
         return self.get_parameter(name) if name in self.names else None
 
-    def _difference(self, name: str, rows_SX: Tensor, routed_n: Tensor) -> Tensor:
-        narrow_SR = grouped_linear(rows_SX, self.get_parameter(f"{name}_a"), routed_n)
-        return grouped_linear(narrow_SR, self.get_parameter(f"{name}_b"), routed_n)
+    def _plus_difference(self, base_TO: Tensor, name: str, rows_TI: Tensor, weight_Tn: Tensor) -> Tensor:
+        """`base_TO` plus the routed experts' differences of one matrix, each as much as `weight_Tn` says."""
+        down_nRI, up_nOR = self.get_parameter(f"{name}_a"), self.get_parameter(f"{name}_b")
+        narrow_TnR = F.linear(rows_TI, down_nRI.flatten(0, 1)).unflatten(1, (-1, self.rank)) * weight_Tn[:, :, None]
+        return torch.addmm(base_TO, narrow_TnR.flatten(1), up_nOR.transpose(1, 2).flatten(0, 1))
 
 
 class UpcycledSparseMoeBlock(nn.Module):
