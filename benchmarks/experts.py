@@ -118,9 +118,8 @@ def compare(dtype: Dtype, *, rounds: int = ROUNDS) -> dict[str, Any]:
     for step in [*steps.values()] * WARM_UP:  # the first step makes the optimiser's moments
         step.run()
     seconds = in_turn({name: step.run for name, step in steps.items()}, rounds=rounds)
-    found: dict[str, Any] = {
-        DENSE: {"seconds": spread(seconds[DENSE]), "optimiser_seconds": spread(steps[DENSE].optimiser_seconds[WARM_UP:])}
-    }
+    optimising = {name: spread(step.optimiser_seconds[WARM_UP:]) for name, step in steps.items()}
+    found: dict[str, Any] = {DENSE: {"seconds": spread(seconds[DENSE]), "optimiser_seconds": optimising[DENSE]}}
     for name, settings in MIXTURES.items():
         flops = forward_flops(TOP6, segments, settings) / forward_flops(TOP6, segments)
         found[name] = {
