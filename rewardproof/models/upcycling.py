@@ -24,6 +24,7 @@ from rewardproof.models.experts import DeltaExperts, FullExperts, UpcycledSparse
 from rewardproof.models.families import family_of
 from rewardproof.models.routing import Mixing, RouteBy, Router
 
+RouterInit = Literal["random", "clusters", "preferences"]
 CONFIG_KEY = "rewardproof_upcycle"
 """Entry in the model's configuration that says how a checkpoint was upcycled."""
 
@@ -51,8 +52,9 @@ class Upcycle(Section):
     """How far every step pulls each routed expert to the mean of the others (EWA); it rises from 0 to this over the training."""
     route_by: RouteBy = "token"
     """`prompt` gives all tokens of a group the routing of its prompt: whole answers are judged by the experts of their prompt."""
-    router_init: Literal["random", "clusters"] = "random"
-    """`clusters` starts the routers as classifiers of as many clusters of training prompts as there are routed experts."""
+    router_init: RouterInit = "random"
+    """What the routers' start tells apart, a part of the training prompts for each routed expert: `clusters` of prompts, or, by
+    `preferences`, prompts whose preferences follow different rules."""
     hard_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the steps, from the first, in which the most probable routed expert computes a token alone."""
     expert_learning_rate: Annotated[float, Field(ge=0)] = 0.0
@@ -60,8 +62,8 @@ class Upcycle(Section):
     expert_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a routed expert's inner units that is dropped while training."""
     branch_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """Epochs for which a dense model trains on each cluster of prompts before they are joined as the routed experts (branch, train,
-    mix); 0 starts from copies. The mixture then trains for `trainer.num_train_epochs`, which may be 0."""
+    """Epochs for which a dense model trains on each expert's part of the prompts before they are joined as the routed experts (branch,
+    train, mix); 0 starts from copies. The mixture then trains for `trainer.num_train_epochs`, which may be 0."""
 
 
 def check(settings: Upcycle) -> None:
@@ -70,10 +72,11 @@ def check(settings: Upcycle) -> None:
     Raises:
         ConfigError: Names the key, why, and what to write instead.
     """
-    if settings.mixing == "random" and (settings.router_init == "clusters" or settings.hard_share or settings.route_by == "prompt"):
+    if settings.mixing == "random" and (settings.router_init != "random" or settings.hard_share or settings.route_by == "prompt"):
         raise ConfigError(
-            "Got upcycle.mixing=random with router_init=clusters, hard_share or route_by=prompt, expected none of them: tokens that go to "
-            "experts at random have no router to start, harden or feed. Write mixing=s_max or fixed, or drop these."
+            f"Got upcycle.mixing=random with router_init={settings.router_init}, hard_share={settings.hard_share}, "
+            f"route_by={settings.route_by}, expected random, 0 and token: tokens that go to experts at random have no router to start, "
+            "harden or feed. Write mixing=s_max or fixed, or drop these."
         )
     if settings.share_rate and (settings.experts != "full" or settings.n_experts < 3):
         raise ConfigError(
@@ -101,10 +104,11 @@ def check(settings: Upcycle) -> None:
             f"upcycle.shared_weight={settings.shared_weight}: expected a weight between 0 and 1: the routed experts get the rest. "
             "Write such a weight (0.5 is the default); it matters under mixing=fixed only."
         )
-    if settings.branch_epochs and (settings.router_init != "clusters" or settings.experts != "full"):
+    if settings.branch_epochs and (settings.router_init == "random" or settings.experts != "full"):
         raise ConfigError(
             f"upcycle.branch_epochs={settings.branch_epochs} with router_init={settings.router_init}, experts={settings.experts}; expected "
-            "clusters and full: branches train on clusters of prompts and become whole experts. Write router_init=clusters experts=full."
+            "clusters or preferences, and full: branches train on a part of the prompts each and become whole experts. Write "
+            "router_init=clusters experts=full."
         )
     lora_rank(settings.experts)
 

@@ -1,4 +1,4 @@
-"""A mixture from a dense model: clusters of prompts, branches, upcycling, training, and what is reported of its experts."""
+"""A mixture from a dense model: parts of the prompts, branches, upcycling, training, and what is reported of its experts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rewardproof.stages.weighing import routing_masses, routing_summary
 from rewardproof.training.batches import TrainingSet
 from rewardproof.training.fit import Fit
 from rewardproof.training.pulling import PullTogether
-from rewardproof.training.specialising import HardStart, average_branches, of_cluster, prompt_clusters, put_branches, start_routers
+from rewardproof.training.specialising import HardStart, average_branches, of_part, prompt_parts, put_branches, start_routers
 
 
 def train_mixture(context: MemberContext, member: Member, folder: Path, seed: int) -> None:
@@ -37,7 +37,7 @@ def train_mixture(context: MemberContext, member: Member, folder: Path, seed: in
         plan = context.plan(member.model, folder / "checkpoints" / "moe", seed, "mixture")
         chosen = [index for index in select_layers(config.upcycle.layers, plan.layers.stop) if index in plan.layers]
         start = dense_blocks(member.model, chosen)
-        labels_G = _clusters(plan, config.upcycle, chosen)
+        labels_G = _parts(plan, config.upcycle, chosen)
         branches = _branches(context, plan, labels_G, member.summary) if config.upcycle.branch_epochs else []
         if branches:
             average_branches(member.model, [branch.state_dict() for branch in branches])
@@ -63,13 +63,15 @@ def _expert_callbacks(module: nn.Module, settings: Upcycle | None) -> list[Train
     return [*hard, PullTogether(module, settings.share_rate)] if settings.share_rate else list(hard)
 
 
-def _clusters(plan: Fit, settings: Upcycle, layers: Sequence[int]) -> NDArray[np.int64] | None:
-    """Cluster of every training group's prompt, where routers or branches need it."""
-    return prompt_clusters(plan, min(layers), settings.n_experts - 1) if settings.router_init == "clusters" and layers else None
+def _parts(plan: Fit, settings: Upcycle, layers: Sequence[int]) -> NDArray[np.int64] | None:
+    """Part of the prompts that every training group belongs to, where routers or branches need it."""
+    if settings.router_init == "random" or not layers:
+        return None
+    return prompt_parts(plan, min(layers), settings.n_experts - 1, by=settings.router_init)
 
 
 def _branches(context: MemberContext, plan: Fit, labels_G: NDArray[np.int64] | None, summary: dict[str, Any]) -> list[PreTrainedModel]:
-    """A dense model for each cluster of prompts, trained on that cluster alone; what is to be reported of them goes into the summary."""
+    """A dense model for each part of the prompts, trained on that part alone; what is to be reported of them goes into the summary."""
     assert labels_G is not None
     assert context.config.upcycle is not None
     trained: list[PreTrainedModel] = []
@@ -80,7 +82,7 @@ def _branches(context: MemberContext, plan: Fit, labels_G: NDArray[np.int64] | N
             replace(
                 plan,
                 model=model,
-                train=TrainingSet(of_cluster(plan.train.groups, labels_G, number)),
+                train=TrainingSet(of_part(plan.train.groups, labels_G, number)),
                 folder=plan.folder.parent / f"branch-{number + 1}",
                 trainer={**plan.trainer, "num_train_epochs": context.config.upcycle.branch_epochs, "max_steps": -1},
                 record=lambda entry, what=what: context.directory.log({"phase": what, "seed": plan.seed, **entry}),

@@ -14,6 +14,7 @@ from rewardproof.statistics.clustering import cluster, mutual_information, softm
 from rewardproof.statistics.correlation import pearson, spearman, within_cluster_correlation
 from rewardproof.statistics.crossed import crossed_interval
 from rewardproof.statistics.entropy import effective_number, entropy
+from rewardproof.statistics.gated import gated_labels
 
 __all__ = [
     "Interval",
@@ -28,6 +29,7 @@ __all__ = [
     "effective_number",
     "entropy",
     "expected_calibration_error",
+    "gated_labels",
     "kl_upper_bound",
     "mutual_information",
     "paired_difference",

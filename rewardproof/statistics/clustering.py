@@ -37,7 +37,7 @@ def cluster(points_ND: Floats, k: int, *, seed: int, components: int = 8, restar
         >>> bool(labels[0] == labels[1] != labels[2] == labels[3])
         True
     """
-    whitened_NC = _whitened(points_ND, components)
+    whitened_NC = whitened(points_ND, components)
     distinct = len(np.unique(points_ND, axis=0))
     if distinct < k:
         raise DataError(
@@ -57,7 +57,8 @@ def cluster(points_ND: Floats, k: int, *, seed: int, components: int = 8, restar
     return min(found, key=lambda entry: entry[0])[1]
 
 
-def _whitened(points_ND: Floats, components: int) -> Floats:
+def whitened(points_ND: Floats, components: int) -> Floats:
+    """Leading principal components of the features, these and those scaled to unit variance, shape `(N, C)`; constant ones fall away."""
     centred_ND = points_ND - points_ND.mean(axis=0)
     scaled_ND = centred_ND / np.maximum(centred_ND.std(axis=0), 1e-6 * np.abs(points_ND).max())
     left_NC, strengths_C, _ = np.linalg.svd(scaled_ND, full_matrices=False)

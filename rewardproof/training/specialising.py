@@ -1,4 +1,4 @@
-"""What drives experts apart: routers that start on clusters of prompts, a hard start, experts trained apart and joined.
+"""What drives experts apart: routers that start on a part of the prompts each, a hard start, experts trained apart and joined.
 
 Copies of one block that see nearly the same mixture of tokens through small weights stay copies. Here each gets a regime of its own.
 
@@ -10,7 +10,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ from rewardproof.models.families import family_of
 from rewardproof.models.precision import computing_in
 from rewardproof.models.routing import Prompts, Router
 from rewardproof.models.upcycling import moe_blocks
-from rewardproof.statistics import cluster, softmax_regression
+from rewardproof.statistics import cluster, gated_labels, softmax_regression
 from rewardproof.training.batches import TrainingGroup
-from rewardproof.training.fit import Fit, fed_module
+from rewardproof.training.fit import Fit, feature_differences, fed_module
 from rewardproof.training.processes import agreed
 
 
@@ -62,13 +62,26 @@ def prompt_states(run: Fit, layers: Sequence[int]) -> dict[int, NDArray[np.float
     return {layer: torch.cat(states).double().cpu().numpy() for layer, states in found.items()}
 
 
-def prompt_clusters(run: Fit, layer: int, n_clusters: int) -> NDArray[np.int64]:
-    """Cluster of every training group by its prompt's mean state at one layer, shape `(G,)`."""
-    return agreed(cluster(prompt_states(run, [layer])[layer], n_clusters, seed=run.seed))
+def prompt_parts(run: Fit, layer: int, n_parts: int, *, by: Literal["clusters", "preferences"]) -> NDArray[np.int64]:
+    """Part that every training group belongs to, shape `(G,)`; what tells them apart is their prompts' mean state at one layer.
+
+    Args:
+        run: The training run, its model dense.
+        layer: Index of the layer.
+        n_parts: How many parts.
+        by: `clusters` of the states; or `preferences`, prompts whose preferences follow different rules on the frozen features.
+    """
+    states_GD = prompt_states(run, [layer])[layer]
+    if by == "clusters":
+        return agreed(cluster(states_GD, n_parts, seed=run.seed))
+    with fed_module(run) as (module, collator):
+        differences_PD = feature_differences(module, run.train.groups, collator=collator, precision=run.compute.precision)
+    group_P = np.repeat(np.arange(len(run.train)), [len(entry.pairs) for entry in run.train.groups])
+    return agreed(gated_labels(states_GD, differences_PD, group_P, n_parts, seed=run.seed))
 
 
 def start_routers(run: Fit, labels_G: NDArray[np.int64]) -> None:
-    """Make every layer's router a classifier of the clusters: cluster i belongs to routed expert i."""
+    """Make every layer's router a classifier of the parts: part i belongs to routed expert i."""
     blocks = moe_blocks(run.model)
     states = prompt_states(run, list(blocks))
     for layer, block in blocks.items():
@@ -77,8 +90,8 @@ def start_routers(run: Fit, labels_G: NDArray[np.int64]) -> None:
             block.router.weight.copy_(torch.from_numpy(weight_ED))
 
 
-def of_cluster(groups: Sequence[TrainingGroup], labels_G: NDArray[np.int64], number: int) -> list[TrainingGroup]:
-    """The groups of one cluster."""
+def of_part(groups: Sequence[TrainingGroup], labels_G: NDArray[np.int64], number: int) -> list[TrainingGroup]:
+    """The groups of one part."""
     return [group for group, label in zip(groups, labels_G, strict=True) if label == number]
 
 

@@ -24,8 +24,8 @@ from rewardproof.training.objective import Loss
 from rewardproof.training.specialising import (
     HardStart,
     average_branches,
-    of_cluster,
-    prompt_clusters,
+    of_part,
+    prompt_parts,
     prompt_states,
     put_branches,
     start_routers,
@@ -71,11 +71,23 @@ def test_prompt_states_are_the_mean_over_prompt_tokens_alone(tiny: ModuleType, t
             np.testing.assert_allclose(found, seen[0][0].mean(dim=0).numpy(), atol=1e-5)
 
 
+def test_parts_by_preferences_are_those_whose_answers_win_by_opposite_rules(tiny: ModuleType, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    found, kinds = [], np.arange(160) % 2
+    for number, kind in enumerate(kinds):
+        prompt = tuple(torch.randint(5 + 40 * int(kind), 25 + 40 * int(kind), (8,), generator=generator).tolist())
+        low, high = ((*torch.randint(first, first + 3, (3,), generator=generator).tolist(),) for first in (10, 80))
+        group = EncodedGroup((prompt + low, prompt + high), 0, (8, 8), number).select([0, 1])
+        found.append(TrainingGroup(group, (Pair(0, 1, None) if kind else Pair(1, 0, None),)))
+    labels = prompt_parts(plan(tiny.classifier("llama"), TrainingSet(found), tmp_path), 1, 2, by="preferences")
+    assert max((labels == kinds).mean(), (labels != kinds).mean()) > 0.9
+
+
 def test_started_routers_send_each_cluster_to_its_own_expert(tiny: ModuleType, tmp_path: Path) -> None:
     train, regime = regimes(36)
     model = tiny.classifier("llama")
     run = plan(model, train, tmp_path)
-    labels = prompt_clusters(run, 1, 3)
+    labels = prompt_parts(run, 1, 3, by="clusters")
     assert sorted(set(labels.tolist())) == [0, 1, 2]
     upcycle(model, SETTINGS, layers=range(1, 3))
     start_routers(run, regime)
@@ -87,7 +99,7 @@ def test_started_routers_send_each_cluster_to_its_own_expert(tiny: ModuleType, t
 
 def test_clusters_keep_their_groups_and_no_other(tiny: ModuleType) -> None:
     train, regime = regimes(9)
-    parts = [of_cluster(train.groups, regime, number) for number in range(3)]
+    parts = [of_part(train.groups, regime, number) for number in range(3)]
     assert [entry.group.index for part in parts for entry in part] == [0, 3, 6, 1, 4, 7, 2, 5, 8]
 
 
