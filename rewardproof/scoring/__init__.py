@@ -1,6 +1,22 @@
 """Scorers: anything that gives each answer of a group a number."""
 
+from rewardproof.scoring.combination import Combination, Scale, combine, disagreement
+from rewardproof.scoring.ensemble import Combine, Ensemble
 from rewardproof.scoring.gold import CheckableGold
+from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.scorer import Scorer
+from rewardproof.scoring.sources import GivenScores, load_scorer
 
-__all__ = ["CheckableGold", "Scorer"]
+__all__ = [
+    "CheckableGold",
+    "Combination",
+    "Combine",
+    "Ensemble",
+    "GivenScores",
+    "RemoteScorer",
+    "Scale",
+    "Scorer",
+    "combine",
+    "disagreement",
+    "load_scorer",
+]

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rewardproof.data.group import Group, Message
+from rewardproof.errors import CheckpointError, ConfigError, DataError, EvaluationError
+from rewardproof.evaluation import best_of_n_curve
+from rewardproof.models.reward_model import RewardModel
+from rewardproof.scoring import CheckableGold, Combine, Ensemble, GivenScores, RemoteScorer, Scale, Scorer, load_scorer
+
+
+class Program:
+    """A scorer with a rule, an offset and a unit of its own."""
+
+    def __init__(self, salt: int, *, offset: float = 0.0, unit: float = 1.0) -> None:
+        self.salt, self.offset, self.unit = salt, offset, unit
+
+    def score(self, groups, context=None):
+        def rule(text: str) -> float:
+            return random.Random(f"{self.salt}{text}").gauss(0, 1) + len(text) % 3
+
+        return [tuple(self.offset + self.unit * rule(text) for text in group.answer_texts) for group in groups]
+
+
+def pools(count: int, answers: int) -> list[Group]:
+    return [
+        Group(
+            prompt=(Message("user", f"p{number}"),),
+            answers=tuple((Message("assistant", f"a{number} {answer} {'x' * (answer % 4)}"),) for answer in range(answers)),
+            scores=tuple(float(answer) for answer in range(answers)),
+            id=str(number),
+        )
+        for number in range(count)
+    ]
+
+
+REFERENCE, POOLS = pools(30, 4), pools(12, 9)
+
+
+def members(**changes) -> dict[str, Scorer]:
+    return {"0": Program(0, **changes), "1": Program(1), "2": Program(2)}
+
+
+def flat(scores) -> np.ndarray:
+    return np.concatenate([np.asarray(row) for row in scores])
+
+
+@pytest.mark.parametrize("combination", ["mean", "worst_case", "uncertainty"])
+def test_a_members_own_zero_and_unit_change_nothing(combination) -> None:
+    how = Combine(combination=combination)
+    plain = Ensemble.measured(members(), REFERENCE, how).score(POOLS)
+    moved = Ensemble.measured(members(offset=-40.0, unit=9.0), REFERENCE, how).score(POOLS)
+    np.testing.assert_allclose(flat(moved), flat(plain), atol=1e-9)
+
+
+def test_the_three_combinations_differ_and_no_penalty_is_the_mean() -> None:
+    made = {
+        name: flat(Ensemble.measured(members(), REFERENCE, Combine(combination=name, penalty=penalty)).score(POOLS))
+        for name, penalty in (("mean", 0.0), ("worst_case", 0.0), ("uncertainty", 0.5))
+    }
+    assert not np.allclose(made["mean"], made["worst_case"])
+    assert not np.allclose(made["mean"], made["uncertainty"])
+    without = flat(Ensemble.measured(members(), REFERENCE, Combine(combination="uncertainty", penalty=0.0)).score(POOLS))
+    np.testing.assert_array_equal(without, made["mean"])
+
+
+def test_disagreement_is_the_variance_of_standardised_members() -> None:
+    ensemble = Ensemble.measured(members(), REFERENCE)
+    table = np.stack([ensemble.scales[name].standardised(flat(member.score(POOLS))) for name, member in ensemble.members.items()])
+    np.testing.assert_allclose(flat(ensemble.disagreement(POOLS)), table.var(axis=0), atol=1e-12)
+    assert ensemble.by_member(POOLS)[0].shape == (3, 9)
+
+
+def test_gold_goes_along_with_the_ensembles_own_choice() -> None:
+    curves = {}
+    for name in ("mean", "worst_case"):
+        proxy = Ensemble.measured(members(), REFERENCE, Combine(combination=name)).score(POOLS)
+        same = best_of_n_curve(proxy, proxy, [1, 2, 4, 8])
+        np.testing.assert_allclose([one.estimate for one in same.gold], [one.estimate for one in same.proxy])
+        gold = Program(9).score(POOLS)
+        curves[name] = [one.estimate for one in best_of_n_curve(proxy, gold, [1, 2, 4, 8]).gold]
+    assert curves["mean"][0] == pytest.approx(curves["worst_case"][0])
+    assert not np.allclose(curves["mean"][1:], curves["worst_case"][1:])
+
+
+def test_equal_answers_keep_scores_of_their_own_place() -> None:
+    twice = Group(prompt=POOLS[0].prompt, answers=(POOLS[0].answers[0], POOLS[0].answers[1], POOLS[0].answers[0]), id="twice")
+    first, second, third = Ensemble.measured(members(), REFERENCE).score([twice])[0]
+    assert first == third != second
+
+
+def test_a_member_without_a_unit_or_with_scores_missing_is_named() -> None:
+    class Constant:
+        def score(self, groups, context=None):
+            return [(1.0,) * len(group.answers) for group in groups]
+
+    class Short:
+        def score(self, groups, context=None):
+            return [(1.0,) for _ in groups]
+
+    with pytest.raises(EvaluationError, match="constant has a mean of 1 "):
+        Ensemble.measured({"constant": Constant()}, REFERENCE)
+    with pytest.raises(EvaluationError, match="Member short gave 12 scores in 12 groups, expected 108 in 12"):
+        Ensemble({"short": Short()}, {"short": Scale(0.0, 1.0)}).score(POOLS)
+    with pytest.raises(ConfigError, match="Got members a and scales of none"):
+        Ensemble({"a": Constant()}, {})
+
+
+def test_an_ensemble_is_a_directory(tiny, tmp_path: Path) -> None:
+    members = {}
+    for number in range(2):
+        members[str(number)] = RewardModel(tiny.classifier("llama", seed=number), tiny.word_tokenizer())
+        members[str(number)].save(tmp_path / "members" / str(number))
+    made = Ensemble.measured(members, REFERENCE, Combine(combination="worst_case"))
+    made.save(tmp_path / "model", {name: f"../members/{name}" for name in members}, reference="30 groups")
+    again = load_scorer(str(tmp_path / "model"))
+    assert isinstance(again, Ensemble)
+    assert again.how == made.how
+    np.testing.assert_allclose(flat(again.score(POOLS)), flat(made.score(POOLS)), atol=1e-6)
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "model").rename(moved)
+    np.testing.assert_allclose(flat(load_scorer(str(moved)).score(POOLS)), flat(made.score(POOLS)), atol=1e-6)
+
+
+def test_what_is_no_ensemble_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no ensemble\.yaml, expected the directory of an ensemble"):
+        Ensemble.load(tmp_path)
+    (tmp_path / "ensemble.yaml").write_text("members: []\n")
+    with pytest.raises(ConfigError, match="members"):
+        Ensemble.load(tmp_path)
+    (tmp_path / "ensemble.yaml").write_text("members: [{model: a, mean: 0, std: 0}]\n")
+    with pytest.raises(ConfigError, match="std"):
+        Ensemble.load(tmp_path)
+
+
+def test_a_word_names_a_scorer() -> None:
+    assert isinstance(load_scorer("embedded:checkable"), CheckableGold)
+    assert isinstance(load_scorer("http://127.0.0.1:1/score"), RemoteScorer)
+    given = load_scorer("scores")
+    assert isinstance(given, GivenScores)
+    assert given.score(POOLS)[0] == POOLS[0].scores
+    with pytest.raises(DataError, match="bare: got answers without scores"):
+        given.score([Group(prompt=POOLS[0].prompt, answers=POOLS[0].answers, id="bare")])
