@@ -3,9 +3,10 @@
 from rewardproof.scoring.combination import Combination, Scale, combine, disagreement
 from rewardproof.scoring.ensemble import Combine, Ensemble
 from rewardproof.scoring.gold import CheckableGold
+from rewardproof.scoring.model_ensemble import ModelEnsemble
 from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.scorer import Scorer
-from rewardproof.scoring.sources import GivenScores, load_scorer
+from rewardproof.scoring.sources import GivenScores, load_model, load_scorer
 
 __all__ = [
     "CheckableGold",
@@ -13,10 +14,12 @@ __all__ = [
     "Combine",
     "Ensemble",
     "GivenScores",
+    "ModelEnsemble",
     "RemoteScorer",
     "Scale",
     "Scorer",
     "combine",
     "disagreement",
+    "load_model",
     "load_scorer",
 ]

@@ -9,8 +9,8 @@ from rewardproof.data.group import Group
 from rewardproof.errors import DataError
 from rewardproof.models.precision import Precision
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.scoring.ensemble import ENSEMBLE_FILE, Ensemble
 from rewardproof.scoring.gold import CheckableGold
+from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, ModelEnsemble
 from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.scorer import Scorer
 
@@ -50,6 +50,11 @@ def load_scorer(spec: str, *, precision: Precision = "fp32") -> Scorer:
         return GivenScores()
     if spec.startswith(("http://", "https://")):
         return RemoteScorer(spec)
+    return load_model(spec, precision=precision)
+
+
+def load_model(spec: str, *, precision: Precision = "fp32") -> RewardModel | ModelEnsemble:
+    """The reward model, or the ensemble of them, in a directory or under a hub id."""
     if (Path(spec) / ENSEMBLE_FILE).is_file():
-        return Ensemble.load(spec, precision=precision)
+        return ModelEnsemble.load(spec, precision=precision)
     return RewardModel.load(spec, precision=precision)

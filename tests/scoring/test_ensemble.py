@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rewardproof.data.group import Group, Message
-from rewardproof.errors import CheckpointError, ConfigError, DataError, EvaluationError
+from rewardproof.errors import ConfigError, EvaluationError
 from rewardproof.evaluation import best_of_n_curve
-from rewardproof.models.reward_model import RewardModel
-from rewardproof.scoring import CheckableGold, Combine, Ensemble, GivenScores, RemoteScorer, Scale, Scorer, load_scorer
+from rewardproof.scoring import Combine, Ensemble, Scale, Scorer
 
 
 class Program:
@@ -108,40 +106,3 @@ def test_a_member_without_a_unit_or_with_scores_missing_is_named() -> None:
         Ensemble({"short": Short()}, {"short": Scale(0.0, 1.0)}).score(POOLS)
     with pytest.raises(ConfigError, match="Got members a and scales of none"):
         Ensemble({"a": Constant()}, {})
-
-
-def test_an_ensemble_is_a_directory(tiny, tmp_path: Path) -> None:
-    members = {}
-    for number in range(2):
-        members[str(number)] = RewardModel(tiny.classifier("llama", seed=number), tiny.word_tokenizer())
-        members[str(number)].save(tmp_path / "members" / str(number))
-    made = Ensemble.measured(members, REFERENCE, Combine(combination="worst_case"))
-    made.save(tmp_path / "model", {name: f"../members/{name}" for name in members}, reference="30 groups")
-    again = load_scorer(str(tmp_path / "model"))
-    assert isinstance(again, Ensemble)
-    assert again.how == made.how
-    np.testing.assert_allclose(flat(again.score(POOLS)), flat(made.score(POOLS)), atol=1e-6)
-    moved = tmp_path / "elsewhere"
-    (tmp_path / "model").rename(moved)
-    np.testing.assert_allclose(flat(load_scorer(str(moved)).score(POOLS)), flat(made.score(POOLS)), atol=1e-6)
-
-
-def test_what_is_no_ensemble_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no ensemble\.yaml, expected the directory of an ensemble"):
-        Ensemble.load(tmp_path)
-    (tmp_path / "ensemble.yaml").write_text("members: []\n")
-    with pytest.raises(ConfigError, match="members"):
-        Ensemble.load(tmp_path)
-    (tmp_path / "ensemble.yaml").write_text("members: [{model: a, mean: 0, std: 0}]\n")
-    with pytest.raises(ConfigError, match="std"):
-        Ensemble.load(tmp_path)
-
-
-def test_a_word_names_a_scorer() -> None:
-    assert isinstance(load_scorer("embedded:checkable"), CheckableGold)
-    assert isinstance(load_scorer("http://127.0.0.1:1/score"), RemoteScorer)
-    given = load_scorer("scores")
-    assert isinstance(given, GivenScores)
-    assert given.score(POOLS)[0] == POOLS[0].scores
-    with pytest.raises(DataError, match="bare: got answers without scores"):
-        given.score([Group(prompt=POOLS[0].prompt, answers=POOLS[0].answers, id="bare")])

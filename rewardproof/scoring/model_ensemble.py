@@ -1,0 +1,132 @@
+"""Reward models that judge together, as a directory: `ensemble.yaml` names the members, their units, and how they combine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
+
+from rewardproof.artifacts import write_whole
+from rewardproof.config import Section, dump_yaml, load_yaml, parse
+from rewardproof.data.encoding import EncodedGroup, Overlong
+from rewardproof.data.group import Group
+from rewardproof.errors import CheckpointError, ConfigError
+from rewardproof.models.precision import Precision
+from rewardproof.models.reward_model import RewardModel
+from rewardproof.scoring.combination import Scale
+from rewardproof.scoring.ensemble import Combine, Ensemble
+
+ENSEMBLE_FILE = "ensemble.yaml"
+
+
+class MemberEntry(Section):
+    """One member and its units."""
+
+    model: str
+    """A directory, taken from the ensemble's own where it is relative, or a hub id."""
+    mean: float
+    """Its mean reward over the reference answers."""
+    std: Annotated[float, Field(gt=0)]
+    """Its standard deviation over them."""
+
+
+class EnsembleFile(Section):
+    """What `ensemble.yaml` says."""
+
+    combine: Combine = Combine()
+    """How the members combine."""
+    members: Annotated[tuple[MemberEntry, ...], Field(min_length=1)]
+    """The members."""
+    reference: str = ""
+    """What the reference answers were."""
+
+
+class ModelEnsemble(Ensemble):
+    """An ensemble of reward models that read the same tokens; scores and encodes as `RewardModel` does."""
+
+    def __init__(self, models: Mapping[str, RewardModel], scales: Mapping[str, Scale], how: Combine | None = None) -> None:
+        """Join reward models; arguments as for `Ensemble`.
+
+        Raises:
+            ConfigError: Their tokenizers or chat templates differ.
+        """
+        super().__init__(models, scales, how)
+        self.models = dict(models)
+        readers = [model.tokenizer for model in models.values()]
+        if any(_reading(reader) != _reading(readers[0]) for reader in readers):
+            raise ConfigError(
+                "Got reward models with different tokenizers or chat templates, expected one reading of a text for all: their members' "
+                "tokens are shared. Join them from Python with Ensemble, which hands every member the text."
+            )
+
+    @classmethod
+    def load(cls, path: str | Path, *, precision: Precision = "fp32") -> ModelEnsemble:
+        """Load the ensemble that a directory describes, all members at once.
+
+        Raises:
+            CheckpointError: There is no `ensemble.yaml`.
+            ConfigError: It says something else than an ensemble.
+        """
+        file = Path(path) / ENSEMBLE_FILE
+        if not file.is_file():
+            raise CheckpointError(
+                f"{path} has no {ENSEMBLE_FILE}, expected the directory of an ensemble; train one with `rewardproof train ensemble`."
+            )
+        found = parse(EnsembleFile, load_yaml(file.read_text(), origin=str(file)))
+        entries = {str(number): entry for number, entry in enumerate(found.members)}
+        models = {name: RewardModel.load(_place(file.parent, entry.model), precision=precision) for name, entry in entries.items()}
+        return cls(models, {name: Scale(entry.mean, entry.std) for name, entry in entries.items()}, found.combine)
+
+    def save(self, path: str | Path, places: Mapping[str, str], *, reference: str = "") -> Path:
+        """Write `ensemble.yaml`; the members' own directories stay where they are.
+
+        Args:
+            path: The ensemble's directory.
+            places: Where each member is, by name; relative paths are taken from `path`.
+            reference: What the reference answers were.
+        """
+        entries = tuple(MemberEntry(model=places[name], mean=scale.mean, std=scale.std) for name, scale in self.scales.items())
+        target = Path(path) / ENSEMBLE_FILE
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, dump_yaml(EnsembleFile(combine=self.how, members=entries, reference=reference)))
+        return target
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The members' own."""
+        return self._first.tokenizer
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a conversation may have at most, by the member that takes least."""
+        return min((model.longest for model in self.models.values() if model.longest is not None), default=None)
+
+    def encode(
+        self, groups: Sequence[Group], *, max_length: int = 0, overlong: Overlong = "fail"
+    ) -> tuple[list[EncodedGroup], Counter[str]]:
+        """Tokenise groups as all members read them; as `RewardModel.encode`."""
+        return self._first.encode(groups, max_length=max_length, overlong=overlong)
+
+    def score_encoded(self, groups: Iterable[EncodedGroup], *, origins: Sequence[str] = ()) -> list[tuple[float, ...]]:
+        """Combined scores of encoded groups, in order; as `RewardModel.score_encoded`."""
+        wanted = list(groups)
+        found = {name: model.score_encoded(wanted, origins=origins) for name, model in self.models.items()}
+        return self.combined(self.standardised(found, [len(group.conversations) for group in wanted]))
+
+    @property
+    def _first(self) -> RewardModel:
+        return min(self.models.values(), key=lambda model: model.longest or float("inf"))
+
+
+def _reading(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], str]:
+    return tokenizer.get_vocab(), str(tokenizer.chat_template)
+
+
+def _place(folder: Path, model: str) -> str:
+    """Where a member is: beside the ensemble where it names a folder there, else as it stands, which may be a hub id."""
+    beside = folder / model
+    return str(beside) if beside.exists() else model
