@@ -103,6 +103,11 @@ class RewardModel:
         return self.score_encoded(self.encode(groups)[0], origins=[group.origin or group.id for group in groups])
 
     @property
+    def parameters(self) -> int:
+        """Parameters, head included."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
     def longest(self) -> int | None:
         """Tokens that a conversation may have at most; `None` where the model computes at any length, as rotary positions do."""
         if (getattr(self.model.config, "rope_parameters", None) or {}).get("rope_type") == "dynamic":

@@ -101,6 +101,11 @@ class ModelEnsemble(Ensemble):
         return self._first.tokenizer
 
     @property
+    def parameters(self) -> int:
+        """Parameters of all members together."""
+        return sum(model.parameters for model in self.models.values())
+
+    @property
     def longest(self) -> int | None:
         """Tokens that a conversation may have at most, by the member that takes least."""
         return min((model.longest for model in self.models.values() if model.longest is not None), default=None)

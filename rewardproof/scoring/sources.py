@@ -18,6 +18,10 @@ CHECKABLE = "embedded:checkable"
 GIVEN = "scores"
 
 
+AnyModel = RewardModel | ModelEnsemble
+"""What verbs that read text take for a model: both encode groups and score them encoded."""
+
+
 class GivenScores:
     """The scores that came with the answers."""
 
@@ -53,7 +57,7 @@ def load_scorer(spec: str, *, precision: Precision = "fp32") -> Scorer:
     return load_model(spec, precision=precision)
 
 
-def load_model(spec: str, *, precision: Precision = "fp32") -> RewardModel | ModelEnsemble:
+def load_model(spec: str, *, precision: Precision = "fp32") -> AnyModel:
     """The reward model, or the ensemble of them, in a directory or under a hub id."""
     if (Path(spec) / ENSEMBLE_FILE).is_file():
         return ModelEnsemble.load(spec, precision=precision)

@@ -18,9 +18,9 @@ from rewardproof.data.encoding import Overlong
 from rewardproof.errors import ConfigError, DataError
 from rewardproof.evaluation import AccuracyReport, pair_accuracy
 from rewardproof.models.precision import Precision
-from rewardproof.models.reward_model import RewardModel
 from rewardproof.report import Page, PageFigure, Table, format_interval, provenance_rows, reliability_figure, save_figure, write_page
 from rewardproof.report import Section as PageSection
+from rewardproof.scoring import AnyModel, load_model
 from rewardproof.stages.training_report import CHUNK, accuracy_table
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def run(
     if out is not None:
         require_free(out, overwrite=overwrite, resume=False)
         refuse_inputs_inside(out, [config.model, *config.data])
-    model = RewardModel.load(config.model, precision=config.precision)
+    model = load_model(config.model, precision=config.precision)
     reports: dict[str, AccuracyReport] = {}
     rows: dict[str, Any] = {}
     for source in config.data:
@@ -115,7 +115,7 @@ def _groups(config: Evaluate, source: str) -> tuple[tuple[Group, ...], dict[str,
 
 
 def _accuracy(
-    model: RewardModel, config: Evaluate, source: str, groups: Sequence[Group], progress: Progress
+    model: AnyModel, config: Evaluate, source: str, groups: Sequence[Group], progress: Progress
 ) -> tuple[AccuracyReport, Counter[str]]:
     """Accuracy on the groups that fit, and how many were dropped or truncated."""
     kept: list[Group] = []

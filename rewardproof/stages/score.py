@@ -27,7 +27,7 @@ from rewardproof.data import ReadCounts, Row, iter_rows
 from rewardproof.data.encoding import EncodedGroup, Overlong
 from rewardproof.errors import CheckpointError
 from rewardproof.models.precision import Precision
-from rewardproof.models.reward_model import RewardModel
+from rewardproof.scoring import AnyModel, load_model
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def run(
     files = _Files.at(Path(out))
     files.check(config.data, overwrite=overwrite, resume=resume)
     earlier = files.earlier(config.chunk) if resume else None
-    model = RewardModel.load(config.model, precision=config.precision)
+    model = load_model(config.model, precision=config.precision)
     files.out.parent.mkdir(parents=True, exist_ok=True)
     directory = RunDirectory(files.report, config, resume=True, started=started) if resume else None
     counts, lengths = ReadCounts(), Counter[str]()
@@ -230,7 +230,7 @@ class _Moments:
         return float(np.sqrt(max(self._squares / max(self.count, 1) - self.mean**2, 0.0)))
 
 
-def _encoded(model: RewardModel, rows: Iterator[Row], config: Score, lengths: Counter[str]) -> Iterator[tuple[Row, EncodedGroup]]:
+def _encoded(model: AnyModel, rows: Iterator[Row], config: Score, lengths: Counter[str]) -> Iterator[tuple[Row, EncodedGroup]]:
     """The rows that are scored, as tokens; a resumed run goes through the earlier ones again, so that it counts what they counted."""
     while chunk := list(islice(rows, config.chunk)):
         encoded, found = model.encode([row.group for row in chunk], max_length=config.max_length, overlong=config.overlong)
@@ -239,7 +239,7 @@ def _encoded(model: RewardModel, rows: Iterator[Row], config: Score, lengths: Co
             yield chunk[entry.index], entry
 
 
-def _scored(model: RewardModel, entries: Iterator[tuple[Row, EncodedGroup]], size: int) -> Iterator[list[tuple[Row, tuple[float, ...]]]]:
+def _scored(model: AnyModel, entries: Iterator[tuple[Row, EncodedGroup]], size: int) -> Iterator[list[tuple[Row, tuple[float, ...]]]]:
     while chunk := list(islice(entries, size)):
         rewards = model.score_encoded([entry for _, entry in chunk], origins=[row.group.origin for row, _ in chunk])
         yield [(row, values) for (row, _), values in zip(chunk, rewards, strict=True)]

@@ -19,13 +19,15 @@ from rewardproof.config import Section, Strings
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import pair_accuracy, pair_outcomes
 from rewardproof.merging.experts import Merge
-from rewardproof.models.checkpoints import EXPERTS_FILE, load_tokenizer, save_reward_scale
+from rewardproof.models.checkpoints import EXPERTS_FILE, load_tokenizer
 from rewardproof.models.heads import Head
 from rewardproof.models.precision import resolve_precision
 from rewardproof.models.upcycling import Upcycle, check
 from rewardproof.report import format_interval
+from rewardproof.scoring import Combine
+from rewardproof.stages.delivery import deliver, save_delivered, save_scale
 from rewardproof.stages.member_context import MemberContext
-from rewardproof.stages.members import average_members, drop_checkpoints, train_member
+from rewardproof.stages.members import drop_checkpoints, train_member
 from rewardproof.stages.training_report import CHUNK, scored, write_training_report
 from rewardproof.training.arguments import check_trainer_keys
 from rewardproof.training.fit import Compute
@@ -50,7 +52,7 @@ class Train(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of data order, head and routers; a second member takes the next number."""
     members: int = 1
-    """Models to train and average (WARM)."""
+    """Models to train, and to average (WARM) or join in an ensemble."""
     reuse: Strings = ()
     """Reward models already trained with these settings, taken as the first members."""
     start: Literal["sft", "rm"] = "sft"
@@ -71,6 +73,8 @@ class Train(Section):
     """The objective."""
     upcycle: Upcycle | None = None
     """How dense blocks become mixtures; absent in dense recipes."""
+    ensemble: Combine | None = None
+    """How members judge together; absent where they are averaged into one model."""
     merge: Merge | None = None
     """How experts are folded back; absent where the mixture itself is delivered."""
     compute: Compute = Compute()
@@ -91,6 +95,8 @@ def check_settings(config: Train) -> None:
         check(config.upcycle)
     if config.members < 1:
         raise ConfigError(f"members={config.members}: expected 1 or more, since a run delivers a model; write members=1.")
+    if config.ensemble is not None and config.members < 2:
+        raise ConfigError(f"members={config.members} with `ensemble`: expected 2 or more to disagree; write members=4, or drop ensemble.")
     if config.members > 1 and config.upcycle is not None and config.merge is None:
         raise ConfigError(f"members={config.members} with unmerged experts: only dense models can be averaged; add a merge section.")
     if len(config.reuse) > config.members:
@@ -161,21 +167,20 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
     directory.log({"phase": "data", **prepared.rows})
     context = MemberContext(config, prepared, tokenizer, directory, resume, progress)
     members = [train_member(context, number) for number in range(config.members)]
-    model = average_members([member.model for member in members])
-    delivered = context.reward_model(model)
+    delivered = deliver(context, members)
     if is_main():
-        delivered.save(directory.path / "model", dtype=config.compute.weights_dtype)
+        save_delivered(context, delivered)
     groups = prepared.held_out_tokens or [entry.group for entry in prepared.train.groups[:CHUNK]]
     rewards = scored(delivered, groups, progress)
     accuracy = pair_accuracy(prepared.held_out, rewards) if prepared.held_out else None
     if prepared.held_out:
         directory.write_json("held_out.json", pair_outcomes(prepared.held_out, rewards))
     if is_main():
-        save_reward_scale(directory.path / "model", rewards)
+        save_scale(context, delivered, rewards)
     results: Mapping[str, Any] = {
         "rows": prepared.rows,
-        "precision": resolve_precision(config.compute.precision, model.device),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "precision": resolve_precision(config.compute.precision, members[0].model.device),
+        "parameters": delivered.parameters,
         "members": [member.summary for member in members],
         "accuracy": accuracy.as_dict() if accuracy else None,
     }

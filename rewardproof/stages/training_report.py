@@ -10,8 +10,8 @@ from rewardproof.artifacts import Progress, Report, RunDirectory
 from rewardproof.data import Group
 from rewardproof.data.encoding import EncodedGroup, encode_group
 from rewardproof.evaluation import AccuracyReport
-from rewardproof.models.reward_model import RewardModel
 from rewardproof.report import Page, Section, Table, provenance_rows, reliability_figure, save_figure, training_figure, write_page
+from rewardproof.scoring import AnyModel
 from rewardproof.stages.experts_page import experts_sections, shown, specialists_section
 from rewardproof.stages.member_context import Member
 
@@ -19,7 +19,7 @@ CHUNK = 256
 """Groups scored between two signs of progress."""
 
 
-def scored(model: RewardModel, groups: Sequence[Group] | Sequence[EncodedGroup], progress: Progress) -> list[tuple[float, ...]]:
+def scored(model: AnyModel, groups: Sequence[Group] | Sequence[EncodedGroup], progress: Progress) -> list[tuple[float, ...]]:
     """Rewards of all groups, given as text or encoded, with progress."""
     rewards: list[tuple[float, ...]] = []
     for start in range(0, len(groups), CHUNK):

@@ -20,6 +20,11 @@ from rewardproof.merging import average
 from rewardproof.models.checkpoints import EXPERTS_FILE, load_reward_model
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import is_upcycled
+from rewardproof.scoring import ModelEnsemble, load_model
+from rewardproof.stages.evaluate import Evaluate
+from rewardproof.stages.evaluate import run as evaluate
+from rewardproof.stages.score import Score
+from rewardproof.stages.score import run as score
 from rewardproof.stages.train import Train, run
 
 SMALL = {
@@ -28,9 +33,10 @@ SMALL = {
     "moe_unmerged": ["upcycle.n_experts=4", "upcycle.n_active=3"],
     "umm_prompt": ["merge.steps=10", "merge.held_out=0.2"],
     "warm": ["members=2"],
+    "ensemble": ["members=2"],
     "linear_probe": ["trainer.num_train_epochs=0"],
 }
-LEARNS = ("dense", "ewa", "moe_unmerged", "umm", "umm_delta", "umm_prompt", "warm")
+LEARNS = ("dense", "ensemble", "ewa", "moe_unmerged", "umm", "umm_delta", "umm_prompt", "warm")
 SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
@@ -87,7 +93,7 @@ def test_every_shipped_recipe_learns_the_toy_task(recipe: str, trained: Trained)
         "log.jsonl",
         "report.html",
         "figures/calibration.svg",
-        "model/config.json",
+        "model/ensemble.yaml" if recipe == "ensemble" else "model/config.json",
     ):
         assert (report.path / name).is_file(), name
     assert not (report.path / "checkpoints").exists()
@@ -161,6 +167,36 @@ def test_warm_is_the_average_of_its_members(trained: Trained) -> None:
     found = weights(report.path)
     for name, tensor in average(members).items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-8)
+
+
+def test_an_ensemble_keeps_its_members_and_judges_by_both(trained: Trained, toy_file: Path, tmp_path: Path) -> None:
+    report = trained("ensemble")
+    for number in range(2):
+        for name, tensor in weights(trained("warm").path / "members" / str(number)).items():
+            torch.testing.assert_close(weights(report.path / "members" / str(number))[name], tensor, rtol=1e-6, atol=1e-7)
+    ensemble = load_model(str(report.path / "model"))
+    assert isinstance(ensemble, ModelEnsemble)
+    assert report.results["parameters"] == ensemble.parameters == 2 * trained("dense").results["parameters"]
+    groups = read_groups(str(toy_file)).groups
+    both = [scores.mean(axis=0) - 0.5 * scores.var(axis=0) for scores in ensemble.by_member(groups)]
+    for found, expected in zip(ensemble.score(groups), both, strict=True):
+        assert found == pytest.approx(expected.tolist())
+    judged, _ = evaluate(Evaluate(model=str(report.path / "model"), data=(str(toy_file),), split=0.25))
+    assert judged.results["accuracy"][str(toy_file)]["overall"]["estimate"] == report.results["accuracy"]["overall"]["estimate"]
+    score(Score(model=str(report.path / "model"), data=str(toy_file)), tmp_path / "scored.jsonl")
+    first = json.loads((tmp_path / "scored.jsonl").read_text().splitlines()[0])
+    assert first["rewards"] == pytest.approx(ensemble.score(groups[:1])[0], abs=1e-5)
+
+
+def test_an_ensemble_of_reused_models_names_them_where_they_are(trained: Trained, settings: Callable[..., Train], tmp_path: Path) -> None:
+    members = [str(trained("warm").path / "members" / str(number) / "model") for number in range(2)]
+    report = run(settings("ensemble", f"reuse={','.join(members)}"), tmp_path / "joined")
+    first, again = load_model(str(trained("ensemble").path / "model")), load_model(str(report.path / "model"))
+    assert isinstance(first, ModelEnsemble)
+    assert isinstance(again, ModelEnsemble)
+    assert not (report.path / "members").exists()
+    for name, scale in first.scales.items():
+        assert again.scales[name] == pytest.approx(scale, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -292,6 +328,7 @@ REFUSED: list[tuple[str, tuple[str, ...], str]] = [
     ("umm", ("layers=top:0",), "layers=top:0 trains the head alone.*write layers=top:1"),
     ("dense", ("layers=top:99",), r"layers='top:99': expected `all` or `top:K` with K from 0 to 3"),
     ("dense", ("members=0",), "members=0: expected 1 or more"),
+    ("ensemble", ("members=1",), "members=1 with `ensemble`: expected 2 or more"),
     ("moe_unmerged", ("members=2",), "members=2 with unmerged experts: only dense models"),
     ("dense", ("split=1",), "split=1.0: expected a fraction"),
     ("dense", ("reuse=a/b,c/d",), "reuse names 2 models but members=1"),
