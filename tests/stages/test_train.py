@@ -31,12 +31,12 @@ SMALL = {
     "umm": ["upcycle.n_experts=4", "upcycle.n_active=3", "merge.steps=10", "merge.held_out=0.2"],
     "umm_delta": ["upcycle.n_experts=4", "upcycle.n_active=3", "merge.steps=10", "merge.held_out=0.2", "upcycle.experts=lora:2"],
     "moe_unmerged": ["upcycle.n_experts=4", "upcycle.n_active=3"],
-    "umm_prompt": ["merge.steps=10", "merge.held_out=0.2"],
+    "umm_regime": ["merge.steps=10", "merge.held_out=0.2"],
     "warm": ["members=2"],
     "ensemble": ["members=2"],
     "linear_probe": ["trainer.num_train_epochs=0"],
 }
-LEARNS = ("dense", "ensemble", "ewa", "moe_unmerged", "umm", "umm_delta", "umm_prompt", "warm")
+LEARNS = ("dense", "ensemble", "ewa", "moe_unmerged", "umm", "umm_delta", "umm_regime", "warm")
 SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
@@ -103,7 +103,7 @@ def test_every_recipe_is_named_here() -> None:
     assert set(LEARNS) | {"linear_probe"} == set(recipe_names()), "a new recipe needs a test"
 
 
-@pytest.mark.parametrize("recipe", ["dense", "ewa", "linear_probe", "umm", "umm_delta", "umm_prompt", "warm"])
+@pytest.mark.parametrize("recipe", ["dense", "ewa", "linear_probe", "umm", "umm_delta", "umm_regime", "warm"])
 def test_the_delivered_model_is_the_stock_dense_class(recipe: str, trained: Trained, base_dir: Path) -> None:
     report = trained(recipe)
     model = AutoModelForSequenceClassification.from_pretrained(report.path / "model")
