@@ -15,8 +15,10 @@ from rewardproof.statistics.correlation import pearson, spearman, within_cluster
 from rewardproof.statistics.crossed import crossed_interval
 from rewardproof.statistics.entropy import effective_number, entropy
 from rewardproof.statistics.gated import gated_labels
+from rewardproof.statistics.overoptimisation import GoldLaw, fit_law
 
 __all__ = [
+    "GoldLaw",
     "Interval",
     "Reliability",
     "ReliabilityBin",
@@ -29,6 +31,7 @@ __all__ = [
     "effective_number",
     "entropy",
     "expected_calibration_error",
+    "fit_law",
     "gated_labels",
     "kl_upper_bound",
     "mutual_information",
