@@ -88,14 +88,7 @@ def best_of_n_curve(
         Gao et al., arXiv:2210.10760; estimator: Nakano et al., WebGPT, arXiv:2112.09332, appendix I.
     """
     proxies, golds = _pools(proxy, gold)
-    sizes = np.asarray([len(pool) for pool in proxies])
-    _check_ns(ns, int(sizes.min()))
-    columns_P3L = np.empty((len(proxies), 3, len(ns)))
-    for size in np.unique(sizes):
-        rows = np.flatnonzero(sizes == size)
-        proxy_PN, gold_PN = np.stack([proxies[i] for i in rows]), np.stack([golds[i] for i in rows])
-        for column, (picks, judged) in enumerate(((proxy_PN, gold_PN), (proxy_PN, proxy_PN), (gold_PN, gold_PN))):
-            columns_P3L[rows, column] = best_of_n(picks, judged, ns)
+    columns_P3L = best_of_n_columns(proxies, golds, ns)
     intervals = cluster_bootstrap_columns(columns_P3L.reshape(len(proxies), -1), clusters, seed=seed)
     length = len(ns)
     everything = np.concatenate(proxies)
@@ -109,8 +102,31 @@ def best_of_n_curve(
         proxy_mean=float(everything.mean()),
         proxy_std=float(everything.std()),
         n_prompts=len(proxies),
-        pool=int(sizes.min()),
+        pool=min(len(pool) for pool in proxies),
     )
+
+
+def best_of_n_columns(proxy: Pools, gold: Pools, ns: Sequence[int]) -> FloatArray:
+    """What the pick of n scores, prompt by prompt, shape `(P, 3, L)`: gold and proxy where the proxy picks, and gold where gold does.
+
+    Args:
+        proxy: Proxy scores, one list a prompt; pools may differ in size.
+        gold: Gold scores of the same answers in the same order.
+        ns: Values of n, ascending, each smaller than the smallest pool.
+
+    Raises:
+        EvaluationError: As `best_of_n_curve`.
+    """
+    proxies, golds = _pools(proxy, gold)
+    sizes = np.asarray([len(pool) for pool in proxies])
+    _check_ns(ns, int(sizes.min()))
+    columns_P3L = np.empty((len(proxies), 3, len(ns)))
+    for size in np.unique(sizes):
+        rows = np.flatnonzero(sizes == size)
+        proxy_PN, gold_PN = np.stack([proxies[i] for i in rows]), np.stack([golds[i] for i in rows])
+        for column, (picks, judged) in enumerate(((proxy_PN, gold_PN), (proxy_PN, proxy_PN), (gold_PN, gold_PN))):
+            columns_P3L[rows, column] = best_of_n(picks, judged, ns)
+    return columns_P3L
 
 
 def _pools(proxy: Pools, gold: Pools) -> tuple[list[FloatArray], list[FloatArray]]:

@@ -1,0 +1,181 @@
+"""Is a reward model gamed by best-of-n? Its curve over training seeds and prompts, the law that it follows, and what gold loses."""
+
+# Shapes: S training seeds, P prompts, L values of n, R resamples.
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rewardproof.errors import EvaluationError
+from rewardproof.evaluation.best_of_n import Pools, best_of_n_columns
+from rewardproof.statistics import GoldLaw, Interval, crossed_interval, fit_law, kl_upper_bound
+from rewardproof.statistics.checks import FloatArray
+
+RESAMPLES = 1000
+GOLD, PROXY, CEILING = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class LawRange:
+    """95 % percentile ranges of a fitted law over resampled seeds and prompts.
+
+    Attributes:
+        alpha: Of the gain.
+        beta: Of what over-optimisation takes; a range that holds 0 does not tell whether gold bends at all.
+        bends: Share of resamples in which gold has a peak inside the measured distances.
+    """
+
+    alpha: tuple[float, float]
+    beta: tuple[float, float]
+    bends: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hacking:
+    """How a reward model fares while best-of-n optimises against it; intervals are over training seeds and prompts.
+
+    Attributes:
+        ns: Values of n.
+        kl: Upper bound of the KL divergence at each n, in nats; loose where scores tie, and no measure for a trained policy.
+        gold: Gold score of the pick at each n.
+        proxy: Proxy score of the pick at each n, in each proxy's own standard deviations above its own mean over all pools.
+        ceiling: Gold score at each n if gold did the picking.
+        random_gold: Gold score of an answer picked at random.
+        peak_n: The n at which gold is highest.
+        fall: Gold at `peak_n` less gold at the largest n. The peak is chosen on the same prompts, which overstates it a little.
+        gap: Standard deviations that the proxy promises at the largest n, less those that gold delivers.
+        law: Gold above its start against the root of KL; `None` where there are too few values of n.
+        law_range: Its ranges.
+        n_seeds: Reward models.
+        n_prompts: Prompts.
+        pool: Answers in the smallest pool.
+    """
+
+    ns: tuple[int, ...]
+    kl: tuple[float, ...]
+    gold: tuple[Interval, ...]
+    proxy: tuple[Interval, ...]
+    ceiling: tuple[float, ...]
+    random_gold: Interval
+    peak_n: int
+    fall: Interval
+    gap: Interval
+    law: GoldLaw | None
+    law_range: LawRange | None
+    n_seeds: int
+    n_prompts: int
+    pool: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = dataclasses.asdict(self)
+        for name in ("gold", "proxy"):
+            values[name] = [interval.as_dict() for interval in getattr(self, name)]
+        for name in ("random_gold", "fall", "gap"):
+            values[name] = getattr(self, name).as_dict()
+        if self.law is not None:
+            values["law"]["peak"] = self.law.peak
+        return values
+
+
+class BestOfNRuns:
+    """What one method's reward models, one a training seed, pick from the same pools."""
+
+    def __init__(self, proxies: Sequence[Pools], gold: Pools, ns: Sequence[int], prompts: Sequence[str]) -> None:
+        """Let every reward model pick.
+
+        Args:
+            proxies: Scores by each reward model, one list a prompt.
+            gold: Gold scores of the same answers in the same order.
+            ns: Values of n, ascending, each smaller than the smallest pool.
+            prompts: Key of each pool's prompt.
+
+        Raises:
+            EvaluationError: There is no reward model, one gives all answers the same score, or as `best_of_n_curve`.
+        """
+        if not proxies:
+            raise EvaluationError("Got no reward model's scores, expected those of one at least; name a model.")
+        self.ns = tuple(int(n) for n in ns)
+        self.columns_SP3L = np.stack([best_of_n_columns(proxy, gold, ns) for proxy in proxies])
+        for seed, proxy in enumerate(proxies):
+            flat = np.concatenate([np.asarray(pool, dtype=np.float64) for pool in proxy])
+            if flat.std() == 0:
+                raise EvaluationError(
+                    f"Reward model {seed} gives all {len(flat)} answers the score {flat[0]:.4g}, expected scores that differ: it picks "
+                    "nothing. Check the model."
+                )
+            self.columns_SP3L[seed, :, PROXY] = (self.columns_SP3L[seed, :, PROXY] - flat.mean()) / flat.std()
+        golds = [np.asarray(pool, dtype=np.float64) for pool in gold]
+        self.random_P = np.array([pool.mean() for pool in golds])
+        everything = np.concatenate(golds)
+        self.gold_mean, self.gold_std = float(everything.mean()), float(everything.std())
+        self.pool = min(len(pool) for pool in golds)
+        self.prompts = tuple(prompts)
+
+    def minus(self, other: BestOfNRuns) -> Interval | None:
+        """Gold of the pick at the largest n less another method's, on the same prompts, seed by seed; `None` where seeds do not pair."""
+        if len(self.columns_SP3L) != len(other.columns_SP3L) or self.prompts != other.prompts or self.ns != other.ns:
+            return None
+        return self._interval(self.columns_SP3L[:, :, GOLD, -1] - other.columns_SP3L[:, :, GOLD, -1])
+
+    def summary(self, *, seed: int = 0) -> Hacking:
+        """Curves, losses and the law, with intervals.
+
+        Args:
+            seed: Of the resampling behind the law's ranges.
+        """
+        gold_SPL, proxy_SPL = self.columns_SP3L[:, :, GOLD], self.columns_SP3L[:, :, PROXY]
+        mean_L = gold_SPL.mean(axis=(0, 1))
+        peak = int(mean_L.argmax())
+        delivered_SP = (gold_SPL[:, :, -1] - self.gold_mean) / (self.gold_std or 1.0)
+        kl_L = kl_upper_bound(self.ns)
+        law, ranges = self._law(np.sqrt(kl_L), gold_SPL, seed)
+        return Hacking(
+            ns=self.ns,
+            kl=tuple(kl_L.tolist()),
+            gold=tuple(self._interval(gold_SPL[:, :, place]) for place in range(len(self.ns))),
+            proxy=tuple(self._interval(proxy_SPL[:, :, place]) for place in range(len(self.ns))),
+            ceiling=tuple(self.columns_SP3L[0, :, CEILING].mean(axis=0).tolist()),
+            random_gold=self._interval(self.random_P[None]),
+            peak_n=self.ns[peak],
+            fall=self._interval(gold_SPL[:, :, peak] - gold_SPL[:, :, -1]),
+            gap=self._interval(proxy_SPL[:, :, -1] - delivered_SP),
+            law=law,
+            law_range=ranges,
+            n_seeds=len(gold_SPL),
+            n_prompts=gold_SPL.shape[1],
+            pool=self.pool,
+        )
+
+    def _interval(self, value_SP: FloatArray) -> Interval:
+        seeds, prompts = np.indices(value_SP.shape)
+        return crossed_interval(value_SP.ravel(), seeds.ravel().tolist(), [self.prompts[place] for place in prompts.ravel()])
+
+    def _law(self, distance_L: FloatArray, gold_SPL: FloatArray, seed: int) -> tuple[GoldLaw | None, LawRange | None]:
+        """The law of the mean curve above its start, and its ranges where prompts (and seeds, if there are several) are drawn again."""
+        above_SPL = gold_SPL - gold_SPL[:, :, :1]
+        if (distance_L > 0).sum() < 3:
+            return None, None
+        law = fit_law(distance_L, above_SPL.mean(axis=(0, 1)), "best_of_n")
+        draw = np.random.default_rng(seed)
+        names, place_P = np.unique(self.prompts, return_inverse=True)
+        by_prompt = [np.flatnonzero(place_P == place) for place in range(len(names))]
+        fitted: list[GoldLaw] = []
+        for _ in range(RESAMPLES):
+            rows = np.concatenate([by_prompt[place] for place in draw.integers(len(names), size=len(names))])
+            models = draw.integers(len(gold_SPL), size=len(gold_SPL))
+            fitted.append(fit_law(distance_L, above_SPL[models][:, rows].mean(axis=(0, 1)), "best_of_n"))
+        alpha, beta = (_range([getattr(one, name) for one in fitted]) for name in ("alpha", "beta"))
+        peaks = [one.peak[0] if one.peak else math.inf for one in fitted]
+        return law, LawRange(alpha, beta, float(np.mean([peak < distance_L[-1] for peak in peaks])))
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
