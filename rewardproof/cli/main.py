@@ -115,6 +115,18 @@ def evaluate(
 
 @app.command()
 @guarded
+def stress(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Any:
+    """MODEL… OUT: optimise against each model by best of n; proxy and gold against KL, side by side."""
+    (*models, out), overrides = _arguments(tokens, "MODEL…", "OUT")
+    from rewardproof.stages.stress import Stress, run
+
+    with session(Options(as_json)) as progress:
+        settings = parse(Stress, apply_overrides({"models": models}, overrides))
+        return run(settings, out, overwrite=overwrite, resume=resume, progress=progress)
+
+
+@app.command()
+@guarded
 def demo(
     tokens: Annotated[list[str] | None, typer.Argument(help="OUT, then settings as key=value.", show_default=False)] = None,
     overwrite: Overwrite = False,

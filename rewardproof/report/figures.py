@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rewardproof.evaluation import BestOfNCurve
+    from rewardproof.evaluation import BestOfNCurve, Hacking
     from rewardproof.statistics.checks import Numbers
 
 
@@ -58,6 +58,47 @@ def best_of_n_figure(curves: Mapping[str, BestOfNCurve]) -> Figure:
             axes.set_title(title)
             axes.set_ylabel(label)
             _answers_axis(axes, widest.ns)
+        legend_above(figure, gold)
+    return figure
+
+
+def hacking_figure(methods: Mapping[str, Hacking]) -> Figure:
+    """Gold and proxy against the root of the KL of best of n, bands over training seeds and prompts.
+
+    Args:
+        methods: Name of the method to how it fared.
+
+    Returns:
+        Two panels; the grey dotted line of the gold panel is the ceiling (gold picks).
+
+    Raises:
+        EvaluationError: If there is no method.
+
+    Example:
+        >>> from rewardproof.evaluation import BestOfNRuns
+        >>> runs = BestOfNRuns([[[0.0, 1.0, 2.0]] * 3], [[0.0, 1.0, 0.5]] * 3, [1, 2], ["a", "b", "c"])
+        >>> [axes.get_title(loc="left") for axes in hacking_figure({"dense": runs.summary()}).axes]
+        ['Gold: what is wanted', 'Proxy: what is optimised']
+    """
+    _require(methods, "methods")
+    with figure_style():
+        figure = new_figure(6.6, 3.6)
+        gold, proxy = figure.subplots(1, 2)
+        for i, (name, one) in enumerate(methods.items()):
+            distances = [value**0.5 for value in one.kl]
+            for axes, intervals in ((gold, one.gold), (proxy, one.proxy)):
+                _band(axes, distances, points=[_shift(interval, 0.0, 1.0) for interval in intervals], index=i, name=name)
+        first = next(iter(methods.values()))
+        ceiling = {"color": MUTED, "linestyle": ":", "linewidth": 1.2, "label": "ceiling (gold picks)"}
+        gold.plot([value**0.5 for value in first.kl], first.ceiling, **ceiling)
+        for axes, title, label in (
+            (gold, "Gold: what is wanted", "mean gold score of the pick"),
+            (proxy, "Proxy: what is optimised", "standard deviations above the mean"),
+        ):
+            axes.set_title(title)
+            axes.set_ylabel(label)
+            axes.set_xlabel("square root of KL, nats")
+            axes.margins(x=0.03)
         legend_above(figure, gold)
     return figure
 
@@ -311,7 +352,7 @@ def _shift(interval: Interval, zero: float, unit: float) -> tuple[float, float, 
     return (interval.estimate - zero) / unit, (interval.low - zero) / unit, (interval.high - zero) / unit
 
 
-def _band(axes: Axes, ns: Sequence[int], *, points: list[tuple[float, float, float]], index: int, name: str) -> None:
+def _band(axes: Axes, ns: Sequence[float], *, points: list[tuple[float, float, float]], index: int, name: str) -> None:
     estimate, low, high = zip(*points, strict=True)
     colour = COLOURS[index % len(COLOURS)]
     axes.fill_between(ns, low, high, color=colour, alpha=0.13, linewidth=0)

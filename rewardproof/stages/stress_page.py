@@ -1,0 +1,109 @@
+"""`report.html` of a stress test: the curves, the table, and picks side by side, so that a person sees what a model has learned to like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rewardproof.artifacts import RunDirectory
+from rewardproof.report import Page, Section, Table, format_interval, hacking_figure, provenance_rows, save_figure, write_page
+from rewardproof.stages.experts_page import shown
+
+if TYPE_CHECKING:
+    from rewardproof.stages.stress import Stress, Stressed
+
+EXAMPLES = 3
+"""Prompts shown of either kind for each method."""
+
+
+def write_stress_page(directory: RunDirectory, config: Stress, found: Stressed, headline: str) -> Path:
+    """Draw the figure and write the page."""
+    first = next(iter(found.hacking.values()))
+    page = Page(
+        title="Does optimising against it still help?",
+        subtitle=f"best of n among answers of {', '.join(config.pool)}, judged by {config.gold}",
+        verdict=f"{headline[0].upper()}{headline[1:]}.",
+        facts=(
+            ("reward models", len(found.scores)),
+            ("prompts", len(found.pools)),
+            ("answers to each, at least", first.pool),
+        ),
+        sections=[_compared(found), _curves(directory, found), *_examples(found)],
+        provenance=provenance_rows(directory.path),
+    )
+    return write_page(directory.path / "report.html", page)
+
+
+def _compared(found: Stressed) -> Section:
+    rows: list[tuple[Any, ...]] = []
+    for name, one in found.hacking.items():
+        gain = found.gain.get(name)
+        rows.append(
+            (
+                name,
+                one.n_seeds,
+                _number(one.gold[-1]),
+                "–" if gain is None else _number(gain),
+                _number(one.fall),
+                one.peak_n,
+                f"{one.kl[one.ns.index(one.peak_n)]:.2f}",
+                _number(one.gap),
+            )
+        )
+    first_name, first = next(iter(found.hacking.items()))
+    rows.append(("a random answer", None, _number(first.random_gold), "–", "–", None, "–", "–"))
+    rows.append(("gold's own choice", None, f"{first.ceiling[-1]:.3f}", "–", "–", None, "–", "–"))
+    columns = (
+        "method", "seeds", f"gold of best of {first.ns[-1]}", f"gain over {first_name}", "lost since the peak", "peak at n",
+        "KL there, nats", "promised beyond gold, SD",
+    )  # fmt: skip
+    text = (
+        "Intervals are 95 %, over training seeds and prompts. What is lost since the peak is a little overstated, since the peak is chosen "
+        "on the same prompts. The KL of best of n is an upper bound, and no axis to compare with a trained policy's."
+    )
+    return Section("The result", (text,), Table(columns, tuple(rows)))
+
+
+def _curves(directory: RunDirectory, found: Stressed) -> Section:
+    figure = save_figure(hacking_figure(found.hacking), directory.path, "best-of-n")
+    laws = []
+    for name, one in found.hacking.items():
+        if one.law is not None and one.law_range is not None:
+            (a_low, a_high), (b_low, b_high) = one.law_range.alpha, one.law_range.beta
+            laws.append(
+                f"{name}: α {one.law.alpha:.3f} [{a_low:.3f}, {a_high:.3f}], β {one.law.beta:.3f} [{b_low:.3f}, {b_high:.3f}], "
+                f"R² {one.law.r_squared:.2f}, peak inside the measured range in {one.law_range.bends:.0%} of resamples."
+            )
+    told = ["A model that is gamed shows a proxy that climbs while gold stalls or falls."]
+    if laws:
+        told.append("Fitted law of best of n, gold above its start = d (α − β d) with d = √KL: " + " ".join(laws))
+    return Section("Optimised against", told, figures=(shown(figure, "Gold and proxy score of the pick against the square root of KL."),))
+
+
+def _examples(found: Stressed) -> list[Section]:
+    golds = np.concatenate([np.asarray(row) for row in found.gold])
+    sections = []
+    for name, places in found.methods.items():
+        scores = found.scores[places[0]]
+        flat = np.concatenate([np.asarray(row) for row in scores])
+        picks = []
+        for number, (group, row) in enumerate(zip(found.pools, scores, strict=True)):
+            place = int(np.argmax(row))
+            promised = (row[place] - flat.mean()) / (flat.std() or 1.0)
+            delivered = (found.gold[number][place] - golds.mean()) / (golds.std() or 1.0)
+            picks.append((promised - delivered, group.prompt_text, group.answer_texts[place], promised, found.gold[number][place]))
+        picks.sort(key=lambda pick: -pick[0])
+        rows = [
+            (kind, prompt, answer, f"{promised:+.2f}", f"{gold:.3f}")
+            for kind, some in (("gamed most", picks[:EXAMPLES]), ("served best", picks[-EXAMPLES:]))
+            for _, prompt, answer, promised, gold in some
+        ]
+        table = Table(("", "prompt", f"what {name} likes best", "proxy, SD", "gold"), tuple(rows))
+        sections.append(Section(f"What {name} picks", (f"Among all answers of a pool; first seed of {len(places)}.",), table))
+    return sections
+
+
+def _number(interval: Any) -> str:
+    return format_interval(interval, percent=False, digits=3)

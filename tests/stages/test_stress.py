@@ -1,0 +1,150 @@
+"""`rewardproof stress`: who picks what from which pools, what is kept when it stops halfway, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rewardproof.cli.main import app
+from rewardproof.data import read_groups
+from rewardproof.errors import ConfigError, DataError, EvaluationError
+from rewardproof.evaluation import BestOfNRuns
+from rewardproof.models.reward_model import RewardModel
+from rewardproof.scoring import Combine, ModelEnsemble, Scale, load_scorer
+from rewardproof.stages.stress import Stress, method_names, run
+
+
+@pytest.fixture(scope="module")
+def pool_file(tmp_path_factory: pytest.TempPathFactory, write_jsonl: Callable[..., Path]) -> Path:
+    """20 prompts with 9 answers each, scored by their data."""
+    draw = random.Random(0)
+
+    def words(count: int) -> str:
+        return " ".join(f"w{draw.randrange(90)}" for _ in range(count))
+
+    rows = [
+        {
+            "prompt": f"w{number} {words(3)}",
+            "answers": [words(draw.randint(2, 6)) for _ in range(9)],
+            "scores": [draw.random() for _ in range(9)],
+        }
+        for number in range(20)
+    ]
+    return write_jsonl(tmp_path_factory.mktemp("pools") / "pools.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two seeds of one method and one of another, and the ensemble of the first two."""
+    folder = tmp_path_factory.mktemp("models")
+    made = {
+        name: RewardModel(tiny.classifier("llama", seed=seed), tiny.word_tokenizer()) for seed, name in enumerate(("a-0", "a-1", "b-0"))
+    }
+    for name, model in made.items():
+        model.save(folder / name / "model")
+    pair = {name: made[name] for name in ("a-0", "a-1")}
+    ensemble = ModelEnsemble(pair, {"a-0": Scale(0.0, 1.0), "a-1": Scale(0.1, 2.0)}, Combine(combination="worst_case"))
+    ensemble.save(folder / "ensemble-0" / "model", {name: f"../../{name}/model" for name in pair})
+    return [str(folder / name / "model") for name in (*made, "ensemble-0")]
+
+
+def settings(models: list[str], pool: Path, **changes: Any) -> Stress:
+    return Stress(**{"models": tuple(models), "pool": (str(pool),), "gold": "scores", "precision": "fp32", **changes})
+
+
+def test_every_model_picks_from_the_same_pools_and_gold_judges(models, pool_file: Path, tmp_path: Path) -> None:
+    report = run(settings(models, pool_file), tmp_path / "out")
+    found = report.results["methods"]
+    assert list(found) == ["a", "b", "ensemble"]
+    assert (found["a"]["n_seeds"], found["b"]["n_seeds"], found["a"]["ns"]) == (2, 1, [1, 2, 4, 8])
+    pools = sorted(read_groups(str(pool_file), purpose="score").groups, key=lambda group: group.prompt_key)
+    gold = [group.scores or () for group in pools]
+    keys = [group.prompt_key for group in pools]
+    for name, places in (("a", (0, 1)), ("b", (2,)), ("ensemble", (3,))):
+        scores = [load_scorer(models[place]).score(pools) for place in places]
+        expected = BestOfNRuns(scores, gold, (1, 2, 4, 8), keys).summary().as_dict()
+        for entry, one in zip(found[name]["gold"], expected["gold"], strict=True):
+            assert entry["estimate"] == pytest.approx(one["estimate"], abs=1e-9)
+        assert found[name]["fall"]["estimate"] == pytest.approx(expected["fall"]["estimate"], abs=1e-9)
+    assert found["b"]["gain_over_first"] is None, "two seeds and one do not pair"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(text in page for text in ("gamed most", "served best", "lost since the peak", pools[0].prompt_text.split()[0]))
+    assert "gold of the best of 8: a " in report.headline
+    assert (tmp_path / "out" / "figures" / "best-of-n.svg").is_file()
+
+
+def test_methods_with_as_many_seeds_compare(models, pool_file: Path, tmp_path: Path) -> None:
+    config = settings(models[1:3], pool_file, names=("one", "two"), n=(1, 4), prompts=12)
+    found = run(config, tmp_path / "out").results
+    assert found["rows"] == {"read": 20, "used": 12, "dropped": {}}
+    gold = {name: found["methods"][name]["gold"][-1]["estimate"] for name in ("one", "two")}
+    assert found["methods"]["two"]["gain_over_first"]["estimate"] == pytest.approx(gold["two"] - gold["one"])
+
+
+def test_an_interrupted_run_goes_on_and_ends_at_the_same_numbers(models, pool_file: Path, tmp_path: Path, monkeypatch) -> None:
+    config = settings(models[:3], pool_file)
+    whole = run(config, tmp_path / "whole").results["methods"]
+    score, calls = RewardModel.score, [0]
+
+    def broken(self: RewardModel, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] > 3:
+            raise KeyboardInterrupt
+        return score(self, *args, **kwargs)
+
+    monkeypatch.setattr(RewardModel, "score", broken)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "out")
+    kept = tmp_path / "out" / "scores" / "1.jsonl"
+    kept.write_text(kept.read_text() + '{"prompt": "torn')
+    calls[0] = -100
+    again = run(config, tmp_path / "out", resume=True).results["methods"]
+    assert calls[0] == -97, "what was scored is not scored again"
+    for name, one in whole.items():
+        assert again[name]["gold"] == one["gold"]
+        assert again[name]["law"] == one["law"]
+
+
+def test_scores_of_other_pools_are_not_taken(models, pool_file: Path, tmp_path: Path, write_jsonl) -> None:
+    rows = [json.loads(line) for line in pool_file.read_text().splitlines()]
+    file = write_jsonl(tmp_path / "pools.jsonl", rows)
+    run(settings(models[:1], file), tmp_path / "out")
+    write_jsonl(file, [{**row, "prompt": f"w1 {row['prompt']}"} for row in rows])
+    with pytest.raises(EvaluationError, match=r"gold\.jsonl holds scores of other pools than those read now"):
+        run(settings(models[:1], file), tmp_path / "out", resume=True)
+
+
+def test_what_cannot_be_judged_is_refused(models, pool_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="methods=ppo: expected bon"):
+        run(settings(models, pool_file, methods=("bon", "ppo")), tmp_path / "a")
+    with pytest.raises(ConfigError, match="names has 1 entries for 4 models"):
+        run(settings(models, pool_file, names=("x",)), tmp_path / "a")
+    with pytest.raises(DataError, match="has 9 answers for n up to 9, expected more answers than the largest n"):
+        run(settings(models, pool_file, n=(1, 9)), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_names_come_from_paths() -> None:
+    assert method_names(["runs/dense/model", "/x/warm_3/model", "mine", "m.7"]) == ["dense", "warm", "mine", "m"]
+    assert method_names(["runs/dense-seed0/model", "runs/umm/moe", "runs/umm/2/model"]) == ["dense", "umm (moe)", "umm"]
+
+
+def test_the_command_prints_the_headline(models, pool_file: Path, tmp_path: Path) -> None:
+    arguments = ["stress", models[0], models[2], str(tmp_path / "out"), f"pool={pool_file}", "gold=scores", "n=1,2,4", "precision=fp32"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "gold of the best of 4: a " in done.output
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 2
+    assert "is not empty" in again.output
+    assert CliRunner().invoke(app, [*arguments, "--resume"]).exit_code == 0
+    rewards = np.array([json.loads(line)["scores"] for line in (tmp_path / "out" / "scores" / "0.jsonl").read_text().splitlines()])
+    assert rewards.shape == (20, 9)
