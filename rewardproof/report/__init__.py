@@ -6,14 +6,13 @@ Figures import matplotlib and the page imports jinja2 when they are called, so t
 from rewardproof.report.figure_style import SavedFigure, save_figure
 from rewardproof.report.figures import (
     accuracy_figure,
-    best_of_n_figure,
     coefficients_figure,
-    hacking_figure,
     regimes_figure,
     reliability_figure,
     routing_figure,
     training_figure,
 )
+from rewardproof.report.optimisation_figures import best_of_n_figure, hacking_figure
 from rewardproof.report.page import Page, PageFigure, Section, provenance_rows, write_page
 from rewardproof.report.tables import Cell, Table, console_table, format_cell, format_interval, markdown_table
 

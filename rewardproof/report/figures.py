@@ -10,97 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rewardproof.errors import EvaluationError
-from rewardproof.report.figure_style import COLOURS, HAIRLINE, INK, LINES, MARKERS, MUTED, figure_style, legend_above, new_figure
+from rewardproof.report.figure_style import COLOURS, HAIRLINE, INK, MARKERS, MUTED, figure_style, legend_above, new_figure
 from rewardproof.statistics import Interval, Reliability, effective_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rewardproof.evaluation import BestOfNCurve, Hacking
     from rewardproof.statistics.checks import Numbers
-
-
-def best_of_n_figure(curves: Mapping[str, BestOfNCurve]) -> Figure:
-    """Gold and proxy against n: a proxy that climbs while gold stalls or falls is being gamed.
-
-    Proxies are shown in standard deviations of each proxy over its own pools, since rewards of two models share no unit.
-
-    Args:
-        curves: Name of the reward model to its curve.
-
-    Returns:
-        Two panels with bands of the intervals; the grey dotted line of the gold panel is the ceiling (gold picks).
-
-    Raises:
-        EvaluationError: If there is no curve.
-
-    Example:
-        >>> from rewardproof.evaluation import best_of_n_curve
-        >>> curve = best_of_n_curve([[0.0, 1.0, 2.0]] * 3, [[0.0, 1.0, 0.5]] * 3, [1, 2])
-        >>> [axes.get_title(loc="left") for axes in best_of_n_figure({"dense": curve}).axes]
-        ['Gold: what is wanted', 'Proxy: what is optimised']
-    """
-    _require(curves, "curves")
-    with figure_style():
-        figure = new_figure(6.6, 3.6)
-        gold, proxy = figure.subplots(1, 2)
-        for i, (name, curve) in enumerate(curves.items()):
-            unit = curve.proxy_std or 1.0
-            for axes, intervals, zero, one in ((gold, curve.gold, 0.0, 1.0), (proxy, curve.proxy, curve.proxy_mean, unit)):
-                _band(axes, curve.ns, points=[_shift(x, zero, one) for x in intervals], index=i, name=name)
-        widest = max(curves.values(), key=lambda curve: curve.ns[-1])
-        gold.plot(widest.ns, [x.estimate for x in widest.oracle], color=MUTED, linestyle=":", linewidth=1.2, label="ceiling (gold picks)")
-        for axes, title, label in (
-            (gold, "Gold: what is wanted", "mean gold score of the pick"),
-            (proxy, "Proxy: what is optimised", "standard deviations above the mean"),
-        ):
-            axes.set_title(title)
-            axes.set_ylabel(label)
-            _answers_axis(axes, widest.ns)
-        legend_above(figure, gold)
-    return figure
-
-
-def hacking_figure(methods: Mapping[str, Hacking]) -> Figure:
-    """Gold and proxy against the root of the KL of best of n, bands over training seeds and prompts.
-
-    Args:
-        methods: Name of the method to how it fared.
-
-    Returns:
-        Two panels; the grey dotted line of the gold panel is the ceiling (gold picks).
-
-    Raises:
-        EvaluationError: If there is no method.
-
-    Example:
-        >>> from rewardproof.evaluation import BestOfNRuns
-        >>> runs = BestOfNRuns([[[0.0, 1.0, 2.0]] * 3], [[0.0, 1.0, 0.5]] * 3, [1, 2], ["a", "b", "c"])
-        >>> [axes.get_title(loc="left") for axes in hacking_figure({"dense": runs.summary()}).axes]
-        ['Gold: what is wanted', 'Proxy: what is optimised']
-    """
-    _require(methods, "methods")
-    with figure_style():
-        figure = new_figure(6.6, 3.6)
-        gold, proxy = figure.subplots(1, 2)
-        for i, (name, one) in enumerate(methods.items()):
-            distances = [value**0.5 for value in one.kl]
-            for axes, intervals in ((gold, one.gold), (proxy, one.proxy)):
-                _band(axes, distances, points=[_shift(interval, 0.0, 1.0) for interval in intervals], index=i, name=name)
-        first = next(iter(methods.values()))
-        ceiling = {"color": MUTED, "linestyle": ":", "linewidth": 1.2, "label": "ceiling (gold picks)"}
-        gold.plot([value**0.5 for value in first.kl], first.ceiling, **ceiling)
-        for axes, title, label in (
-            (gold, "Gold: what is wanted", "mean gold score of the pick"),
-            (proxy, "Proxy: what is optimised", "standard deviations above the mean"),
-        ):
-            axes.set_title(title)
-            axes.set_ylabel(label)
-            axes.set_xlabel("square root of KL, nats")
-            axes.margins(x=0.03)
-        legend_above(figure, gold)
-    return figure
 
 
 def accuracy_figure(models: Mapping[str, Mapping[str, Interval]], *, chance: float | None = 0.5) -> Figure:
@@ -122,7 +39,7 @@ def accuracy_figure(models: Mapping[str, Mapping[str, Interval]], *, chance: flo
         ['all']
     """
     parts = list(dict.fromkeys(part for by_part in models.values() for part in by_part))
-    _require(parts, "parts")
+    require(parts, "parts")
     step = min(0.24, 0.7 / len(models))
     with figure_style():
         figure = new_figure(6.2, 1.3 + len(parts) * max(0.42, 0.2 * len(models) + 0.14))
@@ -163,7 +80,7 @@ def reliability_figure(table: Reliability) -> Figure:
         >>> len(reliability_figure(reliability([0.6, 0.9], [1, 1], span=(0.5, 1.0))).axes)
         2
     """
-    _require(table.bins, "bins")
+    require(table.bins, "bins")
     low, high = (50, 100) if min(b.low for b in table.bins) >= 0.5 else (0, 100)
     with figure_style():
         figure = new_figure(4.6, 4.6)
@@ -320,7 +237,7 @@ def training_figure(
         ['Training loss', 'Held-out accuracy']
     """
     losses, accuracies = ([(row[step], row[key]) for row in rows if key in row and step in row] for key in (loss, accuracy))
-    _require(losses, f"rows with {loss!r}")
+    require(losses, f"rows with {loss!r}")
     with figure_style():
         figure = new_figure(6.6 if accuracies else 4.6, 3.0)
         panels = np.atleast_1d(np.asarray(figure.subplots(1, 2 if accuracies else 1)))
@@ -343,28 +260,14 @@ def training_figure(
     return figure
 
 
-def _require(items: Any, name: str) -> None:
+def require(items: Any, name: str) -> None:
+    """Refuse to draw nothing.
+
+    Raises:
+        EvaluationError: There is no item.
+    """
     if not len(items):
         raise EvaluationError(f"no {name} to draw; expected at least one. An empty figure would look like a result: leave it out.")
-
-
-def _shift(interval: Interval, zero: float, unit: float) -> tuple[float, float, float]:
-    return (interval.estimate - zero) / unit, (interval.low - zero) / unit, (interval.high - zero) / unit
-
-
-def _band(axes: Axes, ns: Sequence[float], *, points: list[tuple[float, float, float]], index: int, name: str) -> None:
-    estimate, low, high = zip(*points, strict=True)
-    colour = COLOURS[index % len(COLOURS)]
-    axes.fill_between(ns, low, high, color=colour, alpha=0.13, linewidth=0)
-    axes.plot(ns, estimate, color=colour, linestyle=LINES[index % len(LINES)], marker=MARKERS[index % len(MARKERS)], label=name)
-
-
-def _answers_axis(axes: Axes, ns: Sequence[int]) -> None:
-    axes.set_xscale("log", base=2)
-    ticks = list(ns) if len(ns) <= 7 else [n for i, n in enumerate(ns) if i % -(-len(ns) // 6) == 0]
-    axes.set_xticks(ticks, [f"{n:,}".replace(",", " ") for n in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("answers to pick from, n")
 
 
 def _matrix(values: Numbers, layer_names: Sequence[str]) -> np.ndarray:

@@ -1,0 +1,117 @@
+"""Figures of optimisation against a reward model: gold, which is wanted, beside the proxy, which is optimised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rewardproof.report.figure_style import COLOURS, LINES, MARKERS, MUTED, figure_style, legend_above, new_figure
+from rewardproof.report.figures import require
+from rewardproof.statistics import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from rewardproof.evaluation import BestOfNCurve, Hacking
+
+
+def best_of_n_figure(curves: Mapping[str, BestOfNCurve]) -> Figure:
+    """Gold and proxy against n: a proxy that climbs while gold stalls or falls is being gamed.
+
+    Proxies are shown in standard deviations of each proxy over its own pools, since rewards of two models share no unit.
+
+    Args:
+        curves: Name of the reward model to its curve.
+
+    Returns:
+        Two panels with bands of the intervals; the grey dotted line of the gold panel is the ceiling (gold picks).
+
+    Raises:
+        EvaluationError: If there is no curve.
+
+    Example:
+        >>> from rewardproof.evaluation import best_of_n_curve
+        >>> curve = best_of_n_curve([[0.0, 1.0, 2.0]] * 3, [[0.0, 1.0, 0.5]] * 3, [1, 2])
+        >>> [axes.get_title(loc="left") for axes in best_of_n_figure({"dense": curve}).axes]
+        ['Gold: what is wanted', 'Proxy: what is optimised']
+    """
+    require(curves, "curves")
+    with figure_style():
+        figure = new_figure(6.6, 3.6)
+        gold, proxy = figure.subplots(1, 2)
+        for i, (name, curve) in enumerate(curves.items()):
+            unit = curve.proxy_std or 1.0
+            for axes, intervals, zero, one in ((gold, curve.gold, 0.0, 1.0), (proxy, curve.proxy, curve.proxy_mean, unit)):
+                _band(axes, curve.ns, points=[_shift(x, zero, one) for x in intervals], index=i, name=name)
+        widest = max(curves.values(), key=lambda curve: curve.ns[-1])
+        gold.plot(widest.ns, [x.estimate for x in widest.oracle], color=MUTED, linestyle=":", linewidth=1.2, label="ceiling (gold picks)")
+        for axes, title, label in (
+            (gold, "Gold: what is wanted", "mean gold score of the pick"),
+            (proxy, "Proxy: what is optimised", "standard deviations above the mean"),
+        ):
+            axes.set_title(title)
+            axes.set_ylabel(label)
+            _answers_axis(axes, widest.ns)
+        legend_above(figure, gold)
+    return figure
+
+
+def hacking_figure(methods: Mapping[str, Hacking]) -> Figure:
+    """Gold and proxy against the root of the KL of best of n, bands over training seeds and prompts.
+
+    Args:
+        methods: Name of the method to how it fared.
+
+    Returns:
+        Two panels; the grey dotted line of the gold panel is the ceiling (gold picks).
+
+    Raises:
+        EvaluationError: If there is no method.
+
+    Example:
+        >>> from rewardproof.evaluation import BestOfNRuns
+        >>> runs = BestOfNRuns([[[0.0, 1.0, 2.0]] * 3], [[0.0, 1.0, 0.5]] * 3, [1, 2], ["a", "b", "c"])
+        >>> [axes.get_title(loc="left") for axes in hacking_figure({"dense": runs.summary()}).axes]
+        ['Gold: what is wanted', 'Proxy: what is optimised']
+    """
+    require(methods, "methods")
+    with figure_style():
+        figure = new_figure(6.6, 3.6)
+        gold, proxy = figure.subplots(1, 2)
+        for i, (name, one) in enumerate(methods.items()):
+            distances = [value**0.5 for value in one.kl]
+            for axes, intervals in ((gold, one.gold), (proxy, one.proxy)):
+                _band(axes, distances, points=[_shift(interval, 0.0, 1.0) for interval in intervals], index=i, name=name)
+        first = next(iter(methods.values()))
+        ceiling = {"color": MUTED, "linestyle": ":", "linewidth": 1.2, "label": "ceiling (gold picks)"}
+        gold.plot([value**0.5 for value in first.kl], first.ceiling, **ceiling)
+        for axes, title, label in (
+            (gold, "Gold: what is wanted", "mean gold score of the pick"),
+            (proxy, "Proxy: what is optimised", "standard deviations above the mean"),
+        ):
+            axes.set_title(title)
+            axes.set_ylabel(label)
+            axes.set_xlabel("square root of KL, nats")
+            axes.margins(x=0.03)
+        legend_above(figure, gold)
+    return figure
+
+
+def _shift(interval: Interval, zero: float, unit: float) -> tuple[float, float, float]:
+    return (interval.estimate - zero) / unit, (interval.low - zero) / unit, (interval.high - zero) / unit
+
+
+def _band(axes: Axes, ns: Sequence[float], *, points: list[tuple[float, float, float]], index: int, name: str) -> None:
+    estimate, low, high = zip(*points, strict=True)
+    colour = COLOURS[index % len(COLOURS)]
+    axes.fill_between(ns, low, high, color=colour, alpha=0.13, linewidth=0)
+    axes.plot(ns, estimate, color=colour, linestyle=LINES[index % len(LINES)], marker=MARKERS[index % len(MARKERS)], label=name)
+
+
+def _answers_axis(axes: Axes, ns: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    ticks = list(ns) if len(ns) <= 7 else [n for i, n in enumerate(ns) if i % -(-len(ns) // 6) == 0]
+    axes.set_xticks(ticks, [f"{n:,}".replace(",", " ") for n in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("answers to pick from, n")
