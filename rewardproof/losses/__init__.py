@@ -1,23 +1,36 @@
-"""Losses: pure functions of scores and router probabilities. They import torch and nothing else; they know no model and no batch.
+"""Losses: pure functions of scores, log-probabilities and router probabilities. They import torch alone; they know no model and no batch.
 
 Every function computes in float32 whatever it is given (float64 stays float64), because a bf16 gap of 0.01 is already rounded away.
 """
 
+from rewardproof.losses.advantages import gae, group_relative, leave_one_out
 from rewardproof.losses.bradley_terry import bradley_terry
 from rewardproof.losses.centering import centering, reward_l2
+from rewardproof.losses.divergence import KL, exact_kl, sampled_kl
+from rewardproof.losses.policy_gradient import Aggregate, clipped_surrogate, clipped_value_loss, masked_mean
 from rewardproof.losses.reduction import Reduction
 from rewardproof.losses.router_balance import importance_load_balance, smooth_load, squared_variation, switch_balance
 from rewardproof.losses.totals import Total, over_processes, own_part
 
 __all__ = [
+    "KL",
+    "Aggregate",
     "Reduction",
     "Total",
     "bradley_terry",
     "centering",
+    "clipped_surrogate",
+    "clipped_value_loss",
+    "exact_kl",
+    "gae",
+    "group_relative",
     "importance_load_balance",
+    "leave_one_out",
+    "masked_mean",
     "over_processes",
     "own_part",
     "reward_l2",
+    "sampled_kl",
     "smooth_load",
     "squared_variation",
     "switch_balance",
