@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from rewardproof.errors import CheckpointError, ConfigError, RewardproofError
 from rewardproof.report import markdown_table, regimes_figure
@@ -110,27 +111,35 @@ def build(root: Path) -> list[str]:
 
 
 def draw(root: Path) -> list[Path]:
-    """For every study, setting and method whose rows tell how experts and subsets relate, the figure of it, mean over seeds."""
+    """The figures that a document shows of how the experts of a study's method and the subsets relate, mean over seeds."""
+    documents = "".join((root / name).read_text() for name in DOCUMENTS)
     drawn: list[Path] = []
     for study in sorted(path.parent for path in (root / "results").glob("*/pairs")):
         for setting, found in load_settings(study, study / "pairs").items():
             for method, rows in found.rows.items():
                 told = [row["experts"] for row in rows.values() if "regime_weights" in row.get("experts", {})]
-                if told:
-                    drawn.append(_regimes(told, root / "docs" / "figures" / f"regimes-{setting}-{method}.png"))
+                name = f"regimes-{setting}-{method}.png"
+                if told and name in documents:
+                    drawn.append(_regimes(told, root / "docs" / "figures" / name))
     return drawn
 
 
 def _regimes(told: list[dict[str, Any]], file: Path) -> Path:
-    weights = {
-        regime: np.mean([list(entry["regime_weights"][regime].values()) for entry in told], axis=0) for regime in told[0]["regime_weights"]
-    }
+    regimes = list(told[0]["regime_weights"])
+    tables = [_in_order(np.array([list(entry["regime_weights"][regime].values()) for regime in regimes])) for entry in told]
+    weights = dict(zip(regimes, np.mean(tables, axis=0), strict=True))
     information = np.mean([list(entry["regime_information"].values()) for entry in told], axis=0)
     layers = [f"layer {layer}" for layer in told[0]["regime_information"]]
     experts = [f"{number + 1}" for number in range(next(iter(weights.values())).shape[1])]
     file.parent.mkdir(exist_ok=True)
     regimes_figure(weights, information, layers, expert_names=experts).savefig(file, dpi=150)
     return file
+
+
+def _in_order(weights_RLE: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Experts by how much more they work for the first regime than for the others: their numbers mean nothing from seed to seed."""
+    more_E = weights_RLE[0].mean(axis=0) - weights_RLE[1:].mean(axis=(0, 1))
+    return weights_RLE[:, :, np.argsort(-more_E, kind="stable")]
 
 
 def published(run: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rewardproof.errors import CheckpointError, ConfigError
@@ -112,6 +113,28 @@ def test_a_single_run_is_published_without_this_machines_folders(script: ModuleT
         "headline": "good", "accuracy": {"overall": 1}, "peak_memory_gb": 1, "config": {"data": "$DATA/pairs.jsonl"},
         "provenance": {"commit": "abc"},
     }  # fmt: skip
+
+
+def test_figures_of_documents_are_drawn_with_experts_in_one_order(
+    script: ModuleType, out: Path, tmp_path: Path, monkeypatch
+) -> None:
+    weights = np.array([[[0.9, 0.1], [0.7, 0.3]], [[0.2, 0.8], [0.4, 0.6]]])
+    for seed, flip in ((0, 1), (1, -1)):  # experts of another seed have other numbers
+        file = out / "cells" / f"mixed--umm--{seed}.json"
+        told = {name: {"0": part[0].tolist(), "1": part[1].tolist()} for name, part in zip("ab", weights[:, :, ::flip], strict=True)}
+        row = json.loads(file.read_text()) | {"experts": {"regime_weights": told, "regime_information": {"0": 0.3, "1": 0.5}}}
+        file.write_text(json.dumps(row))
+    script.collect(out, tmp_path / "results")
+    seen: list[Any] = []
+    figure = script.regimes_figure
+    monkeypatch.setattr(script, "regimes_figure", lambda *shown, **names: (seen.append(shown), figure(*shown, **names))[1])
+    for name, text in (("README.md", ""), ("docs/results.md", "![](figures/regimes-mixed-umm.png)")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert script.draw(tmp_path) == [tmp_path / "docs" / "figures" / "regimes-mixed-umm.png"]
+    np.testing.assert_allclose([seen[0][0]["a"], seen[0][0]["b"]], weights)
+    (tmp_path / "docs" / "results.md").write_text("")
+    assert script.draw(tmp_path) == []
 
 
 def test_an_unknown_verb_says_which_there_are(script: ModuleType) -> None:

@@ -18,7 +18,7 @@ from rewardproof.report.tables import Cell, Table, format_interval
 from rewardproof.statistics import Interval, crossed_interval, wilson
 from rewardproof.statistics.checks import FloatArray
 
-BASELINES = ("dense", "warm")
+BASELINES = ("dense", "warm", "linear_probe")
 LENGTH_RULE = "the longer answer wins"
 OTHER_PAIRS = "not on the same pairs"
 WINS = {"1": 1.0, "0": 0.0, "=": 0.5}
