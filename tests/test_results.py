@@ -115,9 +115,7 @@ def test_a_single_run_is_published_without_this_machines_folders(script: ModuleT
     }  # fmt: skip
 
 
-def test_figures_of_documents_are_drawn_with_experts_in_one_order(
-    script: ModuleType, out: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_figures_of_documents_are_drawn_with_experts_in_one_order(script: ModuleType, out: Path, tmp_path: Path, monkeypatch) -> None:
     weights = np.array([[[0.9, 0.1], [0.7, 0.3]], [[0.2, 0.8], [0.4, 0.6]]])
     for seed, flip in ((0, 1), (1, -1)):  # experts of another seed have other numbers
         file = out / "cells" / f"mixed--umm--{seed}.json"
