@@ -53,8 +53,8 @@ def _compared(found: Stressed) -> Section:
             )
         )
     first_name, first = next(iter(found.hacking.items()))
-    rows.append(("a random answer", None, _number(first.random_gold), "–", "–", None, "–", "–"))
-    rows.append(("gold's own choice", None, f"{first.ceiling[-1]:.3f}", "–", "–", None, "–", "–"))
+    rows.append(("a random answer", "–", _number(first.random_gold), "–", "–", "–", "–", "–"))
+    rows.append(("gold's own choice", "–", f"{first.ceiling[-1]:.3f}", "–", "–", "–", "–", "–"))
     columns = (
         "method", "seeds", f"gold of best of {first.ns[-1]}", f"gain over {first_name}", "lost since the peak", "peak at n",
         "KL there, nats", "promised beyond gold, SD",
