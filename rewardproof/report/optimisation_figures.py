@@ -39,19 +39,14 @@ def best_of_n_figure(curves: Mapping[str, BestOfNCurve]) -> Figure:
     require(curves, "curves")
     with figure_style():
         figure = new_figure(6.6, 3.6)
-        gold, proxy = figure.subplots(1, 2)
+        gold, proxy = _panels(figure)
         for i, (name, curve) in enumerate(curves.items()):
             unit = curve.proxy_std or 1.0
             for axes, intervals, zero, one in ((gold, curve.gold, 0.0, 1.0), (proxy, curve.proxy, curve.proxy_mean, unit)):
                 _band(axes, curve.ns, points=[_shift(x, zero, one) for x in intervals], index=i, name=name)
         widest = max(curves.values(), key=lambda curve: curve.ns[-1])
         gold.plot(widest.ns, [x.estimate for x in widest.oracle], color=MUTED, linestyle=":", linewidth=1.2, label="ceiling (gold picks)")
-        for axes, title, label in (
-            (gold, "Gold: what is wanted", "mean gold score of the pick"),
-            (proxy, "Proxy: what is optimised", "standard deviations above the mean"),
-        ):
-            axes.set_title(title)
-            axes.set_ylabel(label)
+        for axes in (gold, proxy):
             _answers_axis(axes, widest.ns)
         legend_above(figure, gold)
     return figure
@@ -78,7 +73,7 @@ def hacking_figure(methods: Mapping[str, Hacking]) -> Figure:
     require(methods, "methods")
     with figure_style():
         figure = new_figure(6.6, 3.6)
-        gold, proxy = figure.subplots(1, 2)
+        gold, proxy = _panels(figure)
         for i, (name, one) in enumerate(methods.items()):
             distances = [value**0.5 for value in one.kl]
             for axes, intervals in ((gold, one.gold), (proxy, one.proxy)):
@@ -86,16 +81,23 @@ def hacking_figure(methods: Mapping[str, Hacking]) -> Figure:
         first = next(iter(methods.values()))
         ceiling = {"color": MUTED, "linestyle": ":", "linewidth": 1.2, "label": "ceiling (gold picks)"}
         gold.plot([value**0.5 for value in first.kl], first.ceiling, **ceiling)
-        for axes, title, label in (
-            (gold, "Gold: what is wanted", "mean gold score of the pick"),
-            (proxy, "Proxy: what is optimised", "standard deviations above the mean"),
-        ):
-            axes.set_title(title)
-            axes.set_ylabel(label)
+        for axes in (gold, proxy):
             axes.set_xlabel("square root of KL, nats")
             axes.margins(x=0.03)
         legend_above(figure, gold)
     return figure
+
+
+def _panels(figure: Figure) -> tuple[Axes, Axes]:
+    """The panels of gold and of the proxy, with their headings and scales."""
+    gold, proxy = figure.subplots(1, 2)
+    for axes, title, label in (
+        (gold, "Gold: what is wanted", "mean gold score of the pick"),
+        (proxy, "Proxy: what is optimised", "standard deviations above the mean"),
+    ):
+        axes.set_title(title)
+        axes.set_ylabel(label)
+    return gold, proxy
 
 
 def _shift(interval: Interval, zero: float, unit: float) -> tuple[float, float, float]:

@@ -155,7 +155,7 @@ def _judge_mixture(cell: Cell, place: Place) -> None:
         )
         results["merge"] = merge_mixture(mixture, work)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    results["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    results["parameters"] = mixture.parameters
     rewards = scored(mixture, prepared.held_out_tokens, place.progress)
     accuracy = pair_accuracy(prepared.held_out, rewards)
     directory.write_json("held_out.json", pair_outcomes(prepared.held_out, rewards))
