@@ -7,11 +7,11 @@ conversations of a group share is found on the tokens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from rewardproof.data.group import Group, Message
+from rewardproof.data.group import Group, Message, as_chat
 from rewardproof.errors import DataError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def render(group: Group, answer: Sequence[Message], tokenizer: PreTrainedTokeniz
     messages = [*group.prompt, *answer]
     if group.raw:
         return "".join(message.content for message in messages)
-    return str(tokenizer.apply_chat_template(_dicts(messages), tokenize=False))
+    return str(tokenizer.apply_chat_template(as_chat(messages), tokenize=False))
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, *, raw: bool) -> tuple[int, ...]:
@@ -134,7 +134,7 @@ def _opening(group: Group, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...
     if group.raw:
         text = "".join(message.content for message in group.prompt)
         return tuple(int(token) for token in tokenizer(text, add_special_tokens=True)["input_ids"])
-    text = str(tokenizer.apply_chat_template(_dicts(group.prompt), tokenize=False, add_generation_prompt=True))
+    text = str(tokenizer.apply_chat_template(as_chat(group.prompt), tokenize=False, add_generation_prompt=True))
     return encode_text(text, tokenizer, raw=False)
 
 
@@ -143,10 +143,6 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
         if one != other:
             return position
     return min(len(left), len(right))
-
-
-def _dicts(messages: Iterable[Message]) -> list[dict[str, Any]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def encode_groups(

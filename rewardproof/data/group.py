@@ -7,7 +7,7 @@ group of n. It holds text; `encoding.py` turns it into tokens.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +19,16 @@ class Message(NamedTuple):
 
     role: str
     content: str
+
+
+def as_chat(messages: Iterable[Message]) -> list[dict[str, str]]:
+    """Messages as chat templates and JSON have them.
+
+    Example:
+        >>> as_chat([Message("user", "Hi")])
+        [{'role': 'user', 'content': 'Hi'}]
+    """
+    return [message._asdict() for message in messages]
 
 
 @dataclass(frozen=True, slots=True)

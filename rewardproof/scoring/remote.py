@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from typing import Any
 
-from rewardproof.data.group import Group
+from rewardproof.data.group import Group, as_chat
 from rewardproof.errors import EvaluationError
 
 log = logging.getLogger(__name__)
@@ -82,10 +82,7 @@ class RemoteScorer:
 
 
 def _as_json(group: Group) -> dict[str, Any]:
-    def messages(turns: Sequence[Any]) -> list[dict[str, str]]:
-        return [{"role": turn.role, "content": turn.content} for turn in turns]
-
-    return {"id": group.id, "prompt": messages(group.prompt), "answers": [messages(answer) for answer in group.answers]}
+    return {"id": group.id, "prompt": as_chat(group.prompt), "answers": [as_chat(answer) for answer in group.answers]}
 
 
 def _checked(answer: Any, groups: Sequence[Group]) -> list[tuple[float, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rewardproof.data.formats.fields import Format, JsonRow, field_of, numbers_of, shared_columns, texts_of, turns_of
-from rewardproof.data.group import Group, Message
+from rewardproof.data.group import Group, Message, as_chat
 
 
 def matches(row: JsonRow) -> bool:
@@ -44,7 +44,7 @@ def to_row(group: Group) -> dict[str, Any]:
 def _plain(turns: tuple[Message, ...], role: str) -> str | list[dict[str, str]]:
     if len(turns) == 1 and turns[0].role == role:
         return turns[0].content
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
+    return as_chat(turns)
 
 
 ROWS = Format("rows", "our own rows: prompt, answers and, optionally, scores", matches, to_group, plain_columns=("prompt",))
