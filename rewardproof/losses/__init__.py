@@ -3,11 +3,11 @@
 Every function computes in float32 whatever it is given (float64 stays float64), because a bf16 gap of 0.01 is already rounded away.
 """
 
-from rewardproof.losses.advantages import gae, group_relative, leave_one_out
+from rewardproof.losses.advantages import gae, group_relative, leave_one_out, whitened
 from rewardproof.losses.bradley_terry import bradley_terry
 from rewardproof.losses.centering import centering, reward_l2
 from rewardproof.losses.divergence import KL, exact_kl, sampled_kl
-from rewardproof.losses.policy_gradient import Aggregate, clipped_surrogate, clipped_value_loss, masked_mean
+from rewardproof.losses.policy_gradient import Aggregate, clipped_surrogate, clipped_value_loss, token_weights
 from rewardproof.losses.reduction import Reduction
 from rewardproof.losses.router_balance import importance_load_balance, smooth_load, squared_variation, switch_balance
 from rewardproof.losses.totals import Total, over_processes, own_part
@@ -26,7 +26,6 @@ __all__ = [
     "group_relative",
     "importance_load_balance",
     "leave_one_out",
-    "masked_mean",
     "over_processes",
     "own_part",
     "reward_l2",
@@ -34,4 +33,6 @@ __all__ = [
     "smooth_load",
     "squared_variation",
     "switch_balance",
+    "token_weights",
+    "whitened",
 ]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rewardproof.errors import ConfigError
 from rewardproof.losses.reduction import full_precision
+from rewardproof.losses.totals import Total, own_part
 
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, discount: float = 1.0, trace: float = 0.95) -> tuple[Tensor, Tensor]:
@@ -80,13 +81,20 @@ def group_relative(rewards_PK: Tensor, *, scaled: bool = True, epsilon: float = 
     return centred_PK / (rewards_PK.std(dim=1, keepdim=True) + epsilon) if scaled else centred_PK
 
 
-def whitened(values_BT: Tensor, mask_BT: Tensor, *, epsilon: float = 1e-8) -> Tensor:
-    """Values less their mean over the masked tokens, over their standard deviation; zero outside the mask."""
+def whitened(values_BT: Tensor, mask_BT: Tensor, *, total: Total = own_part, epsilon: float = 1e-8) -> Tensor:
+    """Values less their mean over the masked tokens, over their standard deviation; zero outside the mask.
+
+    Args:
+        values_BT: One a token.
+        mask_BT: Which tokens count.
+        total: Sums over the processes that hold parts of the batch.
+        epsilon: Added to the variance.
+    """
     values_BT = full_precision(values_BT)
     mask_BT = mask_BT.to(values_BT.dtype)
-    count = mask_BT.sum()
-    centred_BT = (values_BT - (values_BT * mask_BT).sum() / count) * mask_BT
-    return centred_BT / ((centred_BT**2).sum() / count + epsilon).sqrt()
+    count, summed = total(torch.stack((mask_BT.sum(), (values_BT * mask_BT).sum())))
+    centred_BT = (values_BT - summed / count) * mask_BT
+    return centred_BT / (total((centred_BT**2).sum()) / count + epsilon).sqrt()
 
 
 def _several(rewards_PK: Tensor, name: str) -> int:

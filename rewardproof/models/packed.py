@@ -92,18 +92,26 @@ def answer_log_probs(model: PreTrainedModel, batch: PackedBatch, *, backend: str
     Raises:
         ModelError: The model has no language-model head.
     """
+    states_LD = hidden_states(model, batch, backend=backend)[batch.logit_index_L]
+    pieces = zip(next_token_log_probs(model, states_LD, chunk=chunk), batch.target_L.split(chunk), strict=True)
+    return torch.cat([log_probs.gather(1, targets[:, None])[:, 0] for log_probs, targets in pieces])
+
+
+def next_token_log_probs(model: PreTrainedModel, states_LD: Tensor, *, temperature: float = 1.0, chunk: int = 1024) -> Iterator[Tensor]:
+    """Log-probabilities over the vocabulary after each final hidden state, `(chunk, V)` at a time.
+
+    Raises:
+        ModelError: The model has no language-model head.
+    """
     head = model.get_output_embeddings()
     if head is None:
         raise ModelError(f"{type(model).__name__} has no language-model head, expected a causal model; log-probabilities need one.")
-    states_LD = hidden_states(model, batch, backend=backend)[batch.logit_index_L]
     cap = getattr(model.config, "final_logit_softcapping", None)
-    pieces: list[Tensor] = []
-    for states, targets in zip(states_LD.split(chunk), batch.target_L.split(chunk), strict=True):
+    for states in states_LD.split(chunk):
         logits = head(states).float()
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
-        pieces.append(logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0])
-    return torch.cat(pieces)
+        yield (logits / temperature).log_softmax(dim=-1)
 
 
 def conversations_of(batch: PackedBatch) -> list[Tensor]:

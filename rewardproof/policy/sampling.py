@@ -57,12 +57,17 @@ class Answer:
     Attributes:
         token_ids: The answer's tokens, without the end-of-sequence token.
         logprob: Sum of log-probabilities (nats, at the sampling temperature, before top-p), the end token's included.
-        finished: It ended by itself, not at `max_new_tokens`.
+        end: The end-of-sequence token that was drawn, or `None` where the answer was cut at `max_new_tokens`.
     """
 
     token_ids: tuple[int, ...]
     logprob: float
-    finished: bool
+    end: int | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended by itself."""
+        return self.end is not None
 
 
 def sample(model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int, settings: Sampling | None = None) -> list[list[Answer]]:
@@ -185,9 +190,9 @@ class _Engine:
 
     def _finish(self, row: _Row) -> Iterator[tuple[int, list[Answer]]]:
         """Files an answer; yields its request if that was the last one."""
-        finished = row.text[-1] in self.eos
+        end = row.text[-1] if row.text[-1] in self.eos else None
         answers = self.done.setdefault(row.place, {})
-        answers[row.index] = Answer(tuple(row.text[:-1] if finished else row.text), row.logprob, finished)
+        answers[row.index] = Answer(tuple(row.text if end is None else row.text[:-1]), row.logprob, end)
         if len(answers) == len(self.requests[row.place].answers):
             yield row.place, [answers[index] for index in self.requests[row.place].answers]
 

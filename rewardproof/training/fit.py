@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from rewardproof.artifacts import Progress, is_main, silent
 from rewardproof.config import Section
-from rewardproof.errors import ConfigError, MissingExtraError
-from rewardproof.models.families import family_of, is_padded_only
+from rewardproof.errors import ConfigError
+from rewardproof.models.families import is_padded_only
 from rewardproof.models.heads import Head, fit_probe, set_head, set_normal_head
 from rewardproof.models.packed import position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, resolve_precision
@@ -27,6 +27,7 @@ from rewardproof.models.trunk import FrozenTrunk, TrunkCache
 from rewardproof.training.arguments import training_arguments
 from rewardproof.training.batches import Collator, TrainingGroup, TrainingSet
 from rewardproof.training.checkpoints import latest_whole
+from rewardproof.training.freezing import add_adapters, freeze_all_but
 from rewardproof.training.objective import Loss
 from rewardproof.training.processes import agreed, start
 from rewardproof.training.pulling import PullTogether
@@ -136,8 +137,8 @@ def fit(run: Fit) -> FitResult:
         raise ConfigError("No ordered pairs to train on, expected at least one; check the data and the report's counts of dropped rows.")
     _refuse_too_long(run)
     start()
-    adapters = _add_adapters(run)
-    trainable = _freeze(run)
+    adapters = _choose_trainable(run)
+    trainable = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
     with fed_module(run) as (module, collator):
         if run.head is not None:
             _start_head(run, module, collator)
@@ -223,39 +224,17 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
     )
 
 
-def _freeze(run: Fit) -> int:
-    model = run.model
+def _choose_trainable(run: Fit) -> Any:
+    """Freeze what does not train; gives peft's model where adapters train."""
+    model, score = run.model, run.model.get_submodule("score")
+    adapters = add_adapters(model, run.layers, run.lora, head=score) if run.lora else None
     if run.trainable is not None:
         model.requires_grad_(False)
         for parameter in run.trainable(model):
             parameter.requires_grad_(True)
-    elif not run.lora:
-        blocks = family_of(model).layer_list(model)
-        everything = len(run.layers) == len(blocks)
-        model.requires_grad_(everything)
-        for index in run.layers:
-            blocks[index].requires_grad_(True)
-        model.get_submodule("score").requires_grad_(True)
-        if not everything and len(run.layers):
-            for name, child in model.base_model.named_children():
-                if "norm" in name or name == "ln_f":
-                    child.requires_grad_(True)
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def _add_adapters(run: Fit) -> Any:
-    if not run.lora:
-        return None
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingExtraError("lora= needs peft, which is not installed; install it with: pip install 'rewardproof[lora]'") from error
-    try:
-        adapted = get_peft_model(run.model, LoraConfig(**{"layers_to_transform": list(run.layers), "modules_to_save": None, **run.lora}))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"Bad `lora:` settings: {error}. They are handed to peft.LoraConfig; correct the key or value named.") from error
-    run.model.get_submodule("score").requires_grad_(True)
-    return adapted
+    elif adapters is None:
+        freeze_all_but(model, run.layers, head=score)
+    return adapters
 
 
 @contextlib.contextmanager

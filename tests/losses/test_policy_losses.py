@@ -15,10 +15,10 @@ from rewardproof.losses import (
     gae,
     group_relative,
     leave_one_out,
-    masked_mean,
     sampled_kl,
+    token_weights,
+    whitened,
 )
-from rewardproof.losses.advantages import whitened
 
 torch.manual_seed(0)
 LENGTHS = (5, 3, 1)
@@ -93,7 +93,8 @@ def test_estimates_agree_with_the_exact_divergence_in_expectation() -> None:
 def test_at_the_sampled_policy_the_gradient_is_the_plain_policy_gradient(whole: bool) -> None:
     log_probs = SAMPLED.clone().requires_grad_()
     advantages = REWARDS[:, :1].expand(3, 5)
-    loss, clipped = clipped_surrogate(log_probs, SAMPLED, advantages, MASK, aggregate="sum" if not whole else "answer", whole_answers=whole)
+    weights = token_weights(MASK, "answer" if whole else "sum")
+    loss, clipped = clipped_surrogate(log_probs, SAMPLED, advantages, weights, whole_answers=whole)
     loss.backward()
     assert log_probs.grad is not None
     torch.testing.assert_close(log_probs.grad, -advantages * MASK / 3)
@@ -106,32 +107,38 @@ def test_the_gradient_is_that_of_finite_differences(aggregate, whole: bool) -> N
     start = SAMPLED + 0.3 * torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     def loss(point):
-        return clipped_surrogate(point, SAMPLED, REWARDS, MASK, aggregate=aggregate, whole_answers=whole)[0]
+        return clipped_surrogate(point, SAMPLED, REWARDS, token_weights(MASK, aggregate), whole_answers=whole)[0]
 
     assert torch.autograd.gradcheck(loss, (start.clone().requires_grad_(),), eps=1e-7, atol=1e-5)
 
 
 def test_clipping_stops_what_has_gone_far_enough_and_lets_back_what_went_wrong() -> None:
-    mask, sampled = torch.ones(1, 4, dtype=torch.float64), torch.zeros(1, 4, dtype=torch.float64)
+    weights, sampled = torch.full((1, 4), 0.25, dtype=torch.float64), torch.zeros(1, 4, dtype=torch.float64)
     moved = torch.tensor([[0.5, 0.5, -0.5, -0.5]], dtype=torch.float64).requires_grad_()
-    loss, clipped = clipped_surrogate(moved, sampled, torch.tensor([[1.0, -1.0, 1.0, -1.0]], dtype=torch.float64), mask)
+    loss, clipped = clipped_surrogate(moved, sampled, torch.tensor([[1.0, -1.0, 1.0, -1.0]], dtype=torch.float64), weights)
     loss.backward()
     assert moved.grad is not None
     assert (moved.grad[0] != 0).tolist() == [False, True, True, False]
-    assert clipped.item() == 0.5
+    assert clipped.item() == 2
 
 
 def test_values_may_not_profit_from_moving_far() -> None:
+    weights = token_weights(MASK, "token")
     sampled, returns = torch.zeros(3, 5, dtype=torch.float64), torch.ones(3, 5, dtype=torch.float64)
     near, far = (torch.full((3, 5), value, dtype=torch.float64) for value in (0.1, 0.9))
-    assert clipped_value_loss(near, sampled, returns, MASK).item() == pytest.approx(0.5 * 0.81)
-    assert clipped_value_loss(far, sampled, returns, MASK).item() == pytest.approx(0.5 * 0.64)
-    assert torch.autograd.gradcheck(lambda one: clipped_value_loss(one, VALUES, REWARDS, MASK), (VALUES + 0.1).requires_grad_())
+    assert clipped_value_loss(near, sampled, returns, weights).item() == pytest.approx(0.5 * 0.81)
+    assert clipped_value_loss(far, sampled, returns, weights).item() == pytest.approx(0.5 * 0.64)
+    assert torch.autograd.gradcheck(lambda one: clipped_value_loss(one, VALUES, REWARDS, weights), (VALUES + 0.1).requires_grad_())
 
 
-def test_what_is_masked_says_nothing() -> None:
+@pytest.mark.parametrize("aggregate", ["token", "answer", "sum"])
+def test_what_is_masked_says_nothing_and_parts_add_up(aggregate) -> None:
+    weights = token_weights(MASK, aggregate)
     garbage = SAMPLED + 9 * (1 - MASK)
-    for aggregate in ("token", "answer", "sum"):
-        assert masked_mean(garbage, MASK, aggregate).item() == pytest.approx(masked_mean(SAMPLED, MASK, aggregate).item())
-        one, other = (clipped_surrogate(point, VALUES, REWARDS, MASK, aggregate=aggregate)[0] for point in (garbage, SAMPLED))
-        torch.testing.assert_close(one, other)
+    whole, other = (clipped_surrogate(point, VALUES, REWARDS, weights)[0] for point in (SAMPLED, garbage))
+    torch.testing.assert_close(whole, other)
+    parts = [
+        clipped_surrogate(SAMPLED[rows], VALUES[rows], REWARDS[rows], token_weights(MASK[rows], aggregate, n_tokens=9, n_answers=3))[0]
+        for rows in (slice(0, 1), slice(1, 3))
+    ]
+    torch.testing.assert_close(torch.stack(parts).sum(), whole)
