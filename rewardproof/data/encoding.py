@@ -123,12 +123,13 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, *, raw: bool) -> 
 def encode_group(group: Group, tokenizer: PreTrainedTokenizerBase, *, index: int = 0) -> EncodedGroup:
     """Tokenise every conversation of a group and find what they share."""
     conversations = tuple(encode_text(render(group, answer, tokenizer), tokenizer, raw=group.raw) for answer in group.answers)
-    opening = _opening(group, tokenizer)
+    opening = encode_prompt(group, tokenizer)
     starts = tuple(min(_common(opening, tokens), len(tokens) - 1) for tokens in conversations)
     return EncodedGroup(conversations, shared_prefix(conversations), starts, index)
 
 
-def _opening(group: Group, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def encode_prompt(group: Group, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Token ids of a group's prompt up to where an answer begins; empty where it has none."""
     if not group.prompt:
         return ()
     if group.raw:

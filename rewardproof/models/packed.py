@@ -114,12 +114,11 @@ def next_token_log_probs(model: PreTrainedModel, states_LD: Tensor, *, temperatu
         yield (logits / temperature).log_softmax(dim=-1)
 
 
-def conversations_of(batch: PackedBatch) -> list[Tensor]:
-    """Each conversation's token ids, shared prefix included."""
+def by_conversation(batch: PackedBatch, values_T: Tensor) -> list[Tensor]:
+    """What belongs to each conversation's tokens out of values of the stream, first dimension T, shared prefix included."""
     ends = set(batch.end_index_C.tolist())
-    tokens_T = batch.token_ids_T
     return [
-        torch.cat((tokens_T[segment.prefix_start : segment.prefix_end], tokens_T[segment.start : segment.end]))
+        torch.cat((values_T[segment.prefix_start : segment.prefix_end], values_T[segment.start : segment.end]))
         for segment in batch.segments
         if segment.end - 1 in ends
     ]
@@ -129,7 +128,7 @@ def _padded_end_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     if not getattr(model, _WARNED, False):
         log.warning("%s adds position biases inside its attention (ALiBi); scoring it padded instead of packed", model.config.model_type)
         setattr(model, _WARNED, True)
-    rows = conversations_of(batch)
+    rows = by_conversation(batch, batch.token_ids_T)
     lengths = torch.tensor([len(row) for row in rows], device=batch.token_ids_T.device)
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
     mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]

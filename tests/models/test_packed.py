@@ -25,7 +25,7 @@ from rewardproof.data.packing import PackedBatch, pack
 from rewardproof.errors import ModelError
 from rewardproof.models.attention import FLEX, SEGMENTS, segment_attention
 from rewardproof.models.families import family_of
-from rewardproof.models.packed import answer_log_probs, conversations_of, hidden_states, packed_rewards, position_boundary
+from rewardproof.models.packed import answer_log_probs, by_conversation, hidden_states, packed_rewards, position_boundary
 from rewardproof.models.reward_model import RewardModel
 from tests.models import tiny
 
@@ -278,7 +278,8 @@ def test_rewards_are_read_at_the_true_end_by_position(last: int, backend: str) -
 
 def test_conversations_are_recovered_from_a_stream() -> None:
     groups = tiny.random_groups(8)
-    assert [tuple(row.tolist()) for row in conversations_of(pack(groups))] == tiny.conversations(groups)
+    batch = pack(groups)
+    assert [tuple(row.tolist()) for row in by_conversation(batch, batch.token_ids_T)] == tiny.conversations(groups)
 
 
 def test_hidden_states_of_the_prefix_are_those_of_a_conversation_alone() -> None:

@@ -1,0 +1,289 @@
+"""The on-policy loop: sample answers, have them judged, and move the policy towards what was better than expected.
+
+PPO, RLOO and GRPO are this loop with another estimator of advantages. What judges (`RewardSource`) may have several streams, reward single
+tokens, read the policy's hidden states, and learn after every update.
+"""
+
+# P prompts, K answers to each, B = P·K answers, T tokens, S streams.
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, get_scheduler
+
+from rewardproof.errors import ConfigError, TrainingError
+from rewardproof.losses import clipped_surrogate, clipped_value_loss, over_processes, sampled_kl, token_weights
+from rewardproof.models.precision import computing_in
+from rewardproof.policy.estimators import Advantages, by_comparison, by_values
+from rewardproof.policy.kl_penalty import Coefficient
+from rewardproof.policy.policy import Policy
+from rewardproof.policy.rewards import Moment, RewardSource
+from rewardproof.policy.rollouts import Prompt, Rollouts, roll_out
+from rewardproof.policy.sampling import Sampling
+from rewardproof.policy.settings import OnPolicy
+from rewardproof.policy.streams import Passes, Stream
+from rewardproof.training.processes import gathered
+
+
+class OnPolicyLoop:
+    """A policy, its reference, and who rewards it; `update` is one step of the run."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        reference: Policy,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        source: RewardSource,
+        settings: OnPolicy,
+        passes: Passes,
+        *,
+        seed: int,
+    ) -> None:
+        """Set up the loop.
+
+        Args:
+            policy: What is optimised, in place; under PPO with as many value heads as `value_heads` says.
+            reference: What it is kept near, a frozen copy of where it starts.
+            tokenizer: The policy's.
+            prompts: To sample answers to; each once before any comes again.
+            source: Who rewards.
+            settings: How to optimise.
+            passes: How passes over the answers are made.
+            seed: Of the prompts' order and of sampling.
+
+        Raises:
+            ConfigError: Fewer prompts than one step takes, or a step that the processes cannot share.
+        """
+        self.accelerator = Accelerator(cpu=policy.model.device.type == "cpu", mixed_precision="no")
+        self._check(settings, len(prompts))
+        self.policy, self.reference, self.tokenizer, self.prompts = policy, reference, tokenizer, prompts
+        self.source, self.settings, self.passes, self.seed = source, settings, passes, seed
+        self.generator = policy.frozen_copy(torch.bfloat16) if passes.precision == "bf16" else policy.frozen_copy()
+        self.coefficient = Coefficient(settings.kl)
+        self.sampling = Sampling(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=seed)
+        parts = [
+            {"params": [one for one in policy.model.parameters() if one.requires_grad], "lr": settings.learning_rate},
+            {"params": [] if policy.values is None else list(policy.values.parameters()), "lr": settings.value_learning_rate},
+        ]
+        optimizer = torch.optim.AdamW([part for part in parts if part["params"]], betas=settings.betas, weight_decay=settings.weight_decay)
+        self.wrapped, self.optimizer = self.accelerator.prepare(policy, optimizer)
+        self.schedule = get_scheduler(
+            settings.schedule,
+            optimizer,
+            num_warmup_steps=settings.warmup_steps * self._per_step,
+            num_training_steps=settings.steps * self._per_step,
+        )
+        self.done = 0
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def _check(self, settings: OnPolicy, n_prompts: int) -> None:
+        world = self.accelerator.num_processes
+        if self.accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+            raise ConfigError(
+                f"Got a launcher that asks for {self.accelerator.distributed_type.value}, expected DDP or one process: every "
+                "process samples with the whole policy. Use examples/launch/ddp.yaml."
+            )
+        if settings.prompts_per_step % (settings.minibatches * world):
+            raise ConfigError(
+                f"prompts_per_step={settings.prompts_per_step} with {settings.minibatches} minibatches on {world} processes: expected a "
+                "multiple of their product, so that all take the same share; change one of them."
+            )
+        if n_prompts < settings.prompts_per_step:
+            raise ConfigError(
+                f"Got {n_prompts} prompts, expected at least prompts_per_step={settings.prompts_per_step}; give more prompts, or lower it."
+            )
+
+    @property
+    def _per_step(self) -> int:
+        return self.settings.epochs * self.settings.minibatches
+
+    def update(self) -> dict[str, Any]:
+        """Take the next step of the run; gives numbers for the log.
+
+        Raises:
+            TrainingError: The loss is no longer finite.
+        """
+        torch.manual_seed(self.seed + self.done)
+        before = time.perf_counter()
+        self.seconds.clear()
+        with self._timed("generation"):
+            rollouts = self._sampled()
+        with self._timed("reference"):
+            streams = [self.passes.streams(self.policy, rollouts, groups) for groups in self._minibatches()]
+            flat = [stream for part in streams for stream in part]
+            sampled_LX = self.passes.over(self.policy, flat, lambda out: torch.cat((out.log_probs_L[:, None], out.values_LS), dim=1))
+            reference_BT = rollouts.table(self.passes.over(self.reference, flat, lambda out: out.log_probs_L))
+        sampled_BT, *values = (rollouts.table(column) for column in sampled_LX.unbind(dim=1))
+        moment = Moment(self.done, self.settings.steps, lambda: self.passes.states(self.policy, flat))
+        with self._timed("scoring"):
+            rewards_SBT = self.source.rewards(rollouts, moment)
+        log_ratio_BT = sampled_BT - reference_BT
+        advantages = self._advantages(rollouts, rewards_SBT, log_ratio_BT, values)
+        with self._timed("update"):
+            told = self._optimise(rollouts, streams, advantages, sampled_BT, reference_BT, values)
+        with self._timed("learning"):
+            learnt = self.source.learn(rollouts, rewards_SBT, moment)
+        kl = self._mean(sampled_kl(sampled_BT, reference_BT, "k1").sum(dim=1))
+        metrics = {
+            "step": self.done + 1,
+            **{f"reward/{name}": self._mean(reward.sum(dim=1)) for name, reward in zip(self.source.names, rewards_SBT, strict=True)},
+            "kl": kl,
+            "kl_k3": self._mean((sampled_kl(sampled_BT, reference_BT, "k3") * rollouts.mask_BT).sum(dim=1)),
+            "kl_coefficient": self.coefficient.value,
+            "answer_tokens": self._mean(rollouts.lengths_B.float()),
+            "finished": self._mean(rollouts.finished_B.float()),
+            **told,
+            **learnt,
+        }
+        self.coefficient.steer(kl)
+        self.done += 1
+        whole = time.perf_counter() - before
+        metrics["seconds"] = {**{name: round(spent, 3) for name, spent in self.seconds.items()}, "all": round(whole, 3)}
+        return metrics
+
+    def _chosen(self) -> list[int]:
+        """Prompts of this step, in an order that every process draws alike."""
+        count, per_step = len(self.prompts), self.settings.prompts_per_step
+        places = range(self.done * per_step, (self.done + 1) * per_step)
+        orders = {epoch: np.random.default_rng([self.seed, epoch]).permutation(count) for epoch in {place // count for place in places}}
+        return [int(orders[place // count][place % count]) for place in places]
+
+    def _own(self) -> list[int]:
+        """Positions in the step of this process's prompts, minibatch by minibatch."""
+        size = self.settings.prompts_per_step // self.settings.minibatches
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return [first + place for first in range(0, self.settings.prompts_per_step, size) for place in range(rank, size, world)]
+
+    def _minibatches(self) -> list[range]:
+        """This process's prompts of each minibatch, as places in its own rollouts."""
+        size = self.settings.prompts_per_step // self.settings.minibatches // self.accelerator.num_processes
+        return [range(first, first + size) for first in range(0, size * self.settings.minibatches, size)]
+
+    def _sampled(self) -> Rollouts:
+        self.generator.follow(self.policy)
+        chosen, own = self._chosen(), self._own()
+        streams = [self.done * self.settings.prompts_per_step + place for place in own]
+        prompts = [self.prompts[chosen[place]] for place in own]
+        return roll_out(self.generator.model, self.tokenizer, prompts, streams, answers=self.settings.answers, sampling=self.sampling)
+
+    def _advantages(self, rollouts: Rollouts, rewards_SBT: Tensor, log_ratio_BT: Tensor, values: Sequence[Tensor]) -> Advantages:
+        settings, mask_BT = self.settings, rollouts.mask_BT
+        weights_S = torch.tensor(self.source.weights(), dtype=rewards_SBT.dtype)
+        if settings.penalised:
+            penalty_BT = -self.coefficient.value * log_ratio_BT * mask_BT
+            rewards_SBT, weights_S = torch.cat((rewards_SBT, penalty_BT[None])), torch.cat((weights_S, torch.ones(1)))
+        if settings.estimator == "ppo":
+            return by_values(
+                rewards_SBT,
+                torch.stack(list(values)),
+                mask_BT,
+                weights_S,
+                discount=settings.discount,
+                trace=settings.trace,
+                whiten=settings.whiten,
+                total=over_processes,
+            )
+        scaled = settings.scaled if settings.estimator == "grpo" else None
+        return by_comparison(rewards_SBT, mask_BT, weights_S, answers=settings.answers, scaled=scaled)
+
+    def _optimise(
+        self,
+        rollouts: Rollouts,
+        streams: Sequence[Sequence[Stream]],
+        advantages: Advantages,
+        sampled_BT: Tensor,
+        reference_BT: Tensor,
+        values: Sequence[Tensor],
+    ) -> dict[str, float]:
+        """All epochs over all minibatches; gives the means of what was met."""
+        totals: defaultdict[str, float] = defaultdict(float)
+        self.wrapped.train()
+        for _ in range(self.settings.epochs):
+            for groups, part in zip(self._minibatches(), streams, strict=True):
+                rows = slice(groups.start * self.settings.answers, groups.stop * self.settings.answers)
+                n_tokens = float(over_processes(rollouts.mask_BT[rows].sum().float()))
+                self._minibatch(rollouts, part, advantages, (sampled_BT, reference_BT, *values), n_tokens, totals)
+                norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.max_grad_norm or math.inf)
+                self.optimizer.step()
+                self.schedule.step()
+                self.optimizer.zero_grad()
+                totals["gradient_norm"] += float(norm or 0.0)
+        return {name: value / self._per_step for name, value in totals.items()}
+
+    def _minibatch(
+        self,
+        rollouts: Rollouts,
+        streams: Sequence[Stream],
+        advantages: Advantages,
+        tables: Sequence[Tensor],
+        n_tokens: float,
+        totals: defaultdict[str, float],
+    ) -> None:
+        """Forward and backward over one minibatch's streams; a process that runs out repeats its last one for nothing."""
+        world = self.accelerator.num_processes
+        passes = max(gathered(len(streams)))
+        for number in range(passes):
+            last, repeated = number == passes - 1, number >= len(streams)
+            stream = streams[min(number, len(streams) - 1)]
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                loss, told = self._loss(rollouts, stream, advantages, tables, n_tokens)
+                self.accelerator.backward(loss * (0.0 if repeated else world))
+            for name, value in told.items() if not repeated else ():
+                totals[name] += value
+
+    def _loss(
+        self, rollouts: Rollouts, stream: Stream, advantages: Advantages, tables: Sequence[Tensor], n_tokens: float
+    ) -> tuple[Tensor, dict[str, float]]:
+        settings, device, rows = self.settings, self.accelerator.device, stream.rows
+        n_answers = settings.prompts_per_step // settings.minibatches * settings.answers
+        mask_BT = rollouts.mask_BT[rows].to(device)
+        sampled_BT, reference_BT, *values = (table[rows].to(device) for table in tables)
+        weights_BT = token_weights(mask_BT, settings.aggregate, n_tokens=n_tokens, n_answers=n_answers)
+        with computing_in(self.passes.precision, device):
+            out = self.wrapped(stream.batch, stream.trunk_TD)
+        log_probs_BT = torch.zeros_like(sampled_BT).masked_scatter(mask_BT, out.log_probs_L)
+        advantages_BT = advantages.advantages_BT[rows].to(device)
+        loss, clipped = clipped_surrogate(
+            log_probs_BT, sampled_BT, advantages_BT, weights_BT, clip=settings.clip, whole_answers=settings.whole_answers
+        )
+        told = {"surrogate": float(loss.detach()), "clipped": float(clipped) / n_tokens}
+        if settings.kl.place == "loss" and self.coefficient.value:
+            estimate_BT = sampled_kl(log_probs_BT, reference_BT, settings.kl.estimate)
+            loss = loss + self.coefficient.value * (weights_BT * estimate_BT).sum()
+        for place, sampled_values_BT in enumerate(values):
+            values_BT = torch.zeros_like(sampled_BT).masked_scatter(mask_BT, out.values_LS[:, place])
+            returns_BT = advantages.returns_SBT[place][rows].to(device)
+            evenly_BT = token_weights(mask_BT, "token", n_tokens=n_tokens)
+            value_loss = clipped_value_loss(values_BT, sampled_values_BT, returns_BT, evenly_BT, clip=settings.value_clip)
+            told["value_loss"] = told.get("value_loss", 0.0) + float(value_loss.detach())
+            loss = loss + settings.value_coefficient * value_loss
+        if not math.isfinite(value := float(loss.detach())):
+            raise TrainingError(
+                f"The policy's loss at step {self.done + 1} is {value}, expected a finite number. Usual causes: a learning rate too "
+                f"high (now {settings.learning_rate:g}), or bf16 where the model needs fp32. Lower optimise.learning_rate, or set "
+                "compute.precision=fp32, and start again with --overwrite; the last checkpoint before it is kept."
+            )
+        return loss, told
+
+    def _mean(self, values_B: Tensor) -> float:
+        """Mean over the answers of all processes."""
+        total, count = over_processes(
+            torch.stack((values_B.double().sum(), torch.tensor(float(len(values_B)), dtype=torch.float64)))
+        ).tolist()
+        return total / count
+
+    @contextlib.contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - started

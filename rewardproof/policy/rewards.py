@@ -1,0 +1,142 @@
+"""Where a policy's rewards come from: streams of rewards, one number a token, and what may be learnt between two updates."""
+
+# B answers, T tokens of the longest, S streams.
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewardproof.errors import EvaluationError
+from rewardproof.policy.rollouts import Rollouts
+from rewardproof.scoring import Scale, Scorer
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When rewards are asked for, and what may be known of the policy then.
+
+    Attributes:
+        step: Update that the answers are for, counted from 0.
+        steps: Updates of the whole run.
+        policy_states: Gives the policy's final hidden states of every conversation, prompt and answer, `(tokens, D)` each; computed when
+            called.
+    """
+
+    step: int
+    steps: int
+    policy_states: Callable[[], Sequence[Tensor]]
+
+
+class RewardSource(Protocol):
+    """Gives the on-policy loop its rewards. A reward model that learns, constraints and token-level rewards all enter here."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the streams, each with a value head of its own under PPO."""
+        ...
+
+    def rewards(self, rollouts: Rollouts, moment: Moment) -> Tensor:
+        """Reward of every token in every stream, shape `(S, B, T)`; an answer's own stands at its last token."""
+        ...
+
+    def weights(self) -> Sequence[float]:
+        """With what weight each stream's advantage counts, in the order of `names`."""
+        ...
+
+    def learn(self, rollouts: Rollouts, rewards_SBT: Tensor, moment: Moment) -> Mapping[str, float]:
+        """What it takes from answers that have been judged, after the policy's update; gives numbers for the log."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """What `learn` has changed, for a checkpoint."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up a checkpoint's state."""
+        ...
+
+
+class ScoredAnswers:
+    """Scorers as they are, one stream each, in units of their spread over the initial policy's answers."""
+
+    def __init__(
+        self,
+        scorers: Mapping[str, Scorer],
+        scales: Mapping[str, Scale],
+        *,
+        weights: Sequence[float] = (),
+        cut_penalty: float = 0.0,
+        limit: float = 0.0,
+    ) -> None:
+        """Judge answers by scorers.
+
+        Args:
+            scorers: By the name of their stream.
+            scales: Zero and unit of each.
+            weights: Of the streams; 1 each where left out.
+            cut_penalty: Subtracted, in units, where an answer was cut before it ended by itself.
+            limit: Largest absolute reward, in units; 0 for none.
+        """
+        self.scorers = dict(scorers)
+        self.scales = dict(scales)
+        self.cut_penalty = cut_penalty
+        self.limit = limit
+        self._weights = tuple(weights) or (1.0,) * len(scorers)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scorers' names."""
+        return tuple(self.scorers)
+
+    def rewards(self, rollouts: Rollouts, moment: Moment) -> Tensor:
+        """Each answer's score at its last token."""
+        tables: list[Tensor] = []
+        for name, scorer in self.scorers.items():
+            reward_B = torch.from_numpy(standard_scores(scorer, self.scales[name], rollouts, name=name))
+            if self.limit:
+                reward_B = reward_B.clamp(-self.limit, self.limit)
+            tables.append(rollouts.at_end((reward_B - self.cut_penalty * ~rollouts.finished_B).float()))
+        return torch.stack(tables)
+
+    def weights(self) -> Sequence[float]:
+        """As they were given."""
+        return self._weights
+
+    def learn(self, rollouts: Rollouts, rewards_SBT: Tensor, moment: Moment) -> Mapping[str, float]:
+        """Nothing: these scorers do not change."""
+        return {}
+
+    def state(self) -> Mapping[str, Any]:
+        """Empty."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing to take up."""
+
+
+def standard_scores(scorer: Scorer, scale: Scale, rollouts: Rollouts, *, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Every answer's score in units of `scale`, shape `(B,)`.
+
+    Raises:
+        EvaluationError: A score is missing or not finite.
+    """
+    found = scorer.score(rollouts.groups)
+    counts = [len(group.answers) for group in rollouts.groups]
+    if [len(row) for row in found] != counts:
+        raise EvaluationError(
+            f"{name} gave {[len(row) for row in found]} scores, expected {counts}, one for each answer; without them the policy cannot be "
+            "updated. Correct the scorer."
+        )
+    flat_B = np.array([value for row in found for value in row], dtype=np.float64)
+    if not np.isfinite(flat_B).all():
+        place = int(np.flatnonzero(~np.isfinite(flat_B))[0])
+        raise EvaluationError(
+            f"{name} gave answer {place} of {len(flat_B)} the score {flat_B[place]}, expected a finite number: the policy would break "
+            "on it. Correct the scorer."
+        )
+    return scale.standardised(flat_B)
