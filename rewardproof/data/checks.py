@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from rewardproof.data.group import ROLES, Group, Message
 from rewardproof.errors import DataError
 
-Purpose = Literal["train", "score"]
+Purpose = Literal["train", "score", "answer"]
 
 
 class Reason(NamedTuple):
@@ -79,11 +79,15 @@ def check_group(group: Group, *, purpose: Purpose = "train") -> None:
 
     Args:
         group: The group.
-        purpose: For `score`, ties, missing scores and identical answers are fine: nothing is learnt from the order.
+        purpose: For `score`, ties, missing scores and identical answers are fine: nothing is learnt from the order. For `answer`, the
+            prompt alone counts: it is to be answered anew.
 
     Raises:
         BadRow: With the first reason that applies.
     """
+    if purpose == "answer":
+        _check_prompt(group)
+        return
     if not group.answers:
         raise BadRow("no answers")
     for message in (*group.prompt, *(message for answer in group.answers for message in answer)):
@@ -99,6 +103,15 @@ def check_group(group: Group, *, purpose: Purpose = "train") -> None:
     _check_numbers(group)
     if purpose == "train":
         _check_preference(group)
+
+
+def _check_prompt(group: Group) -> None:
+    for message in group.prompt:
+        _check_message(message)
+    if not group.prompt_text.strip():
+        raise BadRow("empty prompt")
+    if not group.raw:
+        _check_order(group.prompt, (Message("assistant", ""),))
 
 
 def _check_message(message: Message) -> None:

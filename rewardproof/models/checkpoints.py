@@ -8,25 +8,27 @@ that its experts are in memory once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from rewardproof.artifacts import writing
 from rewardproof.data.encoding import prepare_tokenizer
 from rewardproof.errors import CheckpointError, ModelError
 from rewardproof.models.embedded import embedded_model_dir
+from rewardproof.models.families import is_padded_only
 from rewardproof.models.tensor_files import TensorFile, write_tensors
 from rewardproof.models.upcycling import CONFIG_KEY, is_upcycled, restore_structure
 
@@ -106,7 +108,8 @@ def load_base(spec: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dty
     config.num_labels = 1
     _switch_dropout_off(config)
     try:
-        model = _dense(spec, resolved, config, dtype)
+        with _readable(spec):
+            model = AutoModelForSequenceClassification.from_pretrained(resolved, config=config, dtype=dtype)
     except ValueError as error:
         raise ModelError(
             f"{spec} ({config.model_type}) has no sequence-classification class in transformers, expected a decoder that has one "
@@ -118,9 +121,29 @@ def load_base(spec: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dty
     return model
 
 
-def _dense(spec: str, resolved: str, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+def load_causal(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A language model that writes, with its head, and its tokenizer; dropout is switched off.
+
+    Raises:
+        CheckpointError: Nothing of that name exists, or its weights cannot be read.
+        ModelError: It is a reward model, or packing cannot hold its positions.
+    """
+    resolved, config = _load_config(spec)
+    if _has_head(config) or hasattr(config, CONFIG_KEY):
+        raise ModelError(f"{spec} is a reward model, expected a language model: a policy writes answers. Name the model it was trained from.")
+    _switch_dropout_off(config)
+    tokenizer = load_tokenizer(spec)
+    with _readable(spec):
+        model = AutoModelForCausalLM.from_pretrained(resolved, config=config, dtype=dtype)
+    if is_padded_only(model):
+        raise ModelError(f"{spec} adds position biases inside its attention (ALiBi), expected rotary or learnt positions; take another policy.")
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def _readable(spec: str) -> Iterator[None]:
     try:
-        return AutoModelForSequenceClassification.from_pretrained(resolved, config=config, dtype=dtype)
+        yield
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"The weights of {spec!r} cannot be read ({str(error).strip().splitlines()[0]}), expected whole files that fit the config.json "
@@ -182,7 +205,8 @@ def load_reward_model(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple
         model = _load_experts(experts_file(resolved), config, dtype)
     else:
         _switch_dropout_off(config)
-        model = _dense(spec, resolved, config, dtype)
+        with _readable(spec):
+            model = AutoModelForSequenceClassification.from_pretrained(resolved, config=config, dtype=dtype)
     _apply_contract(model, tokenizer)
     model.eval()
     return model, tokenizer
@@ -267,6 +291,11 @@ def save_reward_model(
     """
     if is_upcycled(model):
         return save_streamed(model, tokenizer, path, model.state_dict().items(), dtype=dtype)
+    return save_model(model, tokenizer, path, dtype=dtype)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str, *, dtype: torch.dtype | None = None) -> Path:
+    """Write a stock model of any kind, atomically; arguments as for `save_reward_model`."""
     state = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in model.state_dict().items()}
     return _publish(model, tokenizer, path, lambda folder: model.save_pretrained(folder, state_dict=state), dtype or model.dtype)
 

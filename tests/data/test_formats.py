@@ -70,6 +70,7 @@ OTHER_ROWS: list[tuple[str, dict[str, Any]]] = [
     ("trl", {"prompt": ASK, "completion": GOOD, "label": True}),
     ("trl", {"chosen": f"{ASK} {GOOD}", "rejected": f"{ASK} {POOR}"}),
 ]
+PROMPT = {"prompt": ASK, "id": "p", "category": "c"}
 KEYS = sorted({key for _, row in ROWS + OTHER_ROWS for key in row})
 
 
@@ -91,8 +92,22 @@ def test_rows_of_other_shapes_are_detected(name: str, row: dict[str, Any]) -> No
     check_group(FORMATS[name].to_group(row), purpose="score")
 
 
+def test_prompts_alone_are_there_to_be_answered() -> None:
+    group = detect(PROMPT).to_group(PROMPT)
+    assert group.prompt == (Message("user", ASK),)
+    check_group(group, purpose="answer")
+    check_group(FORMATS["trl"].to_group({"prompt": ASK, **PAIR}), purpose="answer")
+    with pytest.raises(BadRow, match="no answers"):
+        check_group(group, purpose="score")
+    for prompt, reason in (("", "empty prompt"), ([says(ASK)], "wrong order of roles"), ([USER, says(GOOD)], "two turns in a row")):
+        with pytest.raises(BadRow, match=reason):
+            check_group(FORMATS["prompts"].to_group({"prompt": prompt}), purpose="answer")
+    with pytest.raises(BadRow, match="unknown format"):
+        detect({"prompt": ASK, "answer": GOOD})
+
+
 def test_every_format_is_named_documented_and_covered() -> None:
-    assert {name for name, _ in ROWS + OTHER_ROWS} == set(FORMATS)
+    assert {name for name, _ in ROWS + OTHER_ROWS} | {"prompts"} == set(FORMATS)
     for name, known in FORMATS.items():
         assert known.name == name
         assert known.doc

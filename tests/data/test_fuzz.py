@@ -52,6 +52,7 @@ SEEDS: dict[str, list[dict[str, Any]]] = {
     "openrlhf": [{"context_messages": [USER], **PAIR}, {"input": ASK, **PAIR}],
     "hh": [{"chosen": f"\n\nHuman: {ASK}\n\nAssistant: {GOOD}", "rejected": f"\n\nHuman: {ASK}\n\nAssistant: {POOR}"}],
     "trl": [{"prompt": ASK, **PAIR, "margin": 0.5}, {"prompt": ASK, "completion": GOOD, "label": True}],
+    "prompts": [{"prompt": ASK, "subset": "s"}, {"prompt": [USER], "id": 7, "category": "c"}],
 }
 """Good rows of every format, to be spoilt."""
 JUNK: list[Any] = [
@@ -109,7 +110,7 @@ def test_fuzzed_lines_of_every_format(name: str, tmp_path: Path) -> None:
     data = b"\n".join(line(dice.choice(SEEDS[name]), dice) for _ in range(LINES))
     (tmp_path / "a.jsonl").write_bytes(data)
     expected = sum(1 for entry in data.split(b"\n") if entry.strip())
-    counts = assert_every_row_is_counted(tmp_path / "a.jsonl", expected, format=name, purpose="score")
+    counts = assert_every_row_is_counted(tmp_path / "a.jsonl", expected, format=name, purpose="answer" if name == "prompts" else "score")
     assert expected > LINES * 0.99
     assert 0.02 * LINES < counts.used < 0.9 * LINES, "the fuzz spoils everything, or nothing"
     assert len(counts.bad) > 3

@@ -14,6 +14,7 @@ from rewardproof.data.formats.helpsteer import HELPSTEER
 from rewardproof.data.formats.hh import HH
 from rewardproof.data.formats.llama_factory import LLAMA_FACTORY
 from rewardproof.data.formats.openrlhf import OPENRLHF
+from rewardproof.data.formats.prompts import PROMPTS
 from rewardproof.data.formats.ranked import RANKED
 from rewardproof.data.formats.rows import ROWS, to_row
 from rewardproof.data.formats.trl import TRL
@@ -37,6 +38,7 @@ FORMATS: dict[str, Format] = {
     "openrlhf": OPENRLHF,
     "hh": HH,
     "trl": TRL,
+    "prompts": PROMPTS,
 }
 """Every format by the name that `format=` takes. The order is that of detection: the more particular first."""
 
