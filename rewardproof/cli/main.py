@@ -127,6 +127,18 @@ def stress(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False,
 
 @app.command()
 @guarded
+def align(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Any:
+    """RECIPE OUT: optimise a policy against rewards (ppo, rloo, grpo); OUT/model is the policy."""
+    (recipe, out), overrides = _arguments(tokens, "RECIPE", "OUT")
+    settings = apply_overrides(load_recipe(recipe), overrides)
+    from rewardproof.stages.align import Align, run
+
+    with session(Options(as_json, several=True)) as progress:
+        return run(parse(Align, settings), out, overwrite=overwrite, resume=resume, progress=progress)
+
+
+@app.command()
+@guarded
 def demo(
     tokens: Annotated[list[str] | None, typer.Argument(help="OUT, then settings as key=value.", show_default=False)] = None,
     overwrite: Overwrite = False,

@@ -90,7 +90,7 @@ def session(options: Options) -> Iterator[Progress]:
     if n_processes() > 1 and not options.several:
         raise ConfigError(
             f"Got {n_processes()} processes, expected one: this verb does not share its work out, and they would write over each other. "
-            "Run it without the launcher; `rewardproof train` alone runs on several."
+            "Run it without the launcher; `rewardproof train` and `rewardproof align` run on several."
         )
     from transformers.utils import logging as transformers_logging
 

@@ -2,16 +2,22 @@
 
 from rewardproof.evaluation.accuracy import AccuracyReport, PairOutcomes, pair_accuracy, pair_outcomes
 from rewardproof.evaluation.best_of_n import BestOfNCurve, best_of_n_curve
-from rewardproof.evaluation.hacking import BestOfNRuns, Hacking, LawRange
+from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
+from rewardproof.evaluation.law import LawRange
+from rewardproof.evaluation.policy_runs import Evaluation, PolicyHacking, PolicyRuns, read_evaluation
 
 __all__ = [
     "AccuracyReport",
     "BestOfNCurve",
     "BestOfNRuns",
+    "Evaluation",
     "Hacking",
     "LawRange",
     "PairOutcomes",
+    "PolicyHacking",
+    "PolicyRuns",
     "best_of_n_curve",
     "pair_accuracy",
     "pair_outcomes",
+    "read_evaluation",
 ]

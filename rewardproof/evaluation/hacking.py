@@ -1,11 +1,10 @@
 """Is a reward model gamed by best-of-n? Its curve over training seeds and prompts, the law that it follows, and what gold loses."""
 
-# Shapes: S training seeds, P prompts, L values of n, R resamples.
+# Shapes: S training seeds, P prompts, L values of n.
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,26 +13,11 @@ import numpy as np
 
 from rewardproof.errors import EvaluationError
 from rewardproof.evaluation.best_of_n import Pools, best_of_n_columns
-from rewardproof.statistics import GoldLaw, Interval, crossed_interval, fit_law, kl_upper_bound
+from rewardproof.evaluation.law import LawRange, law_with_range
+from rewardproof.statistics import GoldLaw, Interval, crossed_interval, kl_upper_bound
 from rewardproof.statistics.checks import FloatArray
 
-RESAMPLES = 1000
 GOLD, PROXY, CEILING = range(3)
-
-
-@dataclass(frozen=True, slots=True)
-class LawRange:
-    """95 % percentile ranges of a fitted law over resampled seeds and prompts.
-
-    Attributes:
-        alpha: Of the gain.
-        beta: Of what over-optimisation takes; a range that holds 0 does not tell whether gold bends at all.
-        bends: Share of resamples in which gold has a peak inside the measured distances.
-    """
-
-    alpha: tuple[float, float]
-    beta: tuple[float, float]
-    bends: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +119,7 @@ class BestOfNRuns:
         peak = int(mean_L.argmax())
         delivered_SP = (gold_SPL[:, :, -1] - self.gold_mean) / (self.gold_std or 1.0)
         kl_L = kl_upper_bound(self.ns)
-        law, ranges = self._law(np.sqrt(kl_L), gold_SPL, seed)
+        law, ranges = law_with_range(np.sqrt(kl_L), gold_SPL, self.prompts, "best_of_n", seed=seed)
         return Hacking(
             ns=self.ns,
             kl=tuple(kl_L.tolist()),
@@ -156,26 +140,3 @@ class BestOfNRuns:
     def _interval(self, value_SP: FloatArray) -> Interval:
         seeds, prompts = np.indices(value_SP.shape)
         return crossed_interval(value_SP.ravel(), seeds.ravel().tolist(), [self.prompts[place] for place in prompts.ravel()])
-
-    def _law(self, distance_L: FloatArray, gold_SPL: FloatArray, seed: int) -> tuple[GoldLaw | None, LawRange | None]:
-        """The law of the mean curve above its start, and its ranges where prompts (and seeds, if there are several) are drawn again."""
-        above_SPL = gold_SPL - gold_SPL[:, :, :1]
-        if (distance_L > 0).sum() < 3:
-            return None, None
-        law = fit_law(distance_L, above_SPL.mean(axis=(0, 1)), "best_of_n")
-        draw = np.random.default_rng(seed)
-        names, place_P = np.unique(self.prompts, return_inverse=True)
-        by_prompt = [np.flatnonzero(place_P == place) for place in range(len(names))]
-        fitted: list[GoldLaw] = []
-        for _ in range(RESAMPLES):
-            rows = np.concatenate([by_prompt[place] for place in draw.integers(len(names), size=len(names))])
-            models = draw.integers(len(gold_SPL), size=len(gold_SPL))
-            fitted.append(fit_law(distance_L, above_SPL[models][:, rows].mean(axis=(0, 1)), "best_of_n"))
-        alpha, beta = (_range([getattr(one, name) for one in fitted]) for name in ("alpha", "beta"))
-        peaks = [one.peak[0] if one.peak else math.inf for one in fitted]
-        return law, LawRange(alpha, beta, float(np.mean([peak < distance_L[-1] for peak in peaks])))
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)

@@ -21,7 +21,14 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from rewardproof.artifacts import writing
@@ -130,13 +137,13 @@ def load_causal(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTr
     """
     resolved, config = _load_config(spec)
     if _has_head(config) or hasattr(config, CONFIG_KEY):
-        raise ModelError(f"{spec} is a reward model, expected a language model: a policy writes answers. Name the model it was trained from.")
+        raise ModelError(f"{spec} is a reward model, expected a language model, which writes answers. Name the one it was trained from.")
     _switch_dropout_off(config)
     tokenizer = load_tokenizer(spec)
     with _readable(spec):
         model = AutoModelForCausalLM.from_pretrained(resolved, config=config, dtype=dtype)
     if is_padded_only(model):
-        raise ModelError(f"{spec} adds position biases inside its attention (ALiBi), expected rotary or learnt positions; take another policy.")
+        raise ModelError(f"{spec} adds position biases inside its attention (ALiBi), expected rotary or learnt positions; take another.")
     return model, tokenizer
 
 

@@ -41,6 +41,7 @@ class OnPolicyLoop:
         self,
         policy: Policy,
         reference: Policy,
+        sampler: Policy,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
         source: RewardSource,
@@ -54,6 +55,7 @@ class OnPolicyLoop:
         Args:
             policy: What is optimised, in place; under PPO with as many value heads as `value_heads` says.
             reference: What it is kept near, a frozen copy of where it starts.
+            sampler: The copy of the policy that samples.
             tokenizer: The policy's.
             prompts: To sample answers to; each once before any comes again.
             source: Who rewards.
@@ -66,9 +68,8 @@ class OnPolicyLoop:
         """
         self.accelerator = Accelerator(cpu=policy.model.device.type == "cpu", mixed_precision="no")
         self._check(settings, len(prompts))
-        self.policy, self.reference, self.tokenizer, self.prompts = policy, reference, tokenizer, prompts
+        self.policy, self.reference, self.sampler, self.tokenizer, self.prompts = policy, reference, sampler, tokenizer, prompts
         self.source, self.settings, self.passes, self.seed = source, settings, passes, seed
-        self.generator = policy.frozen_copy(torch.bfloat16) if passes.precision == "bf16" else policy.frozen_copy()
         self.coefficient = Coefficient(settings.kl)
         self.sampling = Sampling(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=seed)
         parts = [
@@ -170,11 +171,11 @@ class OnPolicyLoop:
         return [range(first, first + size) for first in range(0, size * self.settings.minibatches, size)]
 
     def _sampled(self) -> Rollouts:
-        self.generator.follow(self.policy)
+        self.sampler.follow(self.policy)
         chosen, own = self._chosen(), self._own()
         streams = [self.done * self.settings.prompts_per_step + place for place in own]
         prompts = [self.prompts[chosen[place]] for place in own]
-        return roll_out(self.generator.model, self.tokenizer, prompts, streams, answers=self.settings.answers, sampling=self.sampling)
+        return roll_out(self.sampler.model, self.tokenizer, prompts, streams, answers=self.settings.answers, sampling=self.sampling)
 
     def _advantages(self, rollouts: Rollouts, rewards_SBT: Tensor, log_ratio_BT: Tensor, values: Sequence[Tensor]) -> Advantages:
         settings, mask_BT = self.settings, rollouts.mask_BT

@@ -92,6 +92,10 @@ class Policy(nn.Module):
             parameter.data = parameter.data.to(dtype)  # not model.to(dtype), which would round the rotary frequencies too
         return Policy(model, first_layer=self.first_layer, temperature=self.temperature)
 
+    def sampler(self, precision: Precision) -> Policy:
+        """A copy to sample with, that `follow`s: in bf16 where passes are made in it, which is about twice as fast."""
+        return self.frozen_copy(torch.bfloat16 if precision == "bf16" else None)
+
     @torch.no_grad()
     def follow(self, policy: Policy) -> None:
         """Take over the trained parameters of the policy that this one is a copy of."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rewardproof.errors import EvaluationError
@@ -97,7 +98,7 @@ class ScoredAnswers:
         """Each answer's score at its last token."""
         tables: list[Tensor] = []
         for name, scorer in self.scorers.items():
-            reward_B = torch.from_numpy(standard_scores(scorer, self.scales[name], rollouts, name=name))
+            reward_B = torch.from_numpy(self.scales[name].standardised(raw_scores(scorer, rollouts, name=name)))
             if self.limit:
                 reward_B = reward_B.clamp(-self.limit, self.limit)
             tables.append(rollouts.at_end((reward_B - self.cut_penalty * ~rollouts.finished_B).float()))
@@ -119,8 +120,8 @@ class ScoredAnswers:
         """Nothing to take up."""
 
 
-def standard_scores(scorer: Scorer, scale: Scale, rollouts: Rollouts, *, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Every answer's score in units of `scale`, shape `(B,)`.
+def raw_scores(scorer: Scorer, rollouts: Rollouts, *, name: str) -> NDArray[np.float64]:
+    """Every answer's score, shape `(B,)`.
 
     Raises:
         EvaluationError: A score is missing or not finite.
@@ -136,7 +137,7 @@ def standard_scores(scorer: Scorer, scale: Scale, rollouts: Rollouts, *, name: s
     if not np.isfinite(flat_B).all():
         place = int(np.flatnonzero(~np.isfinite(flat_B))[0])
         raise EvaluationError(
-            f"{name} gave answer {place} of {len(flat_B)} the score {flat_B[place]}, expected a finite number: the policy would break "
-            "on it. Correct the scorer."
+            f"{name} gave answer {place} of {len(flat_B)} the score {flat_B[place]}, expected a finite number: a policy would break on "
+            "it. Correct the scorer."
         )
-    return scale.standardised(flat_B)
+    return flat_B

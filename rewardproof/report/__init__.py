@@ -12,9 +12,9 @@ from rewardproof.report.figures import (
     routing_figure,
     training_figure,
 )
-from rewardproof.report.optimisation_figures import best_of_n_figure, hacking_figure
+from rewardproof.report.optimisation_figures import best_of_n_figure, course_figure, hacking_figure, policy_figure
 from rewardproof.report.page import Page, PageFigure, Section, provenance_rows, write_page
-from rewardproof.report.tables import Cell, Table, console_table, format_cell, format_interval, markdown_table
+from rewardproof.report.tables import Cell, Table, console_table, format_cell, format_gain, format_interval, markdown_table
 
 __all__ = [
     "Cell",
@@ -27,10 +27,13 @@ __all__ = [
     "best_of_n_figure",
     "coefficients_figure",
     "console_table",
+    "course_figure",
     "format_cell",
+    "format_gain",
     "format_interval",
     "hacking_figure",
     "markdown_table",
+    "policy_figure",
     "provenance_rows",
     "regimes_figure",
     "reliability_figure",

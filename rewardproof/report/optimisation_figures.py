@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rewardproof.report.figure_style import COLOURS, LINES, MARKERS, MUTED, figure_style, legend_above, new_figure
 from rewardproof.report.figures import require
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rewardproof.evaluation import BestOfNCurve, Hacking
+    from rewardproof.evaluation import BestOfNCurve, Hacking, PolicyHacking
 
 
 def best_of_n_figure(curves: Mapping[str, BestOfNCurve]) -> Figure:
@@ -88,6 +88,72 @@ def hacking_figure(methods: Mapping[str, Hacking]) -> Figure:
     return figure
 
 
+def policy_figure(methods: Mapping[str, PolicyHacking]) -> Figure:
+    """Gold and proxy against the root of the KL of trained policies, bands over runs and prompts.
+
+    Args:
+        methods: Name of the method to how it fared.
+
+    Returns:
+        Two panels, or the proxy's alone where nobody judged.
+
+    Raises:
+        EvaluationError: If there is no method.
+    """
+    require(methods, "methods")
+    judged = all(one.gold for one in methods.values())
+    with figure_style():
+        figure = new_figure(6.6 if judged else 3.6, 3.6)
+        gold, proxy = _panels(figure) if judged else (None, figure.subplots())
+        for i, (name, one) in enumerate(methods.items()):
+            for axes, intervals in ((gold, one.gold), (proxy, one.proxy)):
+                if axes is not None:
+                    _band(axes, one.distance, points=[_shift(interval, 0.0, 1.0) for interval in intervals], index=i, name=name, every=4)
+        if gold is not None:
+            gold.set_ylabel("mean gold score of an answer")
+        proxy.set_title("Proxy: what is optimised")
+        proxy.set_ylabel("standard deviations above the start")
+        for axes in (gold, proxy):
+            if axes is not None:
+                axes.set_xlabel("square root of KL, nats")
+                axes.margins(x=0.03)
+        legend_above(figure, proxy)
+    return figure
+
+
+def course_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """A policy run over its updates: gold, proxy, KL and the length of answers.
+
+    Args:
+        records: As `PolicyRuns.table` gives them.
+
+    Returns:
+        Four panels, or three where nobody judged.
+    """
+    panels = [
+        ("gold", "Gold", "mean score"),
+        ("proxy", "Proxy", "standard deviations above the start"),
+        ("kl", "Distance", "KL, nats"),
+        ("tokens", "Length", "tokens an answer"),
+    ]
+    drawn = [panel for panel in panels if records[0][panel[0]] is not None]
+    with figure_style():
+        figure = new_figure(2.5 * len(drawn), 2.9)
+        for index, (axes, (name, title, label)) in enumerate(zip(figure.subplots(1, len(drawn)), drawn, strict=True)):
+            steps = [record["step"] for record in records]
+            values = [record[name] for record in records]
+            if isinstance(values[0], Mapping):
+                axes.fill_between(
+                    steps, [one["low"] for one in values], [one["high"] for one in values], color=COLOURS[index], alpha=0.13, linewidth=0
+                )
+                values = [one["estimate"] for one in values]
+            axes.plot(steps, values, color=COLOURS[index], marker=MARKERS[0])
+            axes.set_title(title)
+            axes.set_ylabel(label)
+            axes.set_xlabel("update")
+    return figure
+
+
 def _panels(figure: Figure) -> tuple[Axes, Axes]:
     """The panels of gold and of the proxy, with their headings and scales."""
     gold, proxy = figure.subplots(1, 2)
@@ -104,11 +170,13 @@ def _shift(interval: Interval, zero: float, unit: float) -> tuple[float, float, 
     return (interval.estimate - zero) / unit, (interval.low - zero) / unit, (interval.high - zero) / unit
 
 
-def _band(axes: Axes, ns: Sequence[float], *, points: list[tuple[float, float, float]], index: int, name: str) -> None:
+def _band(axes: Axes, ns: Sequence[float], *, points: list[tuple[float, float, float]], index: int, name: str, every: int = 1) -> None:
     estimate, low, high = zip(*points, strict=True)
     colour = COLOURS[index % len(COLOURS)]
     axes.fill_between(ns, low, high, color=colour, alpha=0.13, linewidth=0)
-    axes.plot(ns, estimate, color=colour, linestyle=LINES[index % len(LINES)], marker=MARKERS[index % len(MARKERS)], label=name)
+    axes.plot(
+        ns, estimate, color=colour, linestyle=LINES[index % len(LINES)], marker=MARKERS[index % len(MARKERS)], markevery=every, label=name
+    )
 
 
 def _answers_axis(axes: Axes, ns: Sequence[int]) -> None:

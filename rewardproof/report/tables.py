@@ -63,6 +63,17 @@ def format_interval(interval: Interval, *, percent: bool = True, digits: int | N
     return f"{text} [{interval.low * scale:.{places}f}, {interval.high * scale:.{places}f}]" if interval.known else text
 
 
+def format_gain(interval: Interval, *, digits: int = 3) -> str:
+    """A difference with its interval and its signs.
+
+    Example:
+        >>> format_gain(Interval(0.25, -0.1, 0.6, 100, 100), digits=2)
+        '+0.25 [-0.10, +0.60]'
+    """
+    text = f"{interval.estimate:+.{digits}f}"
+    return f"{text} [{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]" if interval.known else text
+
+
 def format_cell(cell: Cell) -> str:
     """The text of one cell.
 

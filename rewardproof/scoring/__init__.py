@@ -6,9 +6,10 @@ from rewardproof.scoring.gold import CheckableGold
 from rewardproof.scoring.model_ensemble import ModelEnsemble
 from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.scorer import Scorer
-from rewardproof.scoring.sources import AnyModel, GivenScores, load_model, load_scorer
+from rewardproof.scoring.sources import GIVEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
 
 __all__ = [
+    "GIVEN",
     "AnyModel",
     "CheckableGold",
     "Combination",
@@ -23,4 +24,6 @@ __all__ = [
     "disagreement",
     "load_model",
     "load_scorer",
+    "method_names",
+    "stream_names",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rewardproof.scoring.scorer import Scorer
 
 CHECKABLE = "embedded:checkable"
 GIVEN = "scores"
+_SEED_IN_NAME = re.compile(r"^(?P<method>.+?)[-_.](?:seed)?\d+$")
 
 
 AnyModel = RewardModel | ModelEnsemble
@@ -62,3 +64,32 @@ def load_model(spec: str, *, precision: Precision = "fp32") -> AnyModel:
     if (Path(spec) / ENSEMBLE_FILE).is_file():
         return ModelEnsemble.load(spec, precision=precision)
     return RewardModel.load(spec, precision=precision)
+
+
+def method_names(models: Sequence[str]) -> list[str]:
+    """What to call models by their paths: the run's directory, less the number of a training seed.
+
+    Example:
+        >>> method_names(["runs/dense-0/model", "runs/dense-1/model", "runs/umm/3/model", "runs/umm/moe", "org/name"])
+        ['dense', 'dense', 'umm', 'umm (moe)', 'name']
+    """
+    found: list[str] = []
+    for spec in models:
+        parts = [part for part in Path(spec).parts if part not in ("/", ".", "..")] or [spec]
+        last = parts.pop() if len(parts) > 1 and parts[-1] in ("model", "moe") else ""
+        while len(parts) > 1 and parts[-1].isdigit():
+            parts.pop()
+        match = _SEED_IN_NAME.match(parts[-1])
+        found.append((match["method"] if match else parts[-1]) + (" (moe)" if last == "moe" else ""))
+    return found
+
+
+def stream_names(specs: Sequence[str]) -> list[str]:
+    """A name for each of several scorers, no two alike.
+
+    Example:
+        >>> stream_names(["runs/umm/model", "runs/umm-2/model", "embedded:checkable"])
+        ['umm', 'umm 2', 'embedded:checkable']
+    """
+    names = method_names(specs)
+    return [name if name not in names[:place] else f"{name} {names[: place + 1].count(name)}" for place, name in enumerate(names)]

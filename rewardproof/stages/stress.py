@@ -7,7 +7,6 @@ interrupted run goes on, and so that curves can be drawn again without a model.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,12 +24,11 @@ from rewardproof.evaluation import BestOfNRuns, Hacking
 from rewardproof.models.precision import Precision
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import select_layers
-from rewardproof.scoring import ModelEnsemble, Scorer, load_scorer
+from rewardproof.scoring import ModelEnsemble, Scorer, load_scorer, method_names
 from rewardproof.statistics import Interval
 
 CHUNK = 16
 """Pools scored and kept together; an interruption loses no more."""
-SEED_IN_NAME = re.compile(r"^(?P<method>.+?)[-_.](?:seed)?\d+$")
 Pools = list[tuple[float, ...]]
 
 
@@ -147,24 +145,6 @@ def _methods(config: Stress) -> dict[str, list[int]]:
     for place, name in enumerate(names):
         places.setdefault(name, []).append(place)
     return places
-
-
-def method_names(models: Sequence[str]) -> list[str]:
-    """What to call models by their paths: the run's directory, less the number of a training seed.
-
-    Example:
-        >>> method_names(["runs/dense-0/model", "runs/dense-1/model", "runs/umm/3/model", "runs/umm/moe", "org/name"])
-        ['dense', 'dense', 'umm', 'umm (moe)', 'name']
-    """
-    found: list[str] = []
-    for spec in models:
-        parts = [part for part in Path(spec).parts if part not in ("/", ".", "..")] or [spec]
-        last = parts.pop() if len(parts) > 1 and parts[-1] in ("model", "moe") else ""
-        while len(parts) > 1 and parts[-1].isdigit():
-            parts.pop()
-        match = SEED_IN_NAME.match(parts[-1])
-        found.append((match["method"] if match else parts[-1]) + (" (moe)" if last == "moe" else ""))
-    return found
 
 
 def _sizes(config: Stress, pools: Sequence[Group]) -> tuple[int, ...]:

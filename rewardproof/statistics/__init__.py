@@ -16,6 +16,7 @@ from rewardproof.statistics.crossed import crossed_interval
 from rewardproof.statistics.entropy import effective_number, entropy
 from rewardproof.statistics.gated import gated_labels
 from rewardproof.statistics.overoptimisation import GoldLaw, fit_law
+from rewardproof.statistics.smoothing import local_linear
 
 __all__ = [
     "GoldLaw",
@@ -34,6 +35,7 @@ __all__ = [
     "fit_law",
     "gated_labels",
     "kl_upper_bound",
+    "local_linear",
     "mutual_information",
     "paired_difference",
     "pearson",

@@ -99,7 +99,11 @@ def test_prompts_alone_are_there_to_be_answered() -> None:
     check_group(FORMATS["trl"].to_group({"prompt": ASK, **PAIR}), purpose="answer")
     with pytest.raises(BadRow, match="no answers"):
         check_group(group, purpose="score")
-    for prompt, reason in (("", "empty prompt"), ([says(ASK)], "wrong order of roles"), ([USER, says(GOOD)], "two turns in a row")):
+    for prompt, reason in (
+        ("", "empty prompt"),
+        ([{"role": "system", "content": ASK}], "wrong order of roles"),
+        ([USER, says(GOOD)], "two turns in a row"),
+    ):
         with pytest.raises(BadRow, match=reason):
             check_group(FORMATS["prompts"].to_group({"prompt": prompt}), purpose="answer")
     with pytest.raises(BadRow, match="unknown format"):

@@ -68,7 +68,7 @@ def prompts_of(*tokens: tuple[int, ...]) -> list[Prompt]:
 def loop_of(model: LlamaForCausalLM, source: Any, settings: OnPolicy, prompts: list[Prompt], *, first_layer: int = 0) -> OnPolicyLoop:
     policy = Policy(model, n_values=settings.value_heads(len(source.names)), first_layer=first_layer, temperature=settings.temperature)
     tokenizer: Any = Digits()
-    return OnPolicyLoop(policy, policy.frozen_copy(), tokenizer, prompts, source, settings, PASSES, seed=0)
+    return OnPolicyLoop(policy, policy.frozen_copy(), policy.sampler("fp32"), tokenizer, prompts, source, settings, PASSES, seed=0)
 
 
 def distribution(model: LlamaForCausalLM, prompt: Sequence[int]) -> torch.Tensor:

@@ -1,0 +1,225 @@
+"""Is a reward model gamed by a policy? Proxy and gold against the distance from the initial policy, over runs and prompts."""
+
+# Shapes: S runs, E evaluations of a run, P prompts, K answers, G distances of the curve.
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewardproof.errors import EvaluationError
+from rewardproof.evaluation.law import LawRange, law_with_range
+from rewardproof.statistics import GoldLaw, Interval, crossed_interval, local_linear
+from rewardproof.statistics.checks import FloatArray
+
+POINTS = 17
+"""Distances at which a curve is drawn."""
+BANDWIDTH = 0.15
+"""Of its smoothing, as a share of the curve's length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation of a policy: a row a prompt, a list entry an answer, as `evaluate_policy` makes them."""
+
+    step: int
+    rows: tuple[Mapping[str, Any], ...]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Keys of the prompts."""
+        return tuple(row["prompt"] for row in self.rows)
+
+    def table(self, name: str) -> FloatArray:
+        """One quantity by prompt and answer, shape `(P, K)`."""
+        return np.array([row[name] for row in self.rows], dtype=np.float64)
+
+
+def read_evaluation(file: Path) -> Evaluation:
+    """The evaluation in `evaluations/STEP.jsonl`."""
+    return Evaluation(int(file.stem), tuple(json.loads(line) for line in file.read_text().splitlines()))
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyHacking:
+    """How a reward model fares while policies optimise against it; intervals are over runs and prompts.
+
+    Gold has its own units, the proxy standard deviations over the initial policy's answers. Curves are smoothed by local lines, up to
+    where the run that went least far ends.
+
+    Attributes:
+        distance: Square roots of KL, nats.
+        proxy: Proxy above its start at each.
+        gold: Gold at each; empty where nobody judged.
+        start_gold: Gold of the initial policy.
+        end_gold: Gold at the last evaluation, wherever that is.
+        peak_kl: KL at the curve's highest gold; `None` without gold.
+        fall: Gold there less gold at the curve's end. The peak is chosen on the same prompts, which overstates it a little.
+        gap: Standard deviations that the proxy promises at the curve's end, less those that gold delivers.
+        onset_kl: `peak_kl` where gold falls from it beyond chance, else `None`.
+        end_kl: KL at the last evaluation, mean over runs.
+        tokens: Mean answer length at the first and the last evaluation.
+        law: Gold above its start against distance; `None` where there are too few points.
+        law_range: Its ranges.
+        n_runs: Runs.
+        n_prompts: Prompts.
+    """
+
+    distance: tuple[float, ...]
+    proxy: tuple[Interval, ...]
+    gold: tuple[Interval, ...]
+    start_gold: Interval | None
+    end_gold: Interval | None
+    peak_kl: float | None
+    fall: Interval | None
+    gap: Interval | None
+    onset_kl: float | None
+    end_kl: float
+    tokens: tuple[float, float]
+    law: GoldLaw | None
+    law_range: LawRange | None
+    n_runs: int
+    n_prompts: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = dataclasses.asdict(self)
+        for name in ("proxy", "gold"):
+            values[name] = [interval.as_dict() for interval in getattr(self, name)]
+        for name in ("start_gold", "end_gold", "fall", "gap"):
+            one = getattr(self, name)
+            values[name] = None if one is None else one.as_dict()
+        if self.law is not None:
+            values["law"]["peak"] = self.law.peak
+        return values
+
+
+class PolicyRuns:
+    """Evaluations of one method's runs: reward-model seeds and policy seeds, judged on the same prompts."""
+
+    def __init__(
+        self, runs: Sequence[Sequence[Evaluation]], *, proxies: Sequence[str], weights: Sequence[float] = (), gold: str = "gold"
+    ) -> None:
+        """Gather runs.
+
+        Args:
+            runs: The evaluations of each, by step; the first is of the initial policy.
+            proxies: Names of the rewards' columns.
+            weights: Of the rewards; 1 each where left out.
+            gold: Name of gold's column; empty where nobody judged.
+
+        Raises:
+            EvaluationError: There is no evaluation, or runs are judged on different prompts or at different steps.
+        """
+        if not runs or not all(runs):
+            raise EvaluationError("Got a policy run without evaluations, expected the initial policy's at least; run align again.")
+        self.steps, self.prompts = tuple(one.step for one in runs[0]), runs[0][0].prompts
+        for run in runs:
+            if tuple(one.step for one in run) != self.steps or any(one.prompts != self.prompts for one in run):
+                raise EvaluationError(
+                    "Got policy runs that were judged on different prompts or after different numbers of updates, expected the same: their "
+                    "curves could not be averaged. Give runs of the same settings."
+                )
+        weights = tuple(weights) or (1.0,) * len(proxies)
+        self.kl_SEP = self._tables(runs, "kl").mean(axis=-1)
+        self.tokens_SE = self._tables(runs, "tokens").mean(axis=(-1, -2))
+        self.finished_SE = self._tables(runs, "finished").mean(axis=(-1, -2))
+        standard = [_standardised(self._tables(runs, f"proxy/{name}")) for name in proxies]
+        self.proxy_SEP = np.einsum("w,wsepk->sep", np.array(weights), np.stack(standard)) / standard[0].shape[-1]
+        golds = self._tables(runs, gold) if gold else None
+        self.gold_SEP = None if golds is None else golds.mean(axis=-1)
+        self.gold_unit = 1.0 if golds is None else float(golds[:, 0].std()) or 1.0
+
+    @staticmethod
+    def _tables(runs: Sequence[Sequence[Evaluation]], name: str) -> FloatArray:
+        return np.array([[one.table(name) for one in run] for run in runs])
+
+    @property
+    def distance_SE(self) -> FloatArray:
+        """Square root of the mean log-ratio at each evaluation; a mean that chance made negative counts as 0."""
+        return np.sqrt(np.maximum(self.kl_SEP.mean(axis=-1), 0.0))
+
+    def table(self) -> list[dict[str, Any]]:
+        """A record an evaluation: means over runs, prompts and answers with their intervals."""
+        return [
+            {
+                "step": step,
+                "kl": self._interval(self.kl_SEP[:, place]).as_dict(),
+                "proxy": self._interval(self.proxy_SEP[:, place]).as_dict(),
+                "gold": None if self.gold_SEP is None else self._interval(self.gold_SEP[:, place]).as_dict(),
+                "tokens": float(self.tokens_SE[:, place].mean()),
+                "finished": float(self.finished_SE[:, place].mean()),
+            }
+            for place, step in enumerate(self.steps)
+        ]
+
+    def gain(self) -> tuple[Interval, Interval | None]:
+        """Proxy and gold at the last evaluation less those at the first, on the same prompts."""
+        gold = None if self.gold_SEP is None else self._interval(self.gold_SEP[:, -1] - self.gold_SEP[:, 0])
+        return self._interval(self.proxy_SEP[:, -1] - self.proxy_SEP[:, 0]), gold
+
+    def summary(self, *, farthest: float = 0.0, seed: int = 0) -> PolicyHacking:
+        """Curves, losses and the law, with intervals.
+
+        Args:
+            farthest: Largest distance of the curve, for comparing methods over one range; by default that of the run that went least far.
+            seed: Of the resampling behind the law's ranges.
+        """
+        distance_SE = self.distance_SE
+        reach = float(distance_SE.max(axis=1).min())
+        grid_G = np.linspace(0.0, min(farthest or reach, reach), POINTS)
+        weights_SGE = np.stack([local_linear(row, grid_G, BANDWIDTH * (grid_G[-1] or 1.0)) for row in distance_SE])
+        proxy_SPG = np.einsum("sge,sep->spg", weights_SGE, self.proxy_SEP - self.proxy_SEP[:, :1])
+        gold_SPG = None if self.gold_SEP is None else np.einsum("sge,sep->spg", weights_SGE, self.gold_SEP)
+        of_gold = self._of_gold(grid_G, proxy_SPG, gold_SPG, seed)
+        return PolicyHacking(
+            distance=tuple(grid_G.tolist()),
+            proxy=tuple(self._interval(proxy_SPG[:, :, place]) for place in range(POINTS)),
+            end_kl=float(self.kl_SEP[:, -1].mean()),
+            tokens=(float(self.tokens_SE[:, 0].mean()), float(self.tokens_SE[:, -1].mean())),
+            n_runs=len(self.kl_SEP),
+            n_prompts=len(self.prompts),
+            **of_gold,
+        )
+
+    def _of_gold(self, grid_G: FloatArray, proxy_SPG: FloatArray, gold_SPG: FloatArray | None, seed: int) -> dict[str, Any]:
+        names = ("start_gold", "end_gold", "peak_kl", "fall", "gap", "onset_kl", "law", "law_range")
+        if gold_SPG is None or self.gold_SEP is None:
+            return {"gold": (), **dict.fromkeys(names)}
+        peak = int(gold_SPG.mean(axis=(0, 1)).argmax())
+        fall = self._interval(gold_SPG[:, :, peak] - gold_SPG[:, :, -1])
+        peak_kl = float(grid_G[peak] ** 2)
+        law, ranges = law_with_range(grid_G, gold_SPG, self.prompts, "rl", seed=seed)
+        return {
+            "gold": tuple(self._interval(gold_SPG[:, :, place]) for place in range(POINTS)),
+            "start_gold": self._interval(self.gold_SEP[:, 0]),
+            "end_gold": self._interval(self.gold_SEP[:, -1]),
+            "peak_kl": peak_kl,
+            "fall": fall,
+            "gap": self._interval(proxy_SPG[:, :, -1] - (gold_SPG[:, :, -1] - self.gold_SEP[:, 0]) / self.gold_unit),
+            "onset_kl": peak_kl if fall.low > 0 else None,
+            "law": law,
+            "law_range": ranges,
+        }
+
+    def _interval(self, value_SP: FloatArray) -> Interval:
+        runs, prompts = np.indices(value_SP.shape)
+        return crossed_interval(value_SP.ravel(), runs.ravel().tolist(), [self.prompts[place] for place in prompts.ravel()])
+
+
+def _standardised(scores_SEPK: FloatArray) -> FloatArray:
+    """Scores in standard deviations of the initial policy's, about their mean, run by run."""
+    first_S = scores_SEPK[:, 0].reshape(len(scores_SEPK), -1)
+    mean_S, std_S = first_S.mean(axis=1), first_S.std(axis=1)
+    if not (std_S > 0).all():
+        raise EvaluationError(
+            "Got a reward that is the same for all answers of the initial policy, expected scores that differ: it has no unit. Check it."
+        )
+    shape = (-1, 1, 1, 1)
+    return (scores_SEPK - mean_S.reshape(shape)) / std_S.reshape(shape)

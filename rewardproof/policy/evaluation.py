@@ -1,0 +1,89 @@
+"""Where a policy stands: answers to prompts that it is not trained on, their proxies, gold and divergence, from the same samples."""
+
+# B answers, T tokens of the longest.
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rewardproof.models.precision import computing_in
+from rewardproof.policy.policy import Policy, divergence
+from rewardproof.policy.rewards import raw_scores
+from rewardproof.policy.rollouts import Prompt, Rollouts, roll_out
+from rewardproof.policy.sampling import Sampling
+from rewardproof.policy.streams import Passes
+from rewardproof.scoring import Scorer
+from rewardproof.training.processes import gathered
+
+
+def evaluate_policy(
+    policy: Policy,
+    reference: Policy,
+    sampler: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    judges: Mapping[str, Scorer],
+    *,
+    answers: int,
+    sampling: Sampling,
+    passes: Passes,
+    exact: bool,
+) -> list[dict[str, Any]]:
+    """Sample, judge and measure; with several processes each takes its share of the prompts, and all get all rows.
+
+    Args:
+        policy: Whose answers they are.
+        reference: What divergences are from.
+        sampler: The copy of the policy that samples.
+        tokenizer: The policy's.
+        prompts: At least one for each process.
+        judges: Who judges, by the name of their column.
+        answers: Answers a prompt.
+        sampling: How to draw; the same seed gives the same random numbers to every policy.
+        passes: How passes over the answers are made.
+        exact: Measure the divergence over the whole vocabulary at each token too.
+
+    Returns:
+        A row a prompt: its key and text, and by answer its text, tokens, whether it was finished, each judge's number, its log-ratio
+        (`kl`), `kl_k3`, and where asked `kl_exact` and `entropy`, sums over its tokens in nats.
+    """
+    sampler.follow(policy)
+    rank, world = _share()
+    own = range(rank, len(prompts), world)
+    rollouts = roll_out(sampler.model, tokenizer, [prompts[place] for place in own], list(own), answers=answers, sampling=sampling)
+    columns: dict[str, Sequence[Any]] = {name: raw_scores(judge, rollouts, name=name).tolist() for name, judge in judges.items()}
+    columns |= {name: values_B.tolist() for name, values_B in _distances(policy, reference, rollouts, passes, exact=exact).items()}
+    columns |= {"tokens": rollouts.lengths_B.tolist(), "finished": rollouts.finished_B.tolist()}
+    rows = {
+        place: {
+            "prompt": group.prompt_key,
+            "text": group.prompt_text,
+            "answers": list(group.answer_texts),
+            **{name: values[number * answers : (number + 1) * answers] for name, values in columns.items()},
+        }
+        for number, (place, group) in enumerate(zip(own, rollouts.groups, strict=True))
+    }
+    everything = {place: row for part in gathered(rows) for place, row in part.items()}
+    return [everything[place] for place in range(len(prompts))]
+
+
+def _share() -> tuple[int, int]:
+    from torch import distributed
+
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def _distances(policy: Policy, reference: Policy, rollouts: Rollouts, passes: Passes, *, exact: bool) -> dict[str, Tensor]:
+    streams = passes.streams(policy, rollouts, range(len(rollouts.encoded)))
+    own_L, other_L = (passes.over(one, streams, lambda out: out.log_probs_L).double() for one in (policy, reference))
+    ratio_L = own_L - other_L
+    found = {"kl": ratio_L, "kl_k3": torch.expm1(-ratio_L) + ratio_L}
+    if exact:
+        with computing_in(passes.precision, policy.model.device):
+            both = [divergence(policy, reference, stream.batch, stream.trunk_TD) for stream in streams]
+        found["kl_exact"], found["entropy"] = (torch.cat([parts[place].double().cpu() for parts in both]) for place in (0, 1))
+    return {name: rollouts.table(values_L).sum(dim=1) for name, values_L in found.items()}

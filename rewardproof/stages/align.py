@@ -1,0 +1,344 @@
+"""`rewardproof align RECIPE OUT`: optimise a policy against rewards, and watch what becomes of what is wanted.
+
+The policy is judged, again and again, on prompts that it is not trained on: proxy, gold, divergence and length of the same answers, kept in
+`evaluations/`, a file a step, so that curves can be drawn again without a model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rewardproof.artifacts import Progress, Report, RunDirectory, finished_report, is_main, refuse_inputs_inside, require_free, silent
+from rewardproof.config import Section, Strings
+from rewardproof.data import Group, read_groups
+from rewardproof.data.splitting import prompt_overlap, split_by_prompt, split_salt
+from rewardproof.errors import ConfigError, DataError
+from rewardproof.evaluation import PolicyRuns, read_evaluation
+from rewardproof.models.checkpoints import load_causal, save_model
+from rewardproof.models.precision import Precision, default_device, resolve_precision
+from rewardproof.models.upcycling import select_layers
+from rewardproof.policy.checkpoints import load_loop, save_loop
+from rewardproof.policy.evaluation import evaluate_policy
+from rewardproof.policy.on_policy import OnPolicyLoop
+from rewardproof.policy.policy import Policy
+from rewardproof.policy.rewards import ScoredAnswers
+from rewardproof.policy.rollouts import Prompt
+from rewardproof.policy.sampling import Sampling
+from rewardproof.policy.settings import OnPolicy
+from rewardproof.policy.streams import Passes
+from rewardproof.report import format_gain
+from rewardproof.scoring import GIVEN, Scale, Scorer, load_scorer, stream_names
+from rewardproof.training.checkpoints import latest_whole
+from rewardproof.training.freezing import add_adapters, freeze_all_but
+from rewardproof.training.processes import agreed, run_directory, start, wait
+
+EVALUATIONS, SCALES = "evaluations", "scales.json"
+GOLD = "gold"
+
+
+class Evaluations(Section):
+    """How often, and on how much, the policy is judged."""
+
+    every: Annotated[int, Field(ge=1)] = 10
+    """Updates between two evaluations; the first is before any, the last after all."""
+    prompts: Annotated[int, Field(ge=2)] = 32
+    """Prompts, chosen by a hash of their text."""
+    answers: Annotated[int, Field(ge=1)] = 4
+    """Answers to each."""
+    exact: bool = False
+    """Measure the divergence over the whole vocabulary too."""
+
+
+class PolicyCompute(Section):
+    """How the work is laid on the machine."""
+
+    precision: Precision = "auto"
+    """Of the policy's passes and of the reward models."""
+    tokens_per_batch: Annotated[int, Field(ge=1)] = 4096
+    """Token budget of one pass of the policy."""
+    save_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the saved weights."""
+    save_every: Annotated[int, Field(ge=1)] = 20
+    """Updates between two checkpoints."""
+
+
+class Align(Section):
+    """One policy run."""
+
+    policy: str
+    """The language model to optimise: a directory, a hub id, or `embedded:smollm2-135m`."""
+    reward: Strings
+    """Who rewards: reward models, ensembles, `embedded:checkable` or servers; several are streams of their own."""
+    weights: tuple[float, ...] = ()
+    """Of the streams; 1 each where left out."""
+    gold: str = ""
+    """Who judges the policy without its learning from it; none where empty."""
+    prompts: Strings = ("embedded:checkable/train",)
+    """Training prompts: files, folders, hub ids or `embedded:…`, in any format; answers in them are left aside."""
+    eval_prompts: Strings = ()
+    """Prompts to judge the policy on; where none are given, a fraction `split` of the training prompts."""
+    split: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Fraction of the prompts held out; not used where `eval_prompts` is given."""
+    split_seed: int = 0
+    """Which of the possible splits."""
+    max_prompt_tokens: Annotated[int, Field(ge=1)] = 1024
+    """Longer prompts are left out and counted."""
+    format: str = "auto"
+    """Name of the row format, or `auto`."""
+    text: Literal["chat", "raw"] = "chat"
+    """`chat` makes a plain prompt the user's turn; `raw` takes plain texts as they are, with no template."""
+    on_bad: Literal["fail", "drop"] = "fail"
+    """Stop at a row that is no prompt, or leave it out and count it."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of the prompts' order and of sampling."""
+    optimise: OnPolicy = OnPolicy()
+    """How."""
+    evaluate: Evaluations = Evaluations()
+    """How the policy is judged on the way."""
+    compute: PolicyCompute = PolicyCompute()
+    """Precision, budgets, checkpoints."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompts:
+    """Prompts to learn from and to be judged on, and what became of the rows."""
+
+    training: list[Prompt]
+    judged: list[Prompt]
+    rows: dict[str, Any]
+
+
+def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Report:
+    """Optimise, judge on the way, and save the policy.
+
+    Args:
+        config: The resolved recipe.
+        out: Run directory; `OUT/model` is the policy.
+        overwrite: Delete an earlier run there.
+        resume: Go on from the last checkpoint of an interrupted run.
+        progress: Receives what is being done, how far, of how much.
+
+    Returns:
+        The report; its headline compares the last evaluation with the first.
+
+    Raises:
+        ConfigError: Settings that cannot mean anything.
+        DataError: Prompts that cannot be read, or too few of them.
+        EvaluationError: A scorer gives no finite numbers, or the same one for all answers.
+        TrainingError: The loss is no longer finite.
+    """
+    from rewardproof.stages.align_page import write_align_page
+
+    started = time.perf_counter()
+    _check(config)
+    start()
+    if is_main():
+        require_free(out, overwrite=overwrite, resume=resume)
+        refuse_inputs_inside(out, (config.policy, *config.reward, config.gold, *config.prompts, *config.eval_prompts))
+    if resume and (earlier := finished_report(out, config)) is not None:
+        return earlier
+    model, tokenizer = load_causal(config.policy)
+    model.to(default_device())  # pyright: ignore[reportArgumentType]
+    prompts = _read_prompts(config, tokenizer)
+    names = stream_names(config.reward)
+    scorers = {name: load_scorer(spec, precision=config.compute.precision) for name, spec in zip(names, config.reward, strict=True)}
+    gold = load_scorer(config.gold, precision=config.compute.precision) if config.gold else None
+    directory = run_directory(out, config, overwrite=overwrite, resume=resume, started=started)
+    directory.log({"phase": "data", **prompts.rows})
+    course = _Course(config, directory, model, tokenizer, prompts, scorers, gold)
+    course.follow(resume=resume, progress=progress)
+    if is_main():
+        save_model(course.delivered(), tokenizer, directory.path / "model", dtype=_dtype(config))
+    evaluations = [read_evaluation(file) for file in sorted((directory.path / EVALUATIONS).glob("*.jsonl"))] if is_main() else []
+    if not is_main():
+        wait()
+        return Report(directory.path, "", {})
+    runs = PolicyRuns([evaluations], proxies=names, weights=config.weights, gold=GOLD if gold is not None else "")
+    report = directory.finish(
+        _verdict(runs),
+        {
+            "rows": prompts.rows,
+            "precision": resolve_precision(config.compute.precision, model.device),
+            "scales": course.scales,
+            "evaluations": runs.table(),
+        },
+    )
+    write_align_page(directory, config, runs, evaluations, report)
+    wait()
+    return report
+
+
+def _verdict(runs: PolicyRuns) -> str:
+    proxy, gold = runs.gain()
+    told = f"after {runs.steps[-1]} updates, {runs.kl_SEP[:, -1].mean():.2f} nats away: "
+    if gold is not None:
+        told += f"gold {format_gain(gold)}, "
+    return told + f"proxy {format_gain(proxy, digits=2)} standard deviations, against the start"
+
+
+def _check(config: Align) -> None:
+    if not config.reward:
+        raise ConfigError("Got no reward, expected a reward model or another scorer at least; write reward=runs/umm/model.")
+    if config.weights and len(config.weights) != len(config.reward):
+        raise ConfigError(
+            f"weights has {len(config.weights)} entries for {len(config.reward)} rewards, expected one each; correct weights=."
+        )
+    if GIVEN in (*config.reward, config.gold):
+        raise ConfigError(
+            f"Got {GIVEN!r} as a scorer, expected one that reads answers: those that the policy writes have no scores yet. Name a reward "
+            "model, embedded:checkable or a server."
+        )
+    if config.optimise.estimator != "ppo" and config.optimise.answers < 2:
+        raise ConfigError(
+            f"optimise.answers={config.optimise.answers} with {config.optimise.estimator}: expected 2 or more: it compares answers to one "
+            "prompt; raise it, or take estimator=ppo."
+        )
+
+
+def _dtype(config: Align) -> Any:
+    import torch
+
+    return torch.bfloat16 if config.compute.save_dtype == "bf16" else torch.float32
+
+
+def _read_prompts(config: Align, tokenizer: PreTrainedTokenizerBase) -> _Prompts:
+    rows: dict[str, Any] = {}
+    training = _distinct(config, config.prompts, rows, "train")
+    if config.eval_prompts:
+        judged = _distinct(config, config.eval_prompts, rows, "eval")
+    else:
+        training, judged = split_by_prompt(training, fraction=config.split, salt=split_salt(config.split_seed))
+    rows["prompts_shared_by_train_and_eval"] = prompt_overlap(training, judged)
+    judged = sorted(judged, key=lambda group: group.prompt_key)
+    encoded = [[Prompt.of(group, tokenizer) for group in part] for part in (training, judged)]
+    fitting = [[prompt for prompt in part if len(prompt.token_ids) <= config.max_prompt_tokens] for part in encoded]
+    rows["overlong"] = sum(map(len, encoded)) - sum(map(len, fitting))
+    kept = fitting[1][: config.evaluate.prompts]
+    rows |= {"training_prompts": len(fitting[0]), "evaluation_prompts": len(kept)}
+    if len(kept) < 2:
+        raise DataError(
+            f"Got {len(kept)} prompts to judge the policy on, expected 2 or more; raise split, give eval_prompts, or raise "
+            f"max_prompt_tokens ({rows['overlong']} were longer than {config.max_prompt_tokens} tokens)."
+        )
+    return _Prompts(fitting[0], kept, rows)
+
+
+def _distinct(config: Align, sources: Sequence[str], rows: dict[str, Any], name: str) -> list[Group]:
+    """Groups of different prompts, the first of each."""
+    found = read_groups(sources, format=config.format, on_bad=config.on_bad, purpose="answer", text=config.text)
+    groups = {group.prompt_key: group for group in reversed(found.groups)}
+    rows[f"{name}_sources"] = {"read": found.counts.read, "used": len(groups), "dropped": dict(found.counts.bad)}
+    return list(reversed(groups.values()))
+
+
+class _Course:
+    """One run from its first evaluation to its last."""
+
+    def __init__(
+        self,
+        config: Align,
+        directory: RunDirectory,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: _Prompts,
+        scorers: Mapping[str, Scorer],
+        gold: Scorer | None,
+    ) -> None:
+        self.config, self.directory, self.tokenizer, self.prompts = config, directory, tokenizer, prompts
+        self.scorers, self.gold = dict(scorers), gold
+        self.passes = Passes(resolve_precision(config.compute.precision, model.device), config.compute.tokens_per_batch)
+        layers = select_layers(config.optimise.layers, model.config.num_hidden_layers)
+        if not len(layers):
+            raise ConfigError(
+                "optimise.layers=top:0: expected layers that train, since nothing else of a policy does; write top:1 or more."
+            )
+        reference = Policy(model, first_layer=layers.start, temperature=config.optimise.temperature)
+        model.requires_grad_(False)
+        self.reference = reference.frozen_copy()
+        self.adapters = add_adapters(model, layers, config.optimise.lora) if config.optimise.lora else None
+        if self.adapters is None:
+            freeze_all_but(model, layers)
+        self.model = model
+        self.heads = config.optimise.value_heads(len(self.scorers))
+        self.policy = Policy(model, n_values=self.heads, first_layer=layers.start, temperature=config.optimise.temperature)
+        self.sampler = self.policy.sampler(self.passes.precision)
+        self.scales: dict[str, Scale] = {}
+
+    def follow(self, *, resume: bool, progress: Progress) -> None:
+        """Judge, optimise, judge again."""
+        settings, folder = self.config.optimise, self.directory.path / "checkpoints"
+        self._measure_scales()
+        source = ScoredAnswers(
+            self.scorers,
+            self.scales,
+            weights=self.config.weights,
+            cut_penalty=settings.cut_penalty,
+            limit=settings.reward_limit,
+        )
+        loop = OnPolicyLoop(
+            self.policy,
+            self.reference,
+            self.sampler,
+            self.tokenizer,
+            self.prompts.training,
+            source,
+            settings,
+            self.passes,
+            seed=self.config.seed,
+        )
+        checkpoint = agreed(latest_whole(folder) if resume and is_main() else None)
+        if checkpoint is not None:
+            load_loop(loop, checkpoint)
+        while loop.done < settings.steps:
+            progress("optimising", loop.done, settings.steps)
+            self.directory.log({"phase": "optimising", **loop.update()})
+            if loop.done % self.config.evaluate.every == 0 or loop.done == settings.steps:
+                self._judge(loop.done)
+            if is_main() and loop.done % self.config.compute.save_every == 0:
+                save_loop(loop, folder)
+            wait()
+        progress("optimising", settings.steps, settings.steps)
+
+    def delivered(self) -> PreTrainedModel:
+        """The policy's model, adapters folded in."""
+        return self.model if self.adapters is None else self.adapters.merge_and_unload()
+
+    def _measure_scales(self) -> None:
+        """Judge the policy as it starts; a scorer's zero and unit are those of these answers, the same for every scorer."""
+        rows = self._judge(0)
+        self.scales = {name: Scale.of([row[f"proxy/{name}"] for row in rows], name=name) for name in self.scorers}
+        if is_main():
+            self.directory.write_json(SCALES, {name: scale._asdict() for name, scale in self.scales.items()})
+
+    def _judge(self, step: int) -> list[dict[str, Any]]:
+        """Rows of `evaluations/STEP.jsonl`: read where an interrupted run has written them, else made."""
+        file = self.directory.path / EVALUATIONS / f"{step:06d}.jsonl"
+        if agreed(file.is_file()):
+            return [json.loads(line) for line in file.read_text().splitlines()]
+        chosen, settings = self.config.evaluate, self.config.optimise
+        judges = {f"proxy/{name}": scorer for name, scorer in self.scorers.items()}
+        if self.gold is not None:
+            judges[GOLD] = self.gold
+        rows = evaluate_policy(
+            self.policy,
+            self.reference,
+            self.sampler,
+            self.tokenizer,
+            self.prompts.judged,
+            judges,
+            answers=chosen.answers,
+            sampling=Sampling(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=self.config.seed + 2**31),
+            passes=self.passes,
+            exact=chosen.exact,
+        )
+        if is_main():
+            self.directory.write_text(f"{EVALUATIONS}/{file.name}", "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
