@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -82,10 +82,11 @@ def load_yaml(text: str, *, origin: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes, sorted."""
+def recipe_names(verb: str = "") -> list[str]:
+    """Names of the shipped recipes, sorted: all of them, or those of `train` or `align`."""
     folder = resources.files("rewardproof") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return [name for name in names if not verb or verb_of(load_yaml(recipe_text(name), origin=name)) == verb]
 
 
 def recipe_text(recipe: str) -> str:
@@ -105,9 +106,27 @@ def recipe_text(recipe: str) -> str:
     )
 
 
-def load_recipe(recipe: str) -> dict[str, Any]:
-    """Settings of a shipped recipe or YAML file, before overrides."""
-    return load_yaml(recipe_text(recipe), origin=recipe)
+def load_recipe(recipe: str, *, verb: Literal["train", "align"] = "train") -> dict[str, Any]:
+    """Settings of a shipped recipe or YAML file, before overrides.
+
+    Args:
+        recipe: Name or path.
+        verb: What is to be run.
+
+    Raises:
+        ConfigError: There is no such recipe, or it is another verb's.
+    """
+    settings = load_yaml(recipe_text(recipe), origin=recipe)
+    other = verb_of(settings)
+    if other not in (verb, ""):
+        made = {"train": "trains a reward model", "align": "optimises a policy"}
+        raise ConfigError(f"Recipe {recipe!r} {made[other]}, expected one that {made[verb]}; run `rewardproof {other} {recipe} OUT`.")
+    return settings
+
+
+def verb_of(settings: Mapping[str, Any]) -> str:
+    """The verb that a recipe is for, by its sections: `optimise` is `align`'s, `read` and `trainer` are `train`'s; empty where none tells."""
+    return "align" if "optimise" in settings else "train" if settings.keys() & {"read", "trainer"} else ""
 
 
 def load_study(file: str) -> dict[str, Any]:

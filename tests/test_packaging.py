@@ -78,7 +78,15 @@ def run_python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("recipe", recipe_names("align"))
+def test_every_policy_recipe_parses(recipe: str) -> None:
+    from rewardproof.stages.align import Align
+
+    settings = parse(Align, apply_overrides(load_recipe(recipe, verb="align"), ["policy=some/model", "reward=runs/umm/model"]))
+    assert settings.optimise.estimator == recipe
+
+
+@pytest.mark.parametrize("recipe", recipe_names("train"))
 def test_every_recipe_parses(recipe: str) -> None:
     from rewardproof.stages.train import Train
 
@@ -103,8 +111,8 @@ def test_documents_name_only_verbs_that_exist(document: Path) -> None:
         if known[verb]:
             assert arguments[:1], f"{verb!r} needs one of {known[verb]}"
             assert set(arguments[0].split("|")) <= known[verb], f"no command {arguments[0]!r} of {verb!r}"
-        if verb == "train" and not arguments[0].isupper():
-            assert arguments[0] in recipe_names() or arguments[0].endswith((".yaml", ".yml")), f"no recipe {arguments[0]!r}"
+        if verb in ("train", "align") and not arguments[0].isupper():
+            assert arguments[0] in recipe_names(verb) or arguments[0].endswith((".yaml", ".yml")), f"no recipe {arguments[0]!r}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

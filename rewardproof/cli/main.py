@@ -130,7 +130,7 @@ def stress(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False,
 def align(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Any:
     """RECIPE OUT: optimise a policy against rewards (ppo, rloo, grpo); OUT/model is the policy."""
     (recipe, out), overrides = _arguments(tokens, "RECIPE", "OUT")
-    settings = apply_overrides(load_recipe(recipe), overrides)
+    settings = apply_overrides(load_recipe(recipe, verb="align"), overrides)
     from rewardproof.stages.align import Align, run
 
     with session(Options(as_json, several=True)) as progress:

@@ -30,7 +30,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory, write_jsonl: Callable[...,
 
 def settings(base: Path, reward: Path, prompts: Path, /, **changes: Any) -> Align:
     recipe = changes.pop("recipe", "rloo")
-    chosen = load_recipe(recipe)
+    chosen = load_recipe(recipe, verb="align")
     chosen["optimise"] |= {
         "steps": 4,
         "prompts_per_step": 4,
@@ -139,6 +139,8 @@ def test_the_command_says_what_came_of_it(base_dir: Path, reward_dir: Path, prom
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert f"{tmp_path / 'out'}: after 1 updates, " in result.output
+    other = CliRunner().invoke(app, ["train", "rloo", str(tmp_path / "other"), "model=x", "data=y"])
+    assert "Recipe 'rloo' optimises a policy, expected one that trains a reward model; run `rewardproof align rloo OUT`." in other.output
     refused = CliRunner().invoke(app, words)
     assert refused.exit_code == 2
     assert "is not empty" in refused.output
