@@ -125,7 +125,7 @@ def load_recipe(recipe: str, *, verb: Literal["train", "align"] = "train") -> di
 
 
 def verb_of(settings: Mapping[str, Any]) -> str:
-    """The verb that a recipe is for, by its sections: `optimise` is `align`'s, `read` and `trainer` are `train`'s; empty where none tells."""
+    """The verb that a recipe is for, by its sections: `optimise` is `align`'s, `read` and `trainer` are `train`'s; else empty."""
     return "align" if "optimise" in settings else "train" if settings.keys() & {"read", "trainer"} else ""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
@@ -66,6 +67,8 @@ class OnPolicyLoop:
         Raises:
             ConfigError: Fewer prompts than one step takes, or a step that the processes cannot share.
         """
+        # Precision is ours to choose, whatever a run before this one in the same process chose; transformers' Trainer resets it likewise.
+        AcceleratorState._reset_state(reset_partial_state=False)
         self.accelerator = Accelerator(cpu=policy.model.device.type == "cpu", mixed_precision="no")
         self._check(settings, len(prompts))
         self.policy, self.reference, self.sampler, self.tokenizer, self.prompts = policy, reference, sampler, tokenizer, prompts
