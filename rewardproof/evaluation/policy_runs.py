@@ -101,7 +101,10 @@ class PolicyHacking:
 
 
 class PolicyRuns:
-    """Evaluations of one method's runs: reward-model seeds and policy seeds, judged on the same prompts."""
+    """Evaluations of one method's runs: reward-model seeds and policy seeds, judged on the same prompts.
+
+    KL is the sum over an answer's tokens of the exact divergence where that was measured, else the answer's log-ratio (k1): one mean.
+    """
 
     def __init__(
         self, runs: Sequence[Sequence[Evaluation]], *, proxies: Sequence[str], weights: Sequence[float] = (), gold: str = "gold"
@@ -127,7 +130,8 @@ class PolicyRuns:
                     "curves could not be averaged. Give runs of the same settings."
                 )
         weights = tuple(weights) or (1.0,) * len(proxies)
-        self.kl_SEP = self._tables(runs, "kl").mean(axis=-1)
+        self.exact = "kl_exact" in runs[0][0].rows[0]
+        self.kl_SEP = self._tables(runs, "kl_exact" if self.exact else "kl").mean(axis=-1)
         self.tokens_SE = self._tables(runs, "tokens").mean(axis=(-1, -2))
         self.finished_SE = self._tables(runs, "finished").mean(axis=(-1, -2))
         standard = [_standardised(self._tables(runs, f"proxy/{name}")) for name in proxies]
@@ -142,7 +146,7 @@ class PolicyRuns:
 
     @property
     def distance_SE(self) -> FloatArray:
-        """Square root of the mean log-ratio at each evaluation; a mean that chance made negative counts as 0."""
+        """Square root of the mean KL at each evaluation; a mean log-ratio that chance made negative counts as 0."""
         return np.sqrt(np.maximum(self.kl_SEP.mean(axis=-1), 0.0))
 
     def table(self) -> list[dict[str, Any]]:

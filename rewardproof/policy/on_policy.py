@@ -102,6 +102,11 @@ class OnPolicyLoop:
                 f"prompts_per_step={settings.prompts_per_step} with {settings.minibatches} minibatches on {world} processes: expected a "
                 "multiple of their product, so that all take the same share; change one of them."
             )
+        if settings.whole_answers and settings.aggregate != "answer":
+            raise ConfigError(
+                f"aggregate={settings.aggregate} with one ratio for a whole answer, expected aggregate=answer: it would count once a "
+                "token, and long answers for more than they are. Change one of them."
+            )
         if n_prompts < settings.prompts_per_step:
             raise ConfigError(
                 f"Got {n_prompts} prompts, expected at least prompts_per_step={settings.prompts_per_step}; give more prompts, or lower it."

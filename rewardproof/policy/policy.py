@@ -84,10 +84,14 @@ class Policy(nn.Module):
         return torch.cat(trunk_states(self.model, groups, self.first_layer, precision=precision))
 
     def frozen_copy(self, dtype: torch.dtype | None = None) -> Policy:
-        """The policy as it is now, without value heads; what does not train is shared, unless a dtype is asked for."""
+        """The policy as it is now, without value heads; what does not train is shared, unless a dtype is asked for.
+
+        The copy's parameters are marked as the policy's are, although nobody trains them: by that mark attention chooses how it computes,
+        and two equal models should round alike.
+        """
         shared = [] if dtype is not None else [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
         model = copy.deepcopy(self.model, {id(parameter): parameter for parameter in shared})
-        model.requires_grad_(False).eval()
+        model.eval()
         for parameter in model.parameters() if dtype is not None else ():
             parameter.data = parameter.data.to(dtype)  # not model.to(dtype), which would round the rotary frequencies too
         return Policy(model, first_layer=self.first_layer, temperature=self.temperature)

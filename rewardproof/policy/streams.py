@@ -50,9 +50,13 @@ class Passes:
         return found
 
     def over(self, policy: Policy, streams: Sequence[Stream], read: Callable[[PolicyOutput], Tensor]) -> Tensor:
-        """One reading of a pass over all streams, on the CPU, without gradient; its first dimension is that of the answer tokens."""
-        with evaluating(policy), computing_in(self.precision, policy.model.device):
-            return torch.cat([read(policy(stream.batch, stream.trunk_TD)).float().cpu() for stream in streams])
+        """One reading of a pass over all streams, on the CPU, detached; its first dimension is that of the answer tokens.
+
+        The pass is the update's own, gradient and all: without one attention computes otherwise, and in bf16 the ratio of a whole answer
+        would be off by a quarter before the first update.
+        """
+        with evaluating(policy), torch.enable_grad(), computing_in(self.precision, policy.model.device):
+            return torch.cat([read(policy(stream.batch, stream.trunk_TD)).detach().float().cpu() for stream in streams])
 
     def states(self, policy: Policy, streams: Sequence[Stream]) -> list[Tensor]:
         """The policy's final hidden states of every conversation, `(tokens, D)` each."""

@@ -47,7 +47,7 @@ def _course(directory: RunDirectory, runs: PolicyRuns) -> Section:
     )
     columns = ("update", "KL, nats", "proxy, SD above the start", "gold", "tokens", "ended by itself")
     figure = save_figure(course_figure(records), directory.path, "course")
-    text = "Means over prompts that the policy is not trained on, 95 % intervals over them. KL is the mean log-ratio of the same answers."
+    text = "Means over prompts that the policy is not trained on, 95 % intervals over them. KL is that of the same answers."
     return Section(
         "The course", (text,), Table(columns, rows), figures=(shown(figure, "Gold, proxy, distance and length over the updates."),)
     )

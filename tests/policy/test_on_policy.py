@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rewardproof.data.group import Group, Message
 from rewardproof.errors import ConfigError, EvaluationError, TrainingError
+from rewardproof.models.precision import computing_in
 from rewardproof.policy.kl_penalty import Coefficient, KLPenalty
 from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.policy.policy import Policy, divergence
@@ -80,7 +81,7 @@ BETA = 0.5
 BANDIT: dict[str, Any] = {"max_new_tokens": 1, "prompts_per_step": 2, "answers": 48, "learning_rate": 4e-3, "aggregate": "sum"}
 ARMS = {
     "rloo": {"estimator": "rloo"},
-    "rloo, whole answers, four epochs": {"estimator": "rloo", "epochs": 2, "minibatches": 2, "whole_answers": True},
+    "rloo, whole answers, four epochs": {"estimator": "rloo", "epochs": 2, "minibatches": 2, "whole_answers": True, "aggregate": "answer"},
     "grpo, unscaled": {"estimator": "grpo", "scaled": False, "kl": {"coefficient": BETA, "place": "loss", "estimate": "k2"}},
     "ppo": {"estimator": "ppo", "whiten": False, "value_learning_rate": 3e-2, "value_clip": 100.0},
 }
@@ -168,6 +169,22 @@ def test_an_update_moves_the_policy_alone_and_says_how_far(estimator: str) -> No
     for name, parameter in loop.reference.model.named_parameters():
         assert torch.equal(parameter, reference.state_dict()[name])
     assert (loop.policy.values is None) == (estimator != "ppo")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_before_its_first_update_a_policy_is_its_reference_to_the_last_bit(precision: Any) -> None:
+    model = language_model(words=40, layers=3)
+    freeze_all_but(model, range(1, 3))
+    policy = Policy(model, first_layer=1)
+    reference, passes, tokenizer = policy.frozen_copy(), Passes(precision, 64), Digits()
+    rollouts = roll_out(model, tokenizer, prompts_of((5, 6), (4,)), [0, 1], answers=5, sampling=Sampling(max_new_tokens=9))  # pyright: ignore
+    streams = passes.streams(policy, rollouts, range(2))
+    own, other = (passes.over(one, streams, lambda out: out.log_probs_L) for one in (policy, reference))
+    assert torch.equal(own, other)
+    with computing_in(precision, torch.device("cpu")):
+        update = torch.cat([policy(one.batch, one.trunk_TD).log_probs_L for one in streams])
+    assert torch.equal(own, update.float())
+    assert not any(one is other for one, other in zip(policy.parameters(), reference.parameters(), strict=True) if one.requires_grad)
 
 
 def test_frozen_layers_computed_once_change_nothing() -> None:
@@ -280,6 +297,7 @@ def test_a_penalty_is_steered_to_its_target() -> None:
     ("settings", "message"),
     [
         ({"prompts_per_step": 6}, "Got 5 prompts, expected at least prompts_per_step=6"),
+        ({"whole_answers": True, "aggregate": "sum"}, "aggregate=sum with one ratio for a whole answer"),
         ({"minibatches": 3}, "prompts_per_step=4 with 3 minibatches on 1 processes: expected a multiple"),
     ],
 )

@@ -68,6 +68,7 @@ def test_a_run_leaves_a_policy_and_what_became_of_it(recipe: str, base_dir: Path
     assert [record["step"] for record in report.results["evaluations"]] == [0, 2, 4]
     start = report.results["evaluations"][0]
     assert (start["kl"]["estimate"], start["proxy"]["estimate"]) == (0, pytest.approx(0, abs=1e-9))
+    assert report.results["evaluations"][-1]["kl"]["estimate"] > 1e-3
     rows = [json.loads(line) for line in (tmp_path / "out/evaluations/000004.jsonl").read_text().splitlines()]
     assert len(rows) == report.results["rows"]["evaluation_prompts"]
     for row in rows:
