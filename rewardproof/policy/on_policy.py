@@ -216,6 +216,7 @@ class OnPolicyLoop:
     ) -> dict[str, float]:
         """All epochs over all minibatches; gives the means of what was met."""
         totals: defaultdict[str, float] = defaultdict(float)
+        norms = 0.0
         self.wrapped.train()
         for _ in range(self.settings.epochs):
             for groups, part in zip(self._minibatches(), streams, strict=True):
@@ -226,8 +227,9 @@ class OnPolicyLoop:
                 self.optimizer.step()
                 self.schedule.step()
                 self.optimizer.zero_grad()
-                totals["gradient_norm"] += float(norm or 0.0)
-        return {name: value / self._per_step for name, value in totals.items()}
+                norms += float(norm or 0.0)
+        parts = gathered(dict(totals))
+        return {name: sum(part[name] for part in parts) / self._per_step for name in totals} | {"gradient_norm": norms / self._per_step}
 
     def _minibatch(
         self,

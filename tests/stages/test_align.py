@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
-from rewardproof.config import load_recipe, parse
+from rewardproof.config import dump_yaml, load_recipe, parse
 from rewardproof.errors import CheckpointError, ConfigError, DataError, EvaluationError, ModelError
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.policy.on_policy import OnPolicyLoop
@@ -108,6 +109,30 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
     assert all(torch.equal(one[name], other[name]) for name in one)
     again = run(config, tmp_path / "parts", resume=True)
     assert again.results == resumed.results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["ppo", "grpo"])
+def test_two_processes_take_the_updates_of_one(
+    recipe: str, base_dir: Path, reward_dir: Path, prompts: Path, tmp_path: Path, launch: Callable[..., CompletedProcess[str]]
+) -> None:
+    config = settings(
+        base_dir, reward_dir, prompts, recipe=recipe, optimise={"minibatches": 2}, compute={"precision": "fp32", "tokens_per_batch": 40}
+    )
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(config))
+    logs = []
+    for processes in (1, 2):
+        done = launch(["-m", "rewardproof", "align", str(tmp_path / "recipe.yaml"), str(tmp_path / str(processes))], processes=processes)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stdout.count("after 4 updates") == 1
+        logs.append([json.loads(line) for line in (tmp_path / str(processes) / "log.jsonl").read_text().splitlines()])
+    for one, two in zip(*logs, strict=True):
+        assert one.keys() == two.keys()
+        for name in one.keys() - {"seconds", "phase", "train_sources"}:
+            assert one[name] == pytest.approx(two[name], rel=2e-3, abs=1e-4), name
+    first, second = (AutoModelForCausalLM.from_pretrained(tmp_path / name / "model").state_dict() for name in ("1", "2"))
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], atol=2e-4, rtol=1e-2)
 
 
 def test_adapters_are_folded_into_the_policy(base_dir: Path, reward_dir: Path, prompts: Path, tmp_path: Path) -> None:
