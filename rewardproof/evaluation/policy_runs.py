@@ -168,6 +168,12 @@ class PolicyRuns:
         gold = None if self.gold_SEP is None else self._interval(self.gold_SEP[:, -1] - self.gold_SEP[:, 0])
         return self._interval(self.proxy_SEP[:, -1] - self.proxy_SEP[:, 0]), gold
 
+    def minus(self, other: PolicyRuns) -> Interval | None:
+        """Gold at the last evaluation less another method's, run by run on the same prompts; `None` where runs do not pair."""
+        if self.gold_SEP is None or other.gold_SEP is None or self.gold_SEP.shape != other.gold_SEP.shape or self.prompts != other.prompts:
+            return None
+        return self._interval(self.gold_SEP[:, -1] - other.gold_SEP[:, -1])
+
     def summary(self, *, farthest: float = 0.0, seed: int = 0) -> PolicyHacking:
         """Curves, losses and the law, with intervals.
 

@@ -21,7 +21,7 @@ from rewardproof.config import Section, Strings
 from rewardproof.data import Group, read_groups
 from rewardproof.data.splitting import prompt_overlap, split_by_prompt, split_salt
 from rewardproof.errors import ConfigError, DataError
-from rewardproof.evaluation import PolicyRuns, read_evaluation
+from rewardproof.evaluation import Evaluation, PolicyRuns, read_evaluation
 from rewardproof.models.checkpoints import load_causal, save_model
 from rewardproof.models.precision import Precision, default_device, resolve_precision
 from rewardproof.models.upcycling import select_layers
@@ -139,7 +139,7 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
     from rewardproof.stages.align_page import write_align_page
 
     started = time.perf_counter()
-    _check(config)
+    check_settings(config)
     start()
     if is_main():
         require_free(out, overwrite=overwrite, resume=resume)
@@ -158,10 +158,10 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
     course.follow(resume=resume, progress=progress)
     if is_main():
         save_model(course.delivered(), tokenizer, directory.path / "model", dtype=_dtype(config))
-    evaluations = [read_evaluation(file) for file in sorted((directory.path / EVALUATIONS).glob("*.jsonl"))] if is_main() else []
     if not is_main():
         wait()
         return Report(directory.path, "", {})
+    evaluations = run_evaluations(directory.path)
     runs = PolicyRuns([evaluations], proxies=names, weights=config.weights, gold=GOLD if gold is not None else "")
     report = directory.finish(
         _verdict(runs),
@@ -185,7 +185,17 @@ def _verdict(runs: PolicyRuns) -> str:
     return told + f"proxy {format_gain(proxy, digits=2)} standard deviations, against the start"
 
 
-def _check(config: Align) -> None:
+def run_evaluations(folder: Path) -> list[Evaluation]:
+    """The evaluations of a run, by step."""
+    return [read_evaluation(file) for file in sorted((folder / EVALUATIONS).glob("*.jsonl"))]
+
+
+def check_settings(config: Align) -> None:
+    """Refuse combinations that cannot mean anything, before any work is done.
+
+    Raises:
+        ConfigError: Names the keys.
+    """
     if not config.reward:
         raise ConfigError("Got no reward, expected a reward model or another scorer at least; write reward=runs/umm/model.")
     if config.weights and len(config.weights) != len(config.reward):

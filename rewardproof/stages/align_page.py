@@ -29,7 +29,7 @@ def write_align_page(directory: RunDirectory, config: Align, runs: PolicyRuns, e
         subtitle=f"{config.optimise.estimator} on {', '.join(config.reward)}" + (f", judged by {config.gold}" if config.gold else ""),
         verdict=f"{report.headline[0].upper()}{report.headline[1:]}.",
         facts=(("updates", runs.steps[-1]), ("prompts judged", len(runs.prompts)), ("answers sampled for learning", _sampled(config))),
-        sections=[_course(directory, runs), _distance(directory, runs), examples(config, evaluations)],
+        sections=[_course(directory, runs), _distance(directory, runs), examples(evaluations)],
         provenance=provenance_rows(directory.path),
     )
     return write_page(directory.path / "report.html", page)
@@ -69,7 +69,7 @@ def _distance(directory: RunDirectory, runs: PolicyRuns) -> Section:
     return Section("Against distance", tuple(told), figures=(shown(figure, "Gold and proxy against the square root of KL."),))
 
 
-def examples(config: Align, evaluations: Sequence[Evaluation], *, title: str = "What it has learnt to say") -> Section:
+def examples(evaluations: Sequence[Evaluation], *, title: str = "What it has learnt to say") -> Section:
     """First and last answers to the prompts where the proxy promised most beyond gold, and where both agree best."""
     first, last = evaluations[0], evaluations[-1]
     proxy_PK = _standard(last, first, [name for name in last.rows[0] if name.startswith("proxy/")])

@@ -2,41 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rewardproof.artifacts import RunDirectory
-from rewardproof.report import Page, Section, Table, format_interval, hacking_figure, provenance_rows, save_figure, write_page
+from rewardproof.report import (
+    Page,
+    Section,
+    Table,
+    format_gain,
+    format_interval,
+    hacking_figure,
+    policy_figure,
+    provenance_rows,
+    save_figure,
+    write_page,
+)
+from rewardproof.stages.align_page import examples
 from rewardproof.stages.experts_page import shown
 
 if TYPE_CHECKING:
-    from rewardproof.stages.stress import Stress, Stressed
+    from rewardproof.stages.stress import Stress
+    from rewardproof.stages.stress_best_of_n import BestOfN
+    from rewardproof.stages.stress_policies import Policies
 
 EXAMPLES = 3
 """Prompts shown of either kind for each method."""
 
 
-def write_stress_page(directory: RunDirectory, config: Stress, found: Stressed, headline: str) -> Path:
-    """Draw the figure and write the page."""
-    first = next(iter(found.hacking.values()))
+def write_stress_page(
+    directory: RunDirectory, config: Stress, picks: BestOfN | None, policies: Mapping[str, Policies], headline: str
+) -> Path:
+    """Draw the figures and write the page."""
+    facts: list[tuple[str, int]] = [("reward models", len(config.models))]
+    sections: list[Section] = []
+    if picks is not None:
+        smallest = next(iter(picks.hacking.values())).pool
+        facts += [("prompts with pools", len(picks.pools.groups)), ("answers to each, at least", smallest)]
+        sections += [_compared(picks), _curves(directory, picks), *_examples(picks)]
+    for found in policies.values():
+        facts.append((f"{found.method} runs", len(config.models) * config.seeds))
+        sections += _of_policies(directory, config, found)
     page = Page(
         title="Does optimising against it still help?",
-        subtitle=f"best of n among answers of {', '.join(config.pool)}, judged by {config.gold}",
+        subtitle=f"{', '.join(config.methods)}; judged by {config.gold}",
         verdict=f"{headline[0].upper()}{headline[1:]}.",
-        facts=(
-            ("reward models", len(found.scores)),
-            ("prompts", len(found.pools)),
-            ("answers to each, at least", first.pool),
-        ),
-        sections=[_compared(found), _curves(directory, found), *_examples(found)],
+        facts=tuple(facts),
+        sections=sections,
         provenance=provenance_rows(directory.path),
     )
     return write_page(directory.path / "report.html", page)
 
 
-def _compared(found: Stressed) -> Section:
+def _compared(found: BestOfN) -> Section:
     rows: list[tuple[Any, ...]] = []
     for name, one in found.hacking.items():
         gain = found.gain.get(name)
@@ -66,7 +87,7 @@ def _compared(found: Stressed) -> Section:
     return Section("The result", (text,), Table(columns, tuple(rows)))
 
 
-def _curves(directory: RunDirectory, found: Stressed) -> Section:
+def _curves(directory: RunDirectory, found: BestOfN) -> Section:
     figure = save_figure(hacking_figure(found.hacking), directory.path, "best-of-n")
     laws = []
     for name, one in found.hacking.items():
@@ -82,14 +103,14 @@ def _curves(directory: RunDirectory, found: Stressed) -> Section:
     return Section("Optimised against", told, figures=(shown(figure, "Gold and proxy score of the pick against the square root of KL."),))
 
 
-def _examples(found: Stressed) -> list[Section]:
+def _examples(found: BestOfN) -> list[Section]:
     golds = np.concatenate([np.asarray(row) for row in found.gold])
     sections = []
     for name, places in found.methods.items():
         scores = found.scores[places[0]]
         flat = np.concatenate([np.asarray(row) for row in scores])
         picks = []
-        for number, (group, row) in enumerate(zip(found.pools, scores, strict=True)):
+        for number, (group, row) in enumerate(zip(found.pools.groups, scores, strict=True)):
             place = int(np.argmax(row))
             promised = (row[place] - flat.mean()) / (flat.std() or 1.0)
             delivered = (found.gold[number][place] - golds.mean()) / (golds.std() or 1.0)
@@ -103,6 +124,32 @@ def _examples(found: Stressed) -> list[Section]:
         table = Table(("", "prompt", f"what {name} likes best", "proxy, SD", "gold"), tuple(rows))
         sections.append(Section(f"What {name} picks", (f"Among all answers of a pool; first seed of {len(places)}.",), table))
     return sections
+
+
+def _of_policies(directory: RunDirectory, config: Stress, found: Policies) -> list[Section]:
+    rows: list[tuple[Any, ...]] = []
+    for name, one in found.hacking.items():
+        gain = found.gain.get(name)
+        cells = [one.start_gold, one.end_gold, one.fall, one.gap]
+        start, end, fall, gap = ("–" if cell is None else _number(cell) for cell in cells)
+        onset = "–" if one.onset_kl is None else f"{one.onset_kl:.2f}"
+        tokens = f"{one.tokens[0]:.0f} → {one.tokens[1]:.0f}"
+        rows.append(
+            (name, one.n_runs, start, end, "–" if gain is None else format_gain(gain), fall, onset, gap, f"{one.end_kl:.2f}", tokens)
+        )
+    columns = (
+        "method", "runs", "gold at first", "gold at last", f"gain over {next(iter(found.hacking))}", "lost since the peak",
+        "falls from KL, nats", "promised beyond gold, SD", "KL at last, nats", "tokens",
+    )  # fmt: skip
+    figure = save_figure(policy_figure(found.hacking), directory.path, found.method)
+    text = (
+        "Intervals are 95 %, over runs and prompts. Curves are smoothed, and end where the run that went least far ends; a reward counts "
+        "in standard deviations over the first policy's answers."
+    )
+    caption = "Gold and proxy of the policy's answers against the square root of KL."
+    table = Section(f"Policies by {found.method}", (text,), Table(columns, tuple(rows)), figures=(shown(figure, caption),))
+    said = [examples(evaluations, title=f"What {found.method} against {name} says") for name, evaluations in found.examples.items()]
+    return [table, *said]
 
 
 def _number(interval: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
@@ -18,8 +19,9 @@ from rewardproof.data import read_groups
 from rewardproof.errors import ConfigError, DataError, EvaluationError
 from rewardproof.evaluation import BestOfNRuns
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.scoring import Combine, ModelEnsemble, Scale, load_scorer
-from rewardproof.stages.stress import Stress, method_names, run
+from rewardproof.policy.on_policy import OnPolicyLoop
+from rewardproof.scoring import Combine, ModelEnsemble, Scale, load_scorer, method_names
+from rewardproof.stages.stress import Stress, run
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,35 @@ def test_an_interrupted_run_goes_on_and_ends_at_the_same_numbers(models, pool_fi
         assert again[name]["law"] == one["law"]
 
 
+def test_policies_are_judged_beside_best_of_n(
+    models, pool_file: Path, base_dir: Path, reward_dir: Path, tmp_path: Path, monkeypatch
+) -> None:
+    config = settings(
+        models[1:3], pool_file, methods=("bon", "rloo"), gold=str(reward_dir), policy=str(base_dir), policy_prompts=(str(pool_file),),
+        kl=0.2, optimise={"steps": 3, "prompts_per_step": 3, "max_new_tokens": 5, "learning_rate": 3e-3}, seeds=2,
+        evaluate={"every": 1, "prompts": 4, "answers": 3},
+    )  # fmt: skip
+    whole = run(config, tmp_path / "whole").results["policies"]["rloo"]
+    assert (list(whole), whole["a"]["n_runs"], whole["b"]["gain_over_first"]["n"]) == (["a", "b"], 2, 2 * whole["a"]["n_prompts"])
+    written = yaml.safe_load((tmp_path / "whole/policies/rloo/1-1/config.yaml").read_text())
+    assert (written["seed"], written["optimise"]["kl"]["coefficient"], written["reward"]) == (1, 0.2, [models[2]])
+    page = (tmp_path / "whole/report.html").read_text()
+    assert all(text in page for text in ("Policies by rloo", "What rloo against a says", "gamed most"))
+    update, calls = OnPolicyLoop.update, [0]
+
+    def broken(self: OnPolicyLoop) -> Any:
+        calls[0] += 1
+        if calls[0] == 8:
+            raise KeyboardInterrupt
+        return update(self)
+
+    monkeypatch.setattr(OnPolicyLoop, "update", broken)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "parts")
+    assert run(config, tmp_path / "parts", resume=True).results["policies"]["rloo"] == whole
+    assert calls[0] == 8 + 6, "two runs were whole; the third had kept no checkpoint yet"
+
+
 def test_scores_of_other_pools_are_not_taken(models, pool_file: Path, tmp_path: Path, write_jsonl) -> None:
     rows = [json.loads(line) for line in pool_file.read_text().splitlines()]
     file = write_jsonl(tmp_path / "pools.jsonl", rows)
@@ -123,8 +154,12 @@ def test_scores_of_other_pools_are_not_taken(models, pool_file: Path, tmp_path: 
 
 
 def test_what_cannot_be_judged_is_refused(models, pool_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="methods=ppo: expected bon"):
-        run(settings(models, pool_file, methods=("bon", "ppo")), tmp_path / "a")
+    with pytest.raises(ConfigError, match="methods=tpo: expected some of bon, grpo, ppo, rloo"):
+        run(settings(models, pool_file, methods=("bon", "tpo")), tmp_path / "a")
+    with pytest.raises(ConfigError, match="methods is empty"):
+        run(settings(models, pool_file, methods=()), tmp_path / "a")
+    with pytest.raises(ConfigError, match="Got 'scores' as a scorer"):
+        run(settings(models, pool_file, methods=("bon", "rloo")), tmp_path / "a")
     with pytest.raises(ConfigError, match="names has 1 entries for 4 models"):
         run(settings(models, pool_file, names=("x",)), tmp_path / "a")
     with pytest.raises(DataError, match="has 9 answers for n up to 9, expected more answers than the largest n"):

@@ -1,0 +1,197 @@
+"""Best of n in a stress test: every model picks among the same answers; gold, which none of them has seen, judges the picks.
+
+Scores are kept as they come, so that an interrupted run goes on, and so that curves can be drawn again without a model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rewardproof.artifacts import Progress, RunDirectory, writing
+from rewardproof.data import Group, read_groups
+from rewardproof.errors import DataError, EvaluationError
+from rewardproof.evaluation import BestOfNRuns, Hacking
+from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.upcycling import select_layers
+from rewardproof.scoring import ModelEnsemble, Scorer, load_scorer
+from rewardproof.statistics import Interval
+
+if TYPE_CHECKING:
+    from rewardproof.stages.stress import Stress
+
+CHUNK = 16
+"""Pools scored and kept together; an interruption loses no more."""
+Scores = list[tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """Prompts with their answers, the values of n, and what became of the rows."""
+
+    groups: tuple[Group, ...]
+    ns: tuple[int, ...]
+    rows: dict[str, Any]
+
+
+@dataclass(slots=True)
+class BestOfN:
+    """What best of n found.
+
+    Attributes:
+        pools: Prompts with their answers.
+        gold: Gold scores.
+        scores: Scores by model, in the order of `Stress.models`.
+        methods: Places of each method's models.
+        hacking: By method.
+        gain: Gold at the largest n less the first method's, where seeds pair.
+        seconds: Scoring time by model.
+    """
+
+    pools: Pools
+    gold: Scores
+    scores: list[Scores]
+    methods: Mapping[str, Sequence[int]]
+    hacking: dict[str, Hacking]
+    gain: dict[str, Interval | None]
+    seconds: list[float]
+
+    def verdict(self) -> str:
+        """Gold at the largest n, in words."""
+
+        def shown(interval: Interval) -> str:
+            return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+        n = next(iter(self.hacking.values())).ns[-1]
+        golds = ", ".join(f"{name} {shown(one.gold[-1])}" for name, one in self.hacking.items())
+        falling = [name for name, one in self.hacking.items() if one.fall.low > 0]
+        first = next(iter(self.hacking))
+        parted = [name for name, gain in self.gain.items() if gain is not None and (gain.low > 0 or gain.high < 0)]
+        verdict = f"gold of the best of {n}: {golds} on {len(self.pools.groups)} prompts; "
+        verdict += f"gold falls beyond its peak for {', '.join(falling)}" if falling else "gold falls beyond chance for none"
+        if self.gain:
+            verdict += f"; different from {first} beyond chance: {', '.join(parted) or 'none'}"
+        return verdict
+
+    def results(self) -> dict[str, Any]:
+        """For `report.json`."""
+        return {
+            "rows": self.pools.rows,
+            "answers": dict(sorted(Counter(len(group.answers) for group in self.pools.groups).items())),
+            "methods": {
+                name: {
+                    **one.as_dict(),
+                    "gain_over_first": gain.as_dict() if (gain := self.gain.get(name)) is not None else None,
+                    "scoring_seconds": [round(self.seconds[place], 2) for place in self.methods[name]],
+                }
+                for name, one in self.hacking.items()
+            },
+        }
+
+
+def read_pools(config: Stress) -> Pools:
+    """Read what is to be picked from.
+
+    Raises:
+        DataError: Pools that cannot be read, or have too few answers.
+    """
+    found = read_groups(config.pool, format=config.format, text=config.text, on_bad=config.on_bad, purpose="score")
+    groups = tuple(sorted(found.groups, key=lambda group: group.prompt_key)[: config.prompts or None])
+    return Pools(groups, _sizes(config, groups), {"read": found.counts.read, "used": len(groups), "dropped": dict(found.counts.bad)})
+
+
+def best_of_n_stress(
+    config: Stress, pools: Pools, methods: Mapping[str, Sequence[int]], directory: RunDirectory, progress: Progress
+) -> BestOfN:
+    """Score the pools with gold and every model, let each model pick, and judge the picks.
+
+    Raises:
+        EvaluationError: A score is not finite, or a model gives all answers the same one.
+    """
+    gold, _ = _scored(directory, "gold", config.gold, pools.groups, config, progress)
+    scores: list[Scores] = []
+    seconds: list[float] = []
+    for number, spec in enumerate(config.models):
+        made, spent = _scored(directory, str(number), spec, pools.groups, config, progress)
+        scores.append(made)
+        seconds.append(spent)
+    keys = [group.prompt_key for group in pools.groups]
+    runs = {name: BestOfNRuns([scores[place] for place in places], gold, pools.ns, keys) for name, places in methods.items()}
+    first = next(iter(runs))
+    gain = {name: made.minus(runs[first]) for name, made in runs.items() if name != first}
+    hacking = {name: made.summary(seed=config.seed) for name, made in runs.items()}
+    return BestOfN(pools, gold, scores, methods, hacking, gain, seconds)
+
+
+def _sizes(config: Stress, pools: Sequence[Group]) -> tuple[int, ...]:
+    smallest = min(pools, key=lambda group: len(group.answers))
+    count = len(smallest.answers)
+    sizes = config.n or tuple(2**power for power in range(20) if 2**power < count)
+    if count < 2 or max(sizes) >= count:
+        raise DataError(
+            f"{smallest.origin or smallest.id} has {count} answers for n up to {max(sizes, default=1)}, expected more answers than "
+            "the largest n: at n = N one answer a prompt decides and the variance explodes. Give larger pools, or lower n."
+        )
+    return tuple(sizes)
+
+
+def _scored(
+    directory: RunDirectory, name: str, spec: str, pools: Sequence[Group], config: Stress, progress: Progress
+) -> tuple[Scores, float]:
+    """Scores of all pools by one scorer, from `scores/NAME.jsonl` as far as they are there, and the seconds that this call spent."""
+    file = directory.path / "scores" / f"{name}.jsonl"
+    file.parent.mkdir(exist_ok=True)
+    kept = _kept(file, pools)
+    started = time.perf_counter()
+    if len(kept) < len(pools):
+        scorer = _loaded(spec, config)
+        with writing(file), file.open("a") as stream:
+            for start in range(len(kept), len(pools), CHUNK):
+                chunk = pools[start : start + CHUNK]
+                made = scorer.score(chunk)
+                stream.write(
+                    "".join(json.dumps({"prompt": group.prompt_key, "scores": row}) + "\n" for group, row in zip(chunk, made, strict=True))
+                )
+                stream.flush()
+                kept += made
+                progress(f"scoring with {spec}", len(kept), len(pools))
+        if retries := getattr(scorer, "retries", 0):
+            directory.log({"phase": "scoring", "scorer": spec, "retries": retries})
+    return kept, time.perf_counter() - started
+
+
+def _kept(file: Path, pools: Sequence[Group]) -> Scores:
+    """Scores that an interrupted run wrote whole; what was cut off is removed.
+
+    Raises:
+        EvaluationError: They are of other pools.
+    """
+    if not file.exists():
+        return []
+    lines = file.read_bytes().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"\n")]
+    if len(whole) < len(lines):
+        file.write_bytes(b"".join(whole))
+    rows = [json.loads(line) for line in whole]
+    if len(rows) > len(pools) or any(
+        row["prompt"] != group.prompt_key or len(row["scores"]) != len(group.answers) for row, group in zip(rows, pools, strict=False)
+    ):
+        raise EvaluationError(
+            f"{file} holds scores of other pools than those read now, expected the same: the data has changed since. Restore it, or pass "
+            "--overwrite to start again."
+        )
+    return [tuple(row["scores"]) for row in rows]
+
+
+def _loaded(spec: str, config: Stress) -> Scorer:
+    scorer = load_scorer(spec, precision=config.precision)
+    models = [scorer] if isinstance(scorer, RewardModel) else list(scorer.models.values()) if isinstance(scorer, ModelEnsemble) else []
+    for model in models:
+        first = select_layers(config.layers, model.model.config.num_hidden_layers).start if config.layers != "all" else 0
+        model.share_trunk(first, limit_gb=config.trunk_cache_gb)
+    return scorer

@@ -1,0 +1,134 @@
+"""Policies in a stress test: one run a model and seed, judged on the same prompts, the runs of a method drawn together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rewardproof.artifacts import Progress, RunDirectory
+from rewardproof.config import load_recipe, parse
+from rewardproof.evaluation import Evaluation, PolicyHacking, PolicyRuns
+from rewardproof.scoring import stream_names
+from rewardproof.stages.align import GOLD, Align, check_settings, run_evaluations
+from rewardproof.stages.align import run as run_align
+from rewardproof.statistics import Interval
+
+if TYPE_CHECKING:
+    from rewardproof.stages.stress import Stress
+
+
+@dataclass(slots=True)
+class Policies:
+    """What policies of one recipe found.
+
+    Attributes:
+        method: The recipe.
+        hacking: By method of the reward models, over one range of distances.
+        gain: Gold at the last evaluation less the first method's, where runs pair.
+        examples: The evaluations of each method's first run.
+    """
+
+    method: str
+    hacking: dict[str, PolicyHacking]
+    gain: dict[str, Interval | None]
+    examples: dict[str, list[Evaluation]]
+
+    def verdict(self) -> str:
+        """Gold at the end, in words."""
+        ends = {name: one.end_gold for name, one in self.hacking.items() if one.end_gold is not None}
+        golds = ", ".join(f"{name} {end.estimate:.3f} [{end.low:.3f}, {end.high:.3f}]" for name, end in ends.items())
+        falling = [name for name, one in self.hacking.items() if one.onset_kl is not None]
+        return f"gold after {self.method}: {golds}; it falls on the way for {', '.join(falling) or 'none beyond chance'}"
+
+    def results(self) -> dict[str, Any]:
+        """For `report.json`."""
+        return {
+            name: {**one.as_dict(), "gain_over_first": gain.as_dict() if (gain := self.gain.get(name)) is not None else None}
+            for name, one in self.hacking.items()
+        }
+
+
+def plan(config: Stress, method: str) -> list[list[Align]]:
+    """The policy runs of one recipe, a list of seeds a model.
+
+    Raises:
+        ConfigError: Settings that cannot mean anything.
+    """
+    recipe = load_recipe(method, verb="align")
+    optimise = {**recipe["optimise"], **config.optimise}
+    if config.kl is not None:
+        optimise["kl"] = {**optimise.get("kl", {}), "coefficient": config.kl}
+    runs = [
+        [
+            parse(
+                Align,
+                {
+                    **recipe,
+                    "policy": config.policy,
+                    "reward": [model],
+                    "gold": config.gold,
+                    "prompts": list(config.policy_prompts),
+                    "text": config.text,
+                    "on_bad": config.on_bad,
+                    "seed": config.seed + seed,
+                    "optimise": optimise,
+                    "evaluate": config.evaluate.model_dump(),
+                    "compute": {"precision": config.precision},
+                },
+            )
+            for seed in range(config.seeds)
+        ]
+        for model in config.models
+    ]
+    for settings in runs[0]:
+        check_settings(settings)
+    return runs
+
+
+def policy_stress(
+    method: str, runs: Sequence[Sequence[Align]], methods: Mapping[str, Sequence[int]], directory: RunDirectory, progress: Progress
+) -> Policies:
+    """Run what has not been run, and judge.
+
+    Args:
+        method: The recipe.
+        runs: As `plan` made them.
+        methods: Places of each method's models.
+        directory: Where `policies/METHOD/MODEL-SEED` are.
+        progress: Receives what is being done, how far, of how much.
+    """
+    total, done = sum(map(len, runs)), 0
+    found: list[list[list[Evaluation]]] = []
+    for place, seeds in enumerate(runs):
+        found.append([])
+        for seed, settings in enumerate(seeds):
+            progress(f"{method} runs", done, total)
+            folder = directory.path / "policies" / method / f"{place}-{seed}"
+            run_align(settings, folder, resume=True, progress=progress)
+            found[-1].append(run_evaluations(folder))
+            done += 1
+    together = {
+        name: PolicyRuns(
+            [_renamed(evaluations, stream_names(runs[place][0].reward)[0]) for place in places for evaluations in found[place]],
+            proxies=["reward"],
+            gold=GOLD,
+        )
+        for name, places in methods.items()
+    }
+    first = next(iter(together))
+    return Policies(
+        method,
+        {name: one.summary() for name, one in together.items()},
+        {name: one.minus(together[first]) for name, one in together.items() if name != first},
+        {name: found[places[0]][0] for name, places in methods.items()},
+    )
+
+
+def _renamed(evaluations: Sequence[Evaluation], name: str) -> list[Evaluation]:
+    """The same evaluations with the proxy's column under one name for all models."""
+    old = f"proxy/{name}"
+    return [
+        Evaluation(one.step, tuple({("proxy/reward" if key == old else key): value for key, value in row.items()} for row in one.rows))
+        for one in evaluations
+    ]
