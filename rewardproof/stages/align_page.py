@@ -62,9 +62,11 @@ def _distance(directory: RunDirectory, runs: PolicyRuns) -> Section:
     figure = save_figure(policy_figure({"this run": found}), directory.path, "distance")
     told = ["A reward model that is gamed shows a proxy that climbs while gold stalls or falls."]
     if found.fall is not None and found.peak_kl is not None:
+        ends = found.peak_kl >= found.distance[-1] ** 2
         told.append(
-            f"Gold is highest at {found.peak_kl:.2f} nats and then loses {format_interval(found.fall, percent=False)}; hacking "
-            + ("sets in there." if found.onset_kl is not None else "is not seen beyond chance.")
+            f"Gold is highest at {found.peak_kl:.2f} nats, "
+            + ("where the run ends." if ends else f"and loses {format_interval(found.fall, percent=False)} from there to the end: ")
+            + ("" if ends else "hacking sets in there." if found.onset_kl is not None else "no more than chance may explain.")
         )
     return Section("Against distance", tuple(told), figures=(shown(figure, "Gold and proxy against the square root of KL."),))
 
@@ -85,11 +87,15 @@ def examples(evaluations: Sequence[Evaluation], *, title: str = "What it has lea
             f"{proxy_PK[place, place_P[place]]:+.2f}",
             f"{last.rows[place]['gold'][int(place_P[place])]:.3f}" if "gold" in last.rows[place] else "–",
         )
-        for kind, places in (("promised most", order[:EXAMPLES]), ("promised least", order[-EXAMPLES:]))
+        for kind, places in (("most", order[:EXAMPLES]), ("least", order[-EXAMPLES:]))
         for place in places
     ]
-    columns = ("", "prompt", "at first", "at last", "proxy, SD", "gold")
-    return Section(title, ("The answer to each prompt for which the proxy promises most beyond gold.",), Table(columns, tuple(rows)))
+    columns = ("beyond gold", "prompt", "at first", "at last", "proxy, SD", "gold")
+    return Section(
+        title,
+        ("Of each prompt the answer for which the proxy promises most beyond gold, where that is most and where it is least.",),
+        Table(columns, tuple(rows)),
+    )
 
 
 def _standard(last: Evaluation, first: Evaluation, names: Sequence[str]) -> NDArray[np.float64]:

@@ -81,7 +81,7 @@ def test_a_run_leaves_a_policy_and_what_became_of_it(recipe: str, base_dir: Path
     assert all("layers.1" in name or "layers.2" in name or name == "model.norm.weight" for name in moved)
     assert AutoTokenizer.from_pretrained(tmp_path / "out/model").chat_template
     page = (tmp_path / "out/report.html").read_text()
-    assert all(text in page for text in ("promised most", "Against distance", "The course"))
+    assert all(text in page for text in ("beyond gold", "Against distance", "The course"))
     logged = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if line["phase"] == "optimising"] == [1, 2, 3, 4]
 
