@@ -33,35 +33,38 @@ class LawRange:
 
 
 def law_with_range(
-    distance_L: FloatArray, gold_SPL: FloatArray, prompts: Sequence[str], law: Law, *, seed: int
+    distance_SL: FloatArray, gold_SPL: FloatArray, prompts: Sequence[str], law: Law, *, seed: int, models: Sequence[int] = ()
 ) -> tuple[GoldLaw | None, LawRange | None]:
-    """The law of the mean curve above its start, and its ranges where prompts (and seeds, if there are several) are drawn again.
+    """The law of gold above its start, and its ranges where prompts (and models, if there are several) are drawn again.
 
     Args:
-        distance_L: Square roots of KL divergences.
+        distance_SL: Square roots of KL divergences by seed and point; the first of each seed is 0.
         gold_SPL: Gold by seed, prompt and point.
         prompts: Key of each prompt; equal prompts are drawn together.
-        law: Which law.
+        law: Which law; it is fitted to all seeds' points at once.
         seed: Of the resampling.
+        models: Which seeds belong to one model and are drawn together; by default each is one of its own.
 
     Returns:
         Nothing twice where fewer than three points can be used.
     """
     above_SPL = gold_SPL - gold_SPL[:, :, :1]
-    if (distance_L > (NEAR_ZERO if law == "rl" else 0.0)).sum() < 3:
+    if (distance_SL > (NEAR_ZERO if law == "rl" else 0.0)).sum(axis=1).min() < 3:
         return None, None
-    found = fit_law(distance_L, above_SPL.mean(axis=(0, 1)), law)
+    found = fit_law(distance_SL.ravel(), above_SPL.mean(axis=1).ravel(), law)
     draw = np.random.default_rng(seed)
     names, place_P = np.unique(list(prompts), return_inverse=True)
     by_prompt = [np.flatnonzero(place_P == place) for place in range(len(names))]
+    labels_S = np.arange(len(gold_SPL)) if not len(models) else np.asarray(models)
+    by_model = [np.flatnonzero(labels_S == label) for label in np.unique(labels_S)]
     fitted: list[GoldLaw] = []
     for _ in range(RESAMPLES):
         rows = np.concatenate([by_prompt[place] for place in draw.integers(len(names), size=len(names))])
-        models = draw.integers(len(gold_SPL), size=len(gold_SPL))
-        fitted.append(fit_law(distance_L, above_SPL[models][:, rows].mean(axis=(0, 1)), law))
+        runs = np.concatenate([by_model[place] for place in draw.integers(len(by_model), size=len(by_model))])
+        fitted.append(fit_law(distance_SL[runs].ravel(), above_SPL[runs][:, rows].mean(axis=1).ravel(), law))
     alpha, beta = (_range([getattr(one, name) for one in fitted]) for name in ("alpha", "beta"))
     peaks = [one.peak[0] if one.peak else math.inf for one in fitted]
-    return found, LawRange(alpha, beta, float(np.mean([peak < distance_L[-1] for peak in peaks])))
+    return found, LawRange(alpha, beta, float(np.mean([peak < distance_SL.max() for peak in peaks])))
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -107,7 +107,13 @@ class PolicyRuns:
     """
 
     def __init__(
-        self, runs: Sequence[Sequence[Evaluation]], *, proxies: Sequence[str], weights: Sequence[float] = (), gold: str = "gold"
+        self,
+        runs: Sequence[Sequence[Evaluation]],
+        *,
+        proxies: Sequence[str],
+        weights: Sequence[float] = (),
+        gold: str = "gold",
+        models: Sequence[int] = (),
     ) -> None:
         """Gather runs.
 
@@ -116,6 +122,7 @@ class PolicyRuns:
             proxies: Names of the rewards' columns.
             weights: Of the rewards; 1 each where left out.
             gold: Name of gold's column; empty where nobody judged.
+            models: Which runs are against one reward model: they share its faults, and count as one draw where there are several models.
 
         Raises:
             EvaluationError: There is no evaluation, or runs are judged on different prompts or at different steps.
@@ -135,7 +142,8 @@ class PolicyRuns:
         self.tokens_SE = self._tables(runs, "tokens").mean(axis=(-1, -2))
         self.finished_SE = self._tables(runs, "finished").mean(axis=(-1, -2))
         standard = [_standardised(self._tables(runs, f"proxy/{name}")) for name in proxies]
-        self.proxy_SEP = np.einsum("w,wsepk->sep", np.array(weights), np.stack(standard)) / standard[0].shape[-1]
+        self.proxy_SEP = _standardised(np.einsum("w,wsepk->sepk", np.array(weights), np.stack(standard))).mean(axis=-1)
+        self.models = tuple(models) if len(set(models)) > 1 else tuple(range(len(runs)))
         golds = self._tables(runs, gold) if gold else None
         self.gold_SEP = None if golds is None else golds.mean(axis=-1)
         self.gold_unit = 1.0 if golds is None else float(golds[:, 0].std()) or 1.0
@@ -148,6 +156,11 @@ class PolicyRuns:
     def distance_SE(self) -> FloatArray:
         """Square root of the mean KL at each evaluation; a mean log-ratio that chance made negative counts as 0."""
         return np.sqrt(np.maximum(self.kl_SEP.mean(axis=-1), 0.0))
+
+    @property
+    def reach(self) -> float:
+        """Distance up to which all runs went."""
+        return float(self.distance_SE.max(axis=1).min())
 
     def table(self) -> list[dict[str, Any]]:
         """A record an evaluation: means over runs, prompts and answers with their intervals."""
@@ -182,8 +195,7 @@ class PolicyRuns:
             seed: Of the resampling behind the law's ranges.
         """
         distance_SE = self.distance_SE
-        reach = float(distance_SE.max(axis=1).min())
-        grid_G = np.linspace(0.0, min(farthest or reach, reach), POINTS)
+        grid_G = np.linspace(0.0, min(farthest or self.reach, self.reach), POINTS)
         weights_SGE = np.stack([local_linear(row, grid_G, BANDWIDTH * (grid_G[-1] or 1.0)) for row in distance_SE])
         proxy_SPG = np.einsum("sge,sep->spg", weights_SGE, self.proxy_SEP - self.proxy_SEP[:, :1])
         gold_SPG = None if self.gold_SEP is None else np.einsum("sge,sep->spg", weights_SGE, self.gold_SEP)
@@ -205,7 +217,7 @@ class PolicyRuns:
         peak = int(gold_SPG.mean(axis=(0, 1)).argmax())
         fall = self._interval(gold_SPG[:, :, peak] - gold_SPG[:, :, -1])
         peak_kl = float(grid_G[peak] ** 2)
-        law, ranges = law_with_range(grid_G, gold_SPG, self.prompts, "rl", seed=seed)
+        law, ranges = law_with_range(self.distance_SE, self.gold_SEP.transpose(0, 2, 1), self.prompts, "rl", seed=seed, models=self.models)
         return {
             "gold": tuple(self._interval(gold_SPG[:, :, place]) for place in range(POINTS)),
             "start_gold": self._interval(self.gold_SEP[:, 0]),
@@ -220,7 +232,9 @@ class PolicyRuns:
 
     def _interval(self, value_SP: FloatArray) -> Interval:
         runs, prompts = np.indices(value_SP.shape)
-        return crossed_interval(value_SP.ravel(), runs.ravel().tolist(), [self.prompts[place] for place in prompts.ravel()])
+        return crossed_interval(
+            value_SP.ravel(), [self.models[run] for run in runs.ravel()], [self.prompts[place] for place in prompts.ravel()]
+        )
 
 
 def _standardised(scores_SEPK: FloatArray) -> FloatArray:

@@ -142,6 +142,9 @@ def load_causal(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTr
     tokenizer = load_tokenizer(spec)
     with _readable(spec):
         model = AutoModelForCausalLM.from_pretrained(resolved, config=config, dtype=dtype)
+    if len(tokenizer) > model.get_input_embeddings().get_parameter("weight").shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
     if is_padded_only(model):
         raise ModelError(f"{spec} adds position biases inside its attention (ALiBi), expected rotary or learnt positions; take another.")
     return model, tokenizer

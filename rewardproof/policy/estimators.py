@@ -55,8 +55,12 @@ def by_values(
     return Advantages(advantages_BT, torch.stack([returns for _, returns in pairs]))
 
 
-def by_comparison(rewards_SBT: Tensor, mask_BT: Tensor, weights_S: Tensor, *, answers: int, scaled: bool | None) -> Advantages:
+def by_comparison(
+    rewards_SBT: Tensor, mask_BT: Tensor, weights_S: Tensor, *, answers: int, scaled: bool | None, token_weight: float = 0.0
+) -> Advantages:
     """RLOO and GRPO: an answer's whole reward against those of the other answers to its prompt, the same for all its tokens.
+
+    A token's own reward may be added as its distance from the answer's mean, which leaves the answer's whole advantage what it is.
 
     Args:
         rewards_SBT: Rewards a token.
@@ -64,7 +68,13 @@ def by_comparison(rewards_SBT: Tensor, mask_BT: Tensor, weights_S: Tensor, *, an
         weights_S: Weights of the streams.
         answers: K, answers to a prompt, consecutive rows.
         scaled: `None` is RLOO; else GRPO, with its division by the prompt's standard deviation or without.
+        token_weight: Of the tokens' own rewards.
     """
     reward_PK = torch.einsum("s,sbt->b", weights_S, rewards_SBT).view(-1, answers)
     advantage_PK = leave_one_out(reward_PK) if scaled is None else group_relative(reward_PK, scaled=scaled)
-    return Advantages(advantage_PK.reshape(-1, 1) * mask_BT, rewards_SBT.new_zeros(0, *mask_BT.shape))
+    advantages_BT = advantage_PK.reshape(-1, 1) * mask_BT
+    if token_weight:
+        own_BT = torch.einsum("s,sbt->bt", weights_S, rewards_SBT)
+        mean_B1 = own_BT.sum(dim=1, keepdim=True) / mask_BT.sum(dim=1, keepdim=True)
+        advantages_BT = advantages_BT + token_weight * (own_BT - mean_B1) * mask_BT
+    return Advantages(advantages_BT, rewards_SBT.new_zeros(0, *mask_BT.shape))

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rewardproof.models.precision import computing_in
-from rewardproof.policy.policy import Policy, divergence
-from rewardproof.policy.rewards import raw_scores
+from rewardproof.policy.policy import Policy, divergence, evaluating
+from rewardproof.policy.rewards import Moment, raw_scores
 from rewardproof.policy.rollouts import Prompt, Rollouts, roll_out
 from rewardproof.policy.sampling import Sampling
-from rewardproof.policy.streams import Passes
+from rewardproof.policy.streams import Passes, Stream
 from rewardproof.scoring import Scorer
 from rewardproof.training.processes import gathered
 
@@ -32,6 +32,8 @@ def evaluate_policy(
     sampling: Sampling,
     passes: Passes,
     exact: bool,
+    step: int,
+    steps: int,
 ) -> list[dict[str, Any]]:
     """Sample, judge and measure; with several processes each takes its share of the prompts, and all get all rows.
 
@@ -46,6 +48,8 @@ def evaluate_policy(
         sampling: How to draw; the same seed gives the same random numbers to every policy.
         passes: How passes over the answers are made.
         exact: Measure the divergence over the whole vocabulary at each token too.
+        step: Updates that the policy has had.
+        steps: Updates of the whole run.
 
     Returns:
         A row a prompt: its key and text, and by answer its text, tokens, whether it was finished, each judge's number, its log-ratio
@@ -55,8 +59,10 @@ def evaluate_policy(
     rank, world = _share()
     own = range(rank, len(prompts), world)
     rollouts = roll_out(sampler.model, tokenizer, [prompts[place] for place in own], list(own), answers=answers, sampling=sampling)
-    columns: dict[str, Sequence[Any]] = {name: raw_scores(judge, rollouts, name=name).tolist() for name, judge in judges.items()}
-    columns |= {name: values_B.tolist() for name, values_B in _distances(policy, reference, rollouts, passes, exact=exact).items()}
+    streams = passes.streams(policy, rollouts, range(len(rollouts.encoded)))
+    moment = Moment(step, steps, lambda: passes.states(policy, streams))
+    columns: dict[str, Sequence[Any]] = {name: raw_scores(judge, rollouts, moment, name=name).tolist() for name, judge in judges.items()}
+    columns |= {name: values_B.tolist() for name, values_B in _distances(policy, reference, rollouts, streams, passes, exact=exact).items()}
     columns |= {"tokens": rollouts.lengths_B.tolist(), "finished": rollouts.finished_B.tolist()}
     rows = {
         place: {
@@ -77,13 +83,14 @@ def _share() -> tuple[int, int]:
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
 
-def _distances(policy: Policy, reference: Policy, rollouts: Rollouts, passes: Passes, *, exact: bool) -> dict[str, Tensor]:
-    streams = passes.streams(policy, rollouts, range(len(rollouts.encoded)))
+def _distances(
+    policy: Policy, reference: Policy, rollouts: Rollouts, streams: Sequence[Stream], passes: Passes, *, exact: bool
+) -> dict[str, Tensor]:
     own_L, other_L = (passes.over(one, streams, lambda out: out.log_probs_L).double() for one in (policy, reference))
     ratio_L = own_L - other_L
     found = {"kl": ratio_L, "kl_k3": torch.expm1(-ratio_L) + ratio_L}
     if exact:
-        with computing_in(passes.precision, policy.model.device):
+        with evaluating(policy, reference), computing_in(passes.precision, policy.model.device):
             both = [divergence(policy, reference, stream.batch, stream.trunk_TD) for stream in streams]
         found["kl_exact"], found["entropy"] = (torch.cat([parts[place].double().cpu() for parts in both]) for place in (0, 1))
     return {name: rollouts.table(values_L).sum(dim=1) for name, values_L in found.items()}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
@@ -29,8 +29,7 @@ from rewardproof.policy.kl_penalty import Coefficient
 from rewardproof.policy.policy import Policy
 from rewardproof.policy.rewards import Moment, RewardSource
 from rewardproof.policy.rollouts import Prompt, Rollouts, roll_out
-from rewardproof.policy.sampling import Sampling
-from rewardproof.policy.settings import OnPolicy
+from rewardproof.policy.settings import OnPolicy, check
 from rewardproof.policy.streams import Passes, Stream
 from rewardproof.training.processes import gathered
 
@@ -67,14 +66,15 @@ class OnPolicyLoop:
         Raises:
             ConfigError: Fewer prompts than one step takes, or a step that the processes cannot share.
         """
-        # Precision is ours to choose, whatever a run before this one in the same process chose; transformers' Trainer resets it likewise.
+        # What a run before this one in the same process chose, or broke off in, is not ours; transformers' Trainer resets it likewise.
         AcceleratorState._reset_state(reset_partial_state=False)
+        GradientState._reset_state()
         self.accelerator = Accelerator(cpu=policy.model.device.type == "cpu", mixed_precision="no")
         self._check(settings, len(prompts))
         self.policy, self.reference, self.sampler, self.tokenizer, self.prompts = policy, reference, sampler, tokenizer, prompts
         self.source, self.settings, self.passes, self.seed = source, settings, passes, seed
         self.coefficient = Coefficient(settings.kl)
-        self.sampling = Sampling(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=seed)
+        self.sampling = settings.sampling(seed)
         parts = [
             {"params": [one for one in policy.model.parameters() if one.requires_grad], "lr": settings.learning_rate},
             {"params": [] if policy.values is None else list(policy.values.parameters()), "lr": settings.value_learning_rate},
@@ -102,11 +102,7 @@ class OnPolicyLoop:
                 f"prompts_per_step={settings.prompts_per_step} with {settings.minibatches} minibatches on {world} processes: expected a "
                 "multiple of their product, so that all take the same share; change one of them."
             )
-        if settings.whole_answers and settings.aggregate != "answer":
-            raise ConfigError(
-                f"aggregate={settings.aggregate} with one ratio for a whole answer, expected aggregate=answer: it would count once a "
-                "token, and long answers for more than they are. Change one of them."
-            )
+        check(settings)
         if n_prompts < settings.prompts_per_step:
             raise ConfigError(
                 f"Got {n_prompts} prompts, expected at least prompts_per_step={settings.prompts_per_step}; give more prompts, or lower it."
@@ -148,6 +144,7 @@ class OnPolicyLoop:
             **{f"reward/{name}": self._mean(reward.sum(dim=1)) for name, reward in zip(self.source.names, rewards_SBT, strict=True)},
             "kl": kl,
             "kl_k3": self._mean((sampled_kl(sampled_BT, reference_BT, "k3") * rollouts.mask_BT).sum(dim=1)),
+            "sampler_gap": self._mean((rollouts.sampler_B - sampled_BT.sum(dim=1)) / rollouts.lengths_B),
             "kl_coefficient": self.coefficient.value,
             "answer_tokens": self._mean(rollouts.lengths_B.float()),
             "finished": self._mean(rollouts.finished_B.float()),
@@ -190,7 +187,8 @@ class OnPolicyLoop:
         weights_S = torch.tensor(self.source.weights(), dtype=rewards_SBT.dtype)
         if settings.penalised:
             penalty_BT = -self.coefficient.value * log_ratio_BT * mask_BT
-            rewards_SBT, weights_S = torch.cat((rewards_SBT, penalty_BT[None])), torch.cat((weights_S, torch.ones(1)))
+            rewards_SBT = torch.cat((rewards_SBT, penalty_BT[None]))
+            weights_S = torch.cat((weights_S, torch.ones(len(rewards_SBT) - len(weights_S))))
         if settings.estimator == "ppo":
             return by_values(
                 rewards_SBT,
@@ -200,10 +198,10 @@ class OnPolicyLoop:
                 discount=settings.discount,
                 trace=settings.trace,
                 whiten=settings.whiten,
-                total=over_processes,
+                total=self._total,
             )
         scaled = settings.scaled if settings.estimator == "grpo" else None
-        return by_comparison(rewards_SBT, mask_BT, weights_S, answers=settings.answers, scaled=scaled)
+        return by_comparison(rewards_SBT, mask_BT, weights_S, answers=settings.answers, scaled=scaled, token_weight=settings.token_weight)
 
     def _optimise(
         self,
@@ -217,17 +215,19 @@ class OnPolicyLoop:
         """All epochs over all minibatches; gives the means of what was met."""
         totals: defaultdict[str, float] = defaultdict(float)
         norms = 0.0
-        self.wrapped.train()
         for _ in range(self.settings.epochs):
             for groups, part in zip(self._minibatches(), streams, strict=True):
                 rows = slice(groups.start * self.settings.answers, groups.stop * self.settings.answers)
-                n_tokens = float(over_processes(rollouts.mask_BT[rows].sum().float()))
+                n_tokens = float(self._total(rollouts.mask_BT[rows].sum().float()))
                 self._minibatch(rollouts, part, advantages, (sampled_BT, reference_BT, *values), n_tokens, totals)
                 norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.max_grad_norm or math.inf)
+                length = float(norm or 0.0)
+                if not math.isfinite(length):
+                    raise self._not_finite(f"the gradient of step {self.done + 1} has length {length}")
                 self.optimizer.step()
                 self.schedule.step()
                 self.optimizer.zero_grad()
-                norms += float(norm or 0.0)
+                norms += length
         parts = gathered(dict(totals))
         return {name: sum(part[name] for part in parts) / self._per_step for name in totals} | {"gradient_norm": norms / self._per_step}
 
@@ -270,6 +270,8 @@ class OnPolicyLoop:
         told = {"surrogate": float(loss.detach()), "clipped": float(clipped) / n_tokens}
         if settings.kl.place == "loss" and self.coefficient.value:
             estimate_BT = sampled_kl(log_probs_BT, reference_BT, settings.kl.estimate)
+            # One ratio for a whole answer makes its gradient the sum over the tokens, whose estimates then add up as well.
+            weights_BT = token_weights(mask_BT, "sum", n_answers=n_answers) if settings.whole_answers else weights_BT
             loss = loss + self.coefficient.value * (weights_BT * estimate_BT).sum()
         for place, sampled_values_BT in enumerate(values):
             values_BT = torch.zeros_like(sampled_BT).masked_scatter(mask_BT, out.values_LS[:, place])
@@ -278,20 +280,26 @@ class OnPolicyLoop:
             value_loss = clipped_value_loss(values_BT, sampled_values_BT, returns_BT, evenly_BT, clip=settings.value_clip)
             told["value_loss"] = told.get("value_loss", 0.0) + float(value_loss.detach())
             loss = loss + settings.value_coefficient * value_loss
-        if not math.isfinite(value := float(loss.detach())):
-            raise TrainingError(
-                f"The policy's loss at step {self.done + 1} is {value}, expected a finite number. Usual causes: a learning rate too "
-                f"high (now {settings.learning_rate:g}), or bf16 where the model needs fp32. Lower optimise.learning_rate, or set "
-                "compute.precision=fp32, and start again with --overwrite; the last checkpoint before it is kept."
-            )
+        told["loss"] = float(loss.detach())
+        if not math.isfinite(told["loss"]):
+            raise self._not_finite(f"the loss of step {self.done + 1} is {told['loss']}")
         return loss, told
+
+    def _not_finite(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"Optimising the policy broke down: {what}, expected finite numbers. Usual causes: a learning rate that is too high (now "
+            f"{self.settings.learning_rate:g}), or bf16 where the model needs fp32. The same settings end here again: lower "
+            "optimise.learning_rate, or set compute.precision=fp32, and start in a new directory; the last checkpoint stays in this one."
+        )
 
     def _mean(self, values_B: Tensor) -> float:
         """Mean over the answers of all processes."""
-        total, count = over_processes(
-            torch.stack((values_B.double().sum(), torch.tensor(float(len(values_B)), dtype=torch.float64)))
-        ).tolist()
+        total, count = self._total(torch.tensor([float(values_B.sum()), float(len(values_B))])).tolist()
         return total / count
+
+    def _total(self, statistic: Tensor) -> Tensor:
+        """A statistic's sum over the processes, which talk in tensors of their own device."""
+        return over_processes(statistic.to(self.accelerator.device)).to(statistic.device)
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

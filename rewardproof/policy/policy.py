@@ -40,7 +40,10 @@ class PolicyOutput(NamedTuple):
 
 
 class Policy(nn.Module):
-    """A causal model that gives a packed stream's log-probabilities and values; data-parallel wrappers wrap it."""
+    """A causal model that gives a packed stream's log-probabilities and values; data-parallel wrappers wrap it.
+
+    It stays in evaluation mode: with dropout the ratio to the policy that sampled would not be 1 before the first update.
+    """
 
     def __init__(self, model: PreTrainedModel, *, n_values: int = 0, first_layer: int = 0, temperature: float = 1.0) -> None:
         """Join a model and its value heads.
@@ -61,14 +64,21 @@ class Policy(nn.Module):
         if self.values is not None:
             nn.init.zeros_(self.values.weight)
             nn.init.zeros_(self.values.bias)
+        self.eval()
 
     def forward(self, batch: PackedBatch, trunk_TD: Tensor | None = None) -> PolicyOutput:
         """One pass over a stream, from the frozen layers' output where it is given."""
         states_LD = self.states(batch, trunk_TD)[batch.logit_index_L]
         pieces = zip(next_token_log_probs(self.model, states_LD, temperature=self.temperature), batch.target_L.split(1024), strict=True)
         log_probs_L = torch.cat([log_probs.gather(1, targets[:, None])[:, 0] for log_probs, targets in pieces])
-        values_LS = states_LD.new_zeros(len(states_LD), 0) if self.values is None else self.values(states_LD.float()).float()
-        return PolicyOutput(log_probs_L, states_LD, values_LS)
+        return PolicyOutput(log_probs_L, states_LD, self._values(states_LD))
+
+    def _values(self, states_LD: Tensor) -> Tensor:
+        """In full precision: advantages are differences of values."""
+        if self.values is None:
+            return states_LD.new_zeros(len(states_LD), 0)
+        with torch.autocast(states_LD.device.type, enabled=False):
+            return self.values(states_LD.float())
 
     def states(self, batch: PackedBatch, trunk_TD: Tensor | None = None) -> Tensor:
         """Final hidden states of the stream, shape `(T, D)`."""

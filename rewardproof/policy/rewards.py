@@ -46,7 +46,7 @@ class RewardSource(Protocol):
         ...
 
     def weights(self) -> Sequence[float]:
-        """With what weight each stream's advantage counts, in the order of `names`."""
+        """With what weight each stream's advantage counts, in the order of `names`; one more is that of the penalty, else 1."""
         ...
 
     def learn(self, rollouts: Rollouts, rewards_SBT: Tensor, moment: Moment) -> Mapping[str, float]:
@@ -80,7 +80,7 @@ class ScoredAnswers:
             scorers: By the name of their stream.
             scales: Zero and unit of each.
             weights: Of the streams; 1 each where left out.
-            cut_penalty: Subtracted, in units, where an answer was cut before it ended by itself.
+            cut_penalty: Subtracted in the first stream, in units, where an answer was cut before it ended by itself.
             limit: Largest absolute reward, in units; 0 for none.
         """
         self.scorers = dict(scorers)
@@ -98,10 +98,12 @@ class ScoredAnswers:
         """Each answer's score at its last token."""
         tables: list[Tensor] = []
         for name, scorer in self.scorers.items():
-            reward_B = torch.from_numpy(self.scales[name].standardised(raw_scores(scorer, rollouts, name=name)))
+            reward_B = torch.from_numpy(self.scales[name].standardised(raw_scores(scorer, rollouts, moment, name=name)))
             if self.limit:
                 reward_B = reward_B.clamp(-self.limit, self.limit)
-            tables.append(rollouts.at_end((reward_B - self.cut_penalty * ~rollouts.finished_B).float()))
+            if not tables:
+                reward_B = reward_B - self.cut_penalty * ~rollouts.finished_B
+            tables.append(rollouts.at_end(reward_B.float()))
         return torch.stack(tables)
 
     def weights(self) -> Sequence[float]:
@@ -120,13 +122,13 @@ class ScoredAnswers:
         """Nothing to take up."""
 
 
-def raw_scores(scorer: Scorer, rollouts: Rollouts, *, name: str) -> NDArray[np.float64]:
+def raw_scores(scorer: Scorer, rollouts: Rollouts, moment: Moment, *, name: str) -> NDArray[np.float64]:
     """Every answer's score, shape `(B,)`.
 
     Raises:
         EvaluationError: A score is missing or not finite.
     """
-    found = scorer.score(rollouts.groups)
+    found = scorer.score(rollouts.groups, context=moment)
     counts = [len(group.answers) for group in rollouts.groups]
     if [len(row) for row in found] != counts:
         raise EvaluationError(

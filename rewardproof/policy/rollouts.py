@@ -36,12 +36,14 @@ class Rollouts:
         groups: The prompts with their answers as text.
         encoded: The same as tokens, the end token included where one was drawn.
         finished_B: Whether each answer ended by itself, prompt by prompt.
+        sampler_B: Log-probability of each answer under the copy that sampled it.
         mask_BT: Which places of a padded table are answer tokens; row by row they are in the order of a packed stream.
     """
 
     groups: tuple[Group, ...]
     encoded: tuple[EncodedGroup, ...]
     finished_B: Tensor
+    sampler_B: Tensor
     mask_BT: Tensor
 
     @property
@@ -93,6 +95,7 @@ def roll_out(
         groups=tuple(_as_text(prompt, made, tokenizer) for prompt, made in zip(prompts, drawn, strict=True)),
         encoded=tuple(_as_tokens(prompt, made, place) for place, (prompt, made) in enumerate(zip(prompts, drawn, strict=True))),
         finished_B=torch.tensor([answer.finished for made in drawn for answer in made]),
+        sampler_B=torch.tensor([answer.logprob for made in drawn for answer in made]),
         mask_BT=torch.arange(int(lengths.max()))[None] < lengths[:, None],
     )
 

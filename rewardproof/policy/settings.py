@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rewardproof.config import Section
+from rewardproof.errors import ConfigError
 from rewardproof.losses import Aggregate
 from rewardproof.policy.estimators import Estimator
 from rewardproof.policy.kl_penalty import KLPenalty
+from rewardproof.policy.sampling import Sampling
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -55,6 +57,8 @@ class OnPolicy(Section):
     """How tokens' losses become one: `token` weighs all tokens alike, `answer` all answers, `sum` adds an answer's tokens up."""
     kl: KLPenalty = KLPenalty()
     """What keeps the policy near its reference."""
+    token_weight: NotNegative = 0.0
+    """RLOO and GRPO: of a token's own reward, less the mean over its answer, beside the answer's whole one."""
     scaled: bool = True
     """GRPO: divide by the prompt's standard deviation."""
     discount: Share = 1.0
@@ -71,8 +75,10 @@ class OnPolicy(Section):
     """Tokens after which an answer is cut."""
     temperature: Positive = 1.0
     """At which answers are sampled, and at which log-probabilities are meant."""
+    rows: Count = 384
+    """Answers sampled at once; bounds memory."""
     cut_penalty: NotNegative = 0.0
-    """Taken from the reward of an answer that was cut, in standard deviations of the reward."""
+    """Taken from the (first) reward of an answer that was cut, in its standard deviations."""
     reward_limit: NotNegative = 0.0
     """Largest absolute reward, in its standard deviations; 0 for any."""
     layers: str = "all"
@@ -85,6 +91,44 @@ class OnPolicy(Section):
         """Whether the divergence is a stream of rewards."""
         return self.kl.place == "reward" and self.kl.coefficient > 0
 
+    def sampling(self, seed: int) -> Sampling:
+        """How answers are drawn."""
+        return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=seed, max_rows=self.rows)
+
     def value_heads(self, streams: int) -> int:
         """Value heads that a policy needs for so many streams of rewards."""
         return streams + self.penalised if self.estimator == "ppo" else 0
+
+
+def check(settings: OnPolicy) -> None:
+    """Refuse combinations that cannot mean anything.
+
+    Raises:
+        ConfigError: Names the keys.
+    """
+    if settings.estimator != "ppo" and settings.answers < 2:
+        raise ConfigError(
+            f"answers={settings.answers} with estimator={settings.estimator}: expected 2 or more, since it compares answers to one prompt; "
+            "raise it, or take estimator=ppo."
+        )
+    if settings.whole_answers and settings.aggregate != "answer":
+        raise ConfigError(
+            f"aggregate={settings.aggregate} with one ratio for a whole answer, expected aggregate=answer: the ratio would count once a "
+            "token, and long answers for more than they are; change one of them."
+        )
+    if settings.whole_answers and (settings.estimator == "ppo" or settings.token_weight):
+        raise ConfigError(
+            "whole_answers with advantages of single tokens (estimator=ppo, or token_weight), expected one ratio a token: with one for the "
+            "whole answer, every token's advantage would move all tokens alike. Drop whole_answers."
+        )
+    if settings.kl.place == "loss" and settings.kl.estimate == "k1":
+        raise ConfigError(
+            "kl.estimate=k1 in the loss, expected k2 or k3: on fresh samples the gradient of k1 is 0 on average: noise, and no penalty. "
+            "Write kl.estimate=k2, or kl.place=reward."
+        )
+    if settings.kl.target and not settings.kl.coefficient:
+        raise ConfigError("kl.target with kl.coefficient=0, expected a weight above 0 to steer; write kl.coefficient=0.05.")
+    if settings.lora.get("lora_dropout"):
+        raise ConfigError(
+            f"lora.lora_dropout={settings.lora['lora_dropout']}, expected none: with dropout a policy is not the one that sampled. Drop it."
+        )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rewardproof.data.packing import PackedBatch, fill, pack
+from rewardproof.data.packing import PackedBatch, fill, pack, split_large
 from rewardproof.models.packed import by_conversation
 from rewardproof.models.precision import Precision, computing_in
 from rewardproof.policy.policy import Policy, PolicyOutput, evaluating
@@ -40,13 +40,13 @@ class Passes:
 
     def streams(self, policy: Policy, rollouts: Rollouts, groups: range) -> list[Stream]:
         """The answers of some of the prompts as streams, the frozen layers' output computed."""
-        answers = len(rollouts.finished_B) // len(rollouts.encoded)
-        first = groups.start
+        first = sum(len(group.conversations) for group in rollouts.encoded[: groups.start])
+        parts = (part for place in groups for part in split_large(rollouts.encoded[place], tokens_per_batch=self.tokens_per_batch))
         found: list[Stream] = []
-        for run in fill((rollouts.encoded[place] for place in groups), tokens_per_batch=self.tokens_per_batch):
-            rows = slice(first * answers, (first + len(run)) * answers)
-            found.append(Stream(rows, pack(run).to(policy.model.device), policy.trunk_of(run, precision=self.precision)))
-            first += len(run)
+        for run in fill(parts, tokens_per_batch=self.tokens_per_batch):
+            last = first + sum(len(part.conversations) for part in run)
+            found.append(Stream(slice(first, last), pack(run).to(policy.model.device), policy.trunk_of(run, precision=self.precision)))
+            first = last
         return found
 
     def over(self, policy: Policy, streams: Sequence[Stream], read: Callable[[PolicyOutput], Tensor]) -> Tensor:

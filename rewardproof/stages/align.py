@@ -13,16 +13,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rewardproof.artifacts import Progress, Report, RunDirectory, finished_report, is_main, refuse_inputs_inside, require_free, silent
+from rewardproof.artifacts import (
+    Progress,
+    Report,
+    RunDirectory,
+    finished_report,
+    is_main,
+    n_processes,
+    refuse_inputs_inside,
+    require_free,
+    silent,
+)
 from rewardproof.config import Section, Strings
 from rewardproof.data import Group, read_groups
 from rewardproof.data.splitting import prompt_overlap, split_by_prompt, split_salt
 from rewardproof.errors import ConfigError, DataError
 from rewardproof.evaluation import Evaluation, PolicyRuns, read_evaluation
 from rewardproof.models.checkpoints import load_causal, save_model
+from rewardproof.models.packed import position_table
 from rewardproof.models.precision import Precision, default_device, resolve_precision
 from rewardproof.models.upcycling import select_layers
 from rewardproof.policy.checkpoints import load_loop, save_loop
@@ -31,8 +43,8 @@ from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.policy.policy import Policy
 from rewardproof.policy.rewards import ScoredAnswers
 from rewardproof.policy.rollouts import Prompt
-from rewardproof.policy.sampling import Sampling
 from rewardproof.policy.settings import OnPolicy
+from rewardproof.policy.settings import check as check_optimise
 from rewardproof.policy.streams import Passes
 from rewardproof.report import format_gain
 from rewardproof.scoring import GIVEN, Scale, Scorer, load_scorer, stream_names
@@ -148,6 +160,7 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
         return earlier
     model, tokenizer = load_causal(config.policy)
     model.to(default_device())  # pyright: ignore[reportArgumentType]
+    _refuse_too_long(config, model)
     prompts = _read_prompts(config, tokenizer)
     names = stream_names(config.reward)
     scorers = {name: load_scorer(spec, precision=config.compute.precision) for name, spec in zip(names, config.reward, strict=True)}
@@ -169,6 +182,7 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
             "rows": prompts.rows,
             "precision": resolve_precision(config.compute.precision, model.device),
             "scales": course.scales,
+            "retries": sum(getattr(scorer, "retries", 0) for scorer in (*scorers.values(), gold)),
             "evaluations": runs.table(),
         },
     )
@@ -207,17 +221,22 @@ def check_settings(config: Align) -> None:
             f"Got {GIVEN!r} as a scorer, expected one that reads answers: those that the policy writes have no scores yet. Name a reward "
             "model, embedded:checkable or a server."
         )
-    if config.optimise.estimator != "ppo" and config.optimise.answers < 2:
-        raise ConfigError(
-            f"optimise.answers={config.optimise.answers} with {config.optimise.estimator}: expected 2 or more: it compares answers to one "
-            "prompt; raise it, or take estimator=ppo."
-        )
+    check_optimise(config.optimise)
 
 
 def _dtype(config: Align) -> Any:
-    import torch
-
     return torch.bfloat16 if config.compute.save_dtype == "bf16" else torch.float32
+
+
+def _refuse_too_long(config: Align, model: PreTrainedModel) -> None:
+    longest = config.max_prompt_tokens + config.optimise.max_new_tokens
+    window = getattr(model.config, "sliding_window", None) if getattr(model.config, "use_sliding_window", True) else None
+    for limit, what in ((position_table(model), "positions"), (window, "tokens in its sliding window, which the sampler does not slide")):
+        if limit is not None and longest > limit:
+            raise ConfigError(
+                f"max_prompt_tokens={config.max_prompt_tokens} and optimise.max_new_tokens={config.optimise.max_new_tokens}: expected at "
+                f"most {limit} together, since {config.policy} has {limit} {what}. Lower one of them."
+            )
 
 
 def _read_prompts(config: Align, tokenizer: PreTrainedTokenizerBase) -> _Prompts:
@@ -234,9 +253,10 @@ def _read_prompts(config: Align, tokenizer: PreTrainedTokenizerBase) -> _Prompts
     rows["overlong"] = sum(map(len, encoded)) - sum(map(len, fitting))
     kept = fitting[1][: config.evaluate.prompts]
     rows |= {"training_prompts": len(fitting[0]), "evaluation_prompts": len(kept)}
-    if len(kept) < 2:
+    least = max(2, n_processes())
+    if len(kept) < least:
         raise DataError(
-            f"Got {len(kept)} prompts to judge the policy on, expected 2 or more; raise split, give eval_prompts, or raise "
+            f"Got {len(kept)} prompts to judge the policy on, expected {least} or more; raise split, give eval_prompts, or raise "
             f"max_prompt_tokens ({rows['overlong']} were longer than {config.max_prompt_tokens} tokens)."
         )
     return _Prompts(fitting[0], kept, rows)
@@ -271,6 +291,7 @@ class _Course:
             raise ConfigError(
                 "optimise.layers=top:0: expected layers that train, since nothing else of a policy does; write top:1 or more."
             )
+        torch.manual_seed(config.seed)
         self.adapters = add_adapters(model, layers, config.optimise.lora) if config.optimise.lora else None
         if self.adapters is None:
             freeze_all_but(model, layers)
@@ -306,6 +327,7 @@ class _Course:
         checkpoint = agreed(latest_whole(folder) if resume and is_main() else None)
         if checkpoint is not None:
             load_loop(loop, checkpoint)
+            self._forget_beyond(loop.done)
         while loop.done < settings.steps:
             progress("optimising", loop.done, settings.steps)
             self.directory.log({"phase": "optimising", **loop.update()})
@@ -315,6 +337,13 @@ class _Course:
                 save_loop(loop, folder)
             wait()
         progress("optimising", settings.steps, settings.steps)
+
+    def _forget_beyond(self, step: int) -> None:
+        """Drop what the interrupted run found after its last checkpoint: it is found anew, on some machines not to the last bit."""
+        for file in (self.directory.path / EVALUATIONS).glob("*.jsonl") if is_main() else ():
+            if int(file.stem) > step:
+                file.unlink()
+        wait()
 
     def delivered(self) -> PreTrainedModel:
         """The policy's model, adapters folded in."""
@@ -344,9 +373,11 @@ class _Course:
             self.prompts.judged,
             judges,
             answers=chosen.answers,
-            sampling=Sampling(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=self.config.seed + 2**31),
+            sampling=settings.sampling(self.config.seed + 2**31),
             passes=self.passes,
             exact=chosen.exact,
+            step=step,
+            steps=settings.steps,
         )
         if is_main():
             self.directory.write_text(f"{EVALUATIONS}/{file.name}", "".join(json.dumps(row) + "\n" for row in rows))

@@ -24,7 +24,7 @@ class Policies:
 
     Attributes:
         method: The recipe.
-        hacking: By method of the reward models, over one range of distances.
+        hacking: By method of the reward models, over the range of distances that all runs covered.
         gain: Gold at the last evaluation less the first method's, where runs pair.
         examples: The evaluations of each method's first run.
     """
@@ -113,13 +113,14 @@ def policy_stress(
             [_renamed(evaluations, stream_names(runs[place][0].reward)[0]) for place in places for evaluations in found[place]],
             proxies=["reward"],
             gold=GOLD,
+            models=[place for place in places for _ in found[place]],
         )
         for name, places in methods.items()
     }
     first = next(iter(together))
     return Policies(
         method,
-        {name: one.summary() for name, one in together.items()},
+        {name: one.summary(farthest=min(other.reach for other in together.values())) for name, one in together.items()},
         {name: one.minus(together[first]) for name, one in together.items() if name != first},
         {name: found[places[0]][0] for name, places in methods.items()},
     )

@@ -8,6 +8,8 @@ import numpy as np
 from rewardproof.statistics.checks import FloatArray
 
 RIDGE = 1e-9
+ONE_PLACE = 0.5
+"""Places closer than this share of the bandwidth count as one: between them no slope can be told from noise."""
 
 
 def local_linear(places_E: FloatArray, grid_G: FloatArray, bandwidth: float) -> FloatArray:
@@ -19,7 +21,7 @@ def local_linear(places_E: FloatArray, grid_G: FloatArray, bandwidth: float) -> 
     Args:
         places_E: Where values were measured.
         grid_G: Where they are wanted.
-        bandwidth: Standard deviation of the kernel; it is widened where fewer than two different places lie within it.
+        bandwidth: Standard deviation of the kernel; it is widened where it would hold fewer than two places that differ.
 
     Example:
         >>> weights = local_linear(np.array([0.0, 1.0, 3.0]), np.array([0.0, 2.0]), 0.5)
@@ -33,11 +35,20 @@ def local_linear(places_E: FloatArray, grid_G: FloatArray, bandwidth: float) -> 
     rows = []
     for place in grid_G:
         gap_E = places_E - place
-        nearest = np.unique(np.abs(gap_E).round(12))
-        width = max(bandwidth, float(nearest[min(1, len(nearest) - 1)]), 1e-12)
+        width = max(bandwidth, _second_nearest(places_E, place, ONE_PLACE * bandwidth) / 2, 1e-12)
         kernel_E = np.exp(-0.5 * (gap_E / width) ** 2)
         design_E2 = np.stack((np.ones_like(gap_E), gap_E / width), axis=1)
         normal = design_E2.T @ (kernel_E[:, None] * design_E2)
         # Where all values were measured at one place no slope is known: the ridge leaves it 0.
         rows.append(np.linalg.solve(normal + np.diag([0.0, RIDGE * normal[0, 0]]), design_E2.T * kernel_E)[0])
     return np.stack(rows)
+
+
+def _second_nearest(places_E: FloatArray, place: float, apart: float) -> float:
+    """Distance to the second nearest of the places that are apart from each other; to the nearest where all are together."""
+    distinct: list[float] = []
+    for found in sorted(places_E.tolist()):
+        if not distinct or found - distinct[-1] > apart:
+            distinct.append(found)
+    gaps = sorted(abs(found - place) for found in distinct)
+    return gaps[min(1, len(gaps) - 1)]

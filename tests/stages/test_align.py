@@ -178,7 +178,7 @@ def test_the_command_says_what_came_of_it(base_dir: Path, reward_dir: Path, prom
         ({"reward": []}, ConfigError, "Got no reward, expected"),
         ({"weights": [1.0, 2.0]}, ConfigError, "weights has 2 entries for 1 rewards"),
         ({"gold": "scores"}, ConfigError, "Got 'scores' as a scorer"),
-        ({"optimise": {"answers": 1}}, ConfigError, "optimise.answers=1 with rloo: expected 2 or more"),
+        ({"optimise": {"answers": 1}}, ConfigError, "answers=1 with estimator=rloo: expected 2 or more"),
         ({"optimise": {"layers": "top:0"}}, ConfigError, "expected layers that train"),
         ({"max_prompt_tokens": 2}, DataError, "Got 0 prompts to judge the policy on"),
         ({"optimise": {"prompts_per_step": 64}}, ConfigError, "expected at least prompts_per_step=64"),
@@ -190,6 +190,14 @@ def test_what_cannot_be_run_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         run(settings(base_dir, reward_dir, prompts, **changes), tmp_path / "out")
+
+
+def test_positions_that_a_policy_does_not_have_are_refused(reward_dir: Path, prompts: Path, tmp_path: Path, tiny: ModuleType) -> None:
+    for family, what in (("gpt2", "512 positions"), ("mistral", "7 tokens in its sliding window")):
+        tiny.causal(family).save_pretrained(tmp_path / family)
+        tiny.word_tokenizer().save_pretrained(tmp_path / family)
+        with pytest.raises(ConfigError, match=f"has {what}"):
+            run(settings(tmp_path / family, reward_dir, prompts, max_prompt_tokens=510), tmp_path / "out")
 
 
 def test_a_reward_model_is_no_policy(base_dir: Path, reward_dir: Path, prompts: Path, tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""Policy runs: curves and laws are recovered from made-up runs, and intervals know which runs share a reward model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rewardproof.errors import EvaluationError
+from rewardproof.evaluation import Evaluation, PolicyRuns
+from rewardproof.statistics import local_linear
+
+ALPHA, BETA = 0.35, 0.15
+
+
+def law(distance: float) -> float:
+    return distance * (ALPHA - BETA * np.log(distance)) if distance else 0.0
+
+
+def made(
+    distances: list[float], *, seed: int = 0, noise: float = 0.0, shift: float = 0.0, prompts: int = 12, extra: dict[str, Any] | None = None
+) -> list[Evaluation]:
+    """A run whose proxy climbs by 1 a distance and whose gold follows the law."""
+    draw = np.random.default_rng(seed)
+    start = np.random.default_rng(9).normal(size=(prompts, 4))
+    found = []
+    for step, distance in enumerate(distances):
+        golds = 0.3 + law(distance) + shift * distance + 0.1 * start + noise * draw.normal(size=start.shape)
+        rows = tuple(
+            {
+                "prompt": f"p{place}",
+                "gold": golds[place].tolist(),
+                "proxy/reward": (5 + 2 * (start[place] + distance)).tolist(),
+                "kl": [distance**2] * 4,
+                "tokens": [10 + step] * 4,
+                "finished": [True] * 4,
+                **(extra or {}),
+            }
+            for place in range(prompts)
+        )
+        found.append(Evaluation(step, rows))
+    return found
+
+
+FAR = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0]
+
+
+def test_the_law_and_the_peak_are_found_again() -> None:
+    found = PolicyRuns([made(FAR), made(FAR)], proxies=["reward"]).summary()
+    assert found.law is not None
+    assert (found.law.alpha, found.law.beta) == (pytest.approx(ALPHA), pytest.approx(BETA))
+    assert found.law.peak is not None
+    assert found.law.peak[0] == pytest.approx(np.exp(ALPHA / BETA - 1))
+    assert found.peak_kl == pytest.approx(3.79**2, rel=0.3)
+    assert found.distance[-1] == pytest.approx(6.0)
+    assert (found.n_runs, found.n_prompts, found.tokens, found.end_kl) == (2, 12, (10.0, 19.0), pytest.approx(36.0))
+
+
+def test_the_proxy_is_in_units_of_the_first_answers_and_the_gap_is_what_it_promised_in_vain() -> None:
+    runs = PolicyRuns([made([0.0, 1.0, 2.0])], proxies=["reward"])
+    spread = np.random.default_rng(9).normal(size=(12, 4)).std()
+    proxy, gold = runs.gain()
+    assert proxy.estimate == pytest.approx(2.0 / spread)
+    assert gold is not None
+    assert gold.estimate == pytest.approx(law(2.0))
+    assert runs.table()[0]["proxy"]["estimate"] == pytest.approx(0)
+    found = runs.summary()
+    assert found.gap is not None
+    assert found.gap.estimate == pytest.approx(2.0 / spread - law(2.0) / (0.1 * spread), abs=0.05)
+
+
+def test_two_rewards_that_agree_are_one_reward() -> None:
+    one = PolicyRuns([made([0.0, 1.0])], proxies=["reward"])
+    two = PolicyRuns([made([0.0, 1.0])], proxies=["reward", "reward"], weights=[1.0, 3.0])
+    np.testing.assert_allclose(one.proxy_SEP, two.proxy_SEP)
+
+
+def test_without_gold_there_is_a_proxy_alone() -> None:
+    found = PolicyRuns([made(FAR)], proxies=["reward"], gold="").summary()
+    assert (found.gold, found.law, found.fall, found.onset_kl) == ((), None, None, None)
+    assert found.as_dict()["end_gold"] is None
+
+
+def test_exact_divergences_are_taken_where_they_are() -> None:
+    runs = PolicyRuns([made([0.0, 1.0], extra={"kl_exact": [0.25] * 4})], proxies=["reward"])
+    assert runs.distance_SE.tolist() == [[0.5, 0.5]]
+
+
+def test_runs_against_one_reward_model_are_one_draw() -> None:
+    """Four runs, two against each of two models that differ: as four draws the interval would be far too narrow."""
+    runs = [made(FAR, seed=seed, shift=(0.2, 0.2, -0.2, -0.2)[seed]) for seed in range(4)]
+    apart, together = (PolicyRuns(runs, proxies=["reward"], models=models).summary() for models in ((), (0, 0, 1, 1)))
+    assert apart.end_gold is not None
+    assert together.end_gold is not None
+    assert together.end_gold.high - together.end_gold.low > 1.5 * (apart.end_gold.high - apart.end_gold.low)
+
+
+def test_a_fall_beyond_chance_is_an_onset() -> None:
+    falling = [made([0.0, 1.0, 2.0, 3.0, 4.0], seed=seed, shift=-0.25, noise=0.02) for seed in range(3)]
+    found = PolicyRuns(falling, proxies=["reward"]).summary()
+    assert found.onset_kl is not None
+    assert found.onset_kl < 4
+    rising = [made([0.0, 1.0, 2.0, 3.0], seed=seed, noise=0.02) for seed in range(3)]
+    assert PolicyRuns(rising, proxies=["reward"]).summary().onset_kl is None
+
+
+def test_runs_that_cannot_be_averaged_are_refused() -> None:
+    with pytest.raises(EvaluationError, match="without evaluations"):
+        PolicyRuns([[]], proxies=["reward"])
+    with pytest.raises(EvaluationError, match="different prompts or after different numbers of updates"):
+        PolicyRuns([made([0.0, 1.0]), made([0.0, 1.0, 2.0])], proxies=["reward"])
+    flat = made([0.0], extra={"proxy/reward": [1.0] * 4})
+    with pytest.raises(EvaluationError, match="the same for all answers of the initial policy"):
+        PolicyRuns([flat], proxies=["reward"])
+
+
+@pytest.mark.parametrize("places", [[0.0, 1.2, 1.19, 1.21, 1.20], [0.0, 2.0, 2.001, 2.002, 2.003], [0.0, 0.0], [0.0, 0.3, 0.9, 2.0, 2.1]])
+def test_smoothing_never_blows_noise_up(places: list[float]) -> None:
+    grid = np.linspace(0, max(places), 17)
+    weights = local_linear(np.array(places), grid, 0.15 * max(places))
+    np.testing.assert_allclose(weights.sum(axis=1), 1)
+    assert np.linalg.norm(weights, axis=1).max() < 1.5
+    if max(places):
+        np.testing.assert_allclose(weights @ np.array(places), grid, atol=1e-6)
