@@ -29,7 +29,9 @@ def satisfaction(answer: str, constraint: Mapping[str, Any]) -> float:
     name = constraint["kind"]
     if name not in KINDS:
         raise DataError(f"Unknown constraint kind {name!r}; known: {', '.join(KINDS)}. The gold program cannot score it: correct the data.")
-    return float(KINDS[name].check(answer, **constraint["args"]))
+    # A table with a column of structs, as datasets keeps them, gives every kind the arguments of all, without values.
+    args = {key: value for key, value in (constraint["args"] or {}).items() if value is not None}
+    return float(KINDS[name].check(answer, **args))
 
 
 def compatible(names: Sequence[str]) -> bool:
