@@ -142,6 +142,7 @@ class OnPolicyLoop:
         metrics = {
             "step": self.done + 1,
             **{f"reward/{name}": self._mean(reward.sum(dim=1)) for name, reward in zip(self.source.names, rewards_SBT, strict=True)},
+            "reward": self._mean(torch.einsum("s,sbt->b", torch.tensor(self.source.weights())[: len(rewards_SBT)], rewards_SBT)),
             "kl": kl,
             "kl_k3": self._mean((sampled_kl(sampled_BT, reference_BT, "k3") * rollouts.mask_BT).sum(dim=1)),
             "sampler_gap": self._mean((rollouts.sampler_B - sampled_BT.sum(dim=1)) / rollouts.lengths_B),

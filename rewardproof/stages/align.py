@@ -39,6 +39,7 @@ from rewardproof.models.precision import Precision, default_device, resolve_prec
 from rewardproof.models.upcycling import select_layers
 from rewardproof.policy.checkpoints import load_loop, save_loop
 from rewardproof.policy.evaluation import evaluate_policy
+from rewardproof.policy.monitor import HackingMonitor, watched
 from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.policy.policy import Policy
 from rewardproof.policy.rewards import ScoredAnswers
@@ -182,6 +183,7 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
             "rows": prompts.rows,
             "precision": resolve_precision(config.compute.precision, model.device),
             "scales": course.scales,
+            "signs_without_gold": _signs(directory.path / LOG),
             "retries": sum(getattr(scorer, "retries", 0) for scorer in (*scorers.values(), gold)),
             "evaluations": runs.table(),
         },
@@ -189,6 +191,16 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
     write_align_page(directory, config, runs, evaluations, report)
     wait()
     return report
+
+
+def _signs(log: Path) -> dict[str, int]:
+    """Signs of hacking that need no gold, and the update at which each was first beyond its limit."""
+    monitor, found = HackingMonitor(), dict[str, int]()
+    for record in map(json.loads, log.read_text().splitlines()):
+        if record["phase"] == "optimising":
+            for name in monitor.named(monitor.observe(watched(record))):
+                found.setdefault(name, record["step"])
+    return found
 
 
 def _verdict(runs: PolicyRuns) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +29,24 @@ def write_align_page(directory: RunDirectory, config: Align, runs: PolicyRuns, e
         subtitle=f"{config.optimise.estimator} on {', '.join(config.reward)}" + (f", judged by {config.gold}" if config.gold else ""),
         verdict=f"{report.headline[0].upper()}{report.headline[1:]}.",
         facts=(("updates", runs.steps[-1]), ("prompts judged", len(runs.prompts)), ("answers sampled for learning", _sampled(config))),
-        sections=[_course(directory, runs), _distance(directory, runs), examples(evaluations)],
+        sections=[_course(directory, runs, report.results["signs_without_gold"]), _distance(directory, runs), examples(evaluations)],
         provenance=provenance_rows(directory.path),
     )
     return write_page(directory.path / "report.html", page)
+
+
+def _warned(signs: Mapping[str, int]) -> str:
+    if not signs:
+        return "Without gold nothing would have warned: distance, reward and length stayed within what the run began with."
+    told = ", ".join(f"{name} (update {step})" for name, step in signs.items())
+    return f"Without gold these would have warned, beyond what the run began with: {told}."
 
 
 def _sampled(config: Align) -> int:
     return config.optimise.steps * config.optimise.prompts_per_step * config.optimise.answers
 
 
-def _course(directory: RunDirectory, runs: PolicyRuns) -> Section:
+def _course(directory: RunDirectory, runs: PolicyRuns, signs: Mapping[str, int]) -> Section:
     records = runs.table()
     rows = tuple(
         (record["step"], *(_cell(record[name]) for name in ("kl", "proxy", "gold")), f"{record['tokens']:.1f}", f"{record['finished']:.0%}")

@@ -1,0 +1,144 @@
+"""Watching a policy run for the onset of reward hacking without a gold score: distance, reward, length, and disagreement of an ensemble.
+
+None of these proves hacking; together they say where to look. Each is compared with the run's own beginning, so no unit has to be known.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+log = logging.getLogger(__name__)
+
+NAMES = {
+    "kl": ("kl", "objective/kl"),
+    "reward": ("reward", "objective/scores"),
+    "length": ("completions/mean_length", "answer_tokens"),
+    "disagreement": ("ensemble/disagreement",),
+}
+"""What is watched, and what trainers call it in their logs."""
+PREFIX = "hacking/"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """From where on a change is named.
+
+    Attributes:
+        window: Records that make the beginning, and that make the present.
+        acceleration: Growth of KL in the present window over that in the one before.
+        reward: Rise of the reward, in standard deviations of the beginning.
+        length: Change of the answers' length, as a share of the beginning's.
+        disagreement: Growth of an ensemble's disagreement over the beginning's.
+    """
+
+    window: int = 5
+    acceleration: float = 2.0
+    reward: float = 3.0
+    length: float = 0.5
+    disagreement: float = 2.0
+
+
+class HackingMonitor:
+    """Signs of hacking in a stream of log records.
+
+    Example:
+        >>> monitor = HackingMonitor(Limits(window=2))
+        >>> for length in (10, 10, 11, 30, 31):
+        ...     signs = monitor.observe({"length": length})
+        >>> signs["length"], monitor.named(signs)
+        (2.05, ['length'])
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        """Watch with some limits."""
+        self.limits = limits or Limits()
+        self._first: dict[str, list[float]] = {}
+        self._last: dict[str, deque[float]] = {}
+
+    def observe(self, record: Mapping[str, float]) -> dict[str, float]:
+        """Take one record of `kl`, `reward`, `length`, `disagreement`, whichever there are.
+
+        Returns:
+            By name how far each has changed, in the unit of its limit; empty until there is a beginning and a present.
+        """
+        signs: dict[str, float] = {}
+        for name, value in record.items():
+            if not np.isfinite(value):
+                continue
+            window = self.limits.window
+            first = self._first.setdefault(name, [])
+            last = self._last.setdefault(name, deque(maxlen=2 * window + 1))
+            last.append(value)
+            if len(first) < window:
+                first.append(value)
+                continue
+            now, then, spread = float(np.mean(list(last)[-window:])), float(np.mean(first)), float(np.std(first))
+            if name == "kl":
+                if len(last) == 2 * window + 1:
+                    before, after = last[window] - last[0], last[-1] - last[window]
+                    signs["acceleration"] = after / max(before, 1e-9) if after > 0 else 0.0
+            elif name == "reward":
+                signs["reward"] = (now - then) / max(spread, 1e-9)
+            elif name == "length":
+                signs["length"] = now / max(then, 1e-9) - 1
+            elif name == "disagreement":
+                signs["disagreement"] = now / max(then, 1e-9)
+        return signs
+
+    def named(self, signs: Mapping[str, float]) -> list[str]:
+        """The signs beyond their limits."""
+        return [name for name, value in signs.items() if (abs(value) if name == "length" else value) > getattr(self.limits, name)]
+
+
+def watched(record: Mapping[str, Any]) -> dict[str, float]:
+    """What is watched out of a trainer's log record, by our names."""
+    found = {name: next((float(record[key]) for key in keys if key in record), None) for name, keys in NAMES.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+class HackingCallback(TrainerCallback):
+    """`HackingMonitor` for TRL's GRPO, RLOO and PPO trainers: `trainer.add_callback(HackingCallback())`.
+
+    Every record of the log gains `hacking/…` numbers; a warning is written when signs first pass their limits, and the run can be stopped.
+    """
+
+    def __init__(self, limits: Limits | None = None, *, stop_at: int = 0) -> None:
+        """Watch a run.
+
+        Args:
+            limits: From where on a change is named.
+            stop_at: Stop training when so many signs are beyond their limits at once; 0 never stops.
+        """
+        self.monitor = HackingMonitor(limits)
+        self.stop_at = stop_at
+        self.warned: set[str] = set()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Take one record and add to it."""
+        if logs is None:
+            return
+        signs = self.monitor.observe(watched(logs))
+        added = {f"{PREFIX}{name}": value for name, value in signs.items()}
+        logs.update(added)
+        if state.log_history:
+            state.log_history[-1].update(added)
+        beyond = self.monitor.named(signs)
+        if new := [name for name in beyond if name not in self.warned]:
+            self.warned.update(new)
+            log.warning(
+                "step %s: %s beyond what the run began with (%s): look at the answers, the reward may be gamed",
+                state.global_step,
+                ", ".join(new),
+                ", ".join(f"{name} {signs[name]:.2f}" for name in new),
+            )
+        if self.stop_at and len(beyond) >= self.stop_at:
+            control.should_training_stop = True
