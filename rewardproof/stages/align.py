@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,23 +17,20 @@ from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewardproof.artifacts import (
+    LOG,
     Progress,
     Report,
     RunDirectory,
     finished_report,
     is_main,
-    n_processes,
     refuse_inputs_inside,
     require_free,
     silent,
 )
 from rewardproof.config import Section, Strings
-from rewardproof.data import Group, read_groups
-from rewardproof.data.splitting import prompt_overlap, split_by_prompt, split_salt
-from rewardproof.errors import ConfigError, DataError
+from rewardproof.errors import ConfigError
 from rewardproof.evaluation import Evaluation, PolicyRuns, read_evaluation
 from rewardproof.models.checkpoints import load_causal, save_model
-from rewardproof.models.packed import position_table
 from rewardproof.models.precision import Precision, default_device, resolve_precision
 from rewardproof.models.upcycling import select_layers
 from rewardproof.policy.checkpoints import load_loop, save_loop
@@ -43,12 +39,12 @@ from rewardproof.policy.monitor import HackingMonitor, watched
 from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.policy.policy import Policy
 from rewardproof.policy.rewards import ScoredAnswers
-from rewardproof.policy.rollouts import Prompt
 from rewardproof.policy.settings import OnPolicy
 from rewardproof.policy.settings import check as check_optimise
 from rewardproof.policy.streams import Passes
 from rewardproof.report import format_gain
 from rewardproof.scoring import GIVEN, Scale, Scorer, load_scorer, stream_names
+from rewardproof.stages.align_prompts import Prompts, read_prompts, refuse_too_long
 from rewardproof.training.checkpoints import latest_whole
 from rewardproof.training.freezing import add_adapters, freeze_all_but
 from rewardproof.training.processes import agreed, run_directory, start, wait
@@ -121,15 +117,6 @@ class Align(Section):
     """Precision, budgets, checkpoints."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Prompts:
-    """Prompts to learn from and to be judged on, and what became of the rows."""
-
-    training: list[Prompt]
-    judged: list[Prompt]
-    rows: dict[str, Any]
-
-
 def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Report:
     """Optimise, judge on the way, and save the policy.
 
@@ -161,8 +148,8 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
         return earlier
     model, tokenizer = load_causal(config.policy)
     model.to(default_device())  # pyright: ignore[reportArgumentType]
-    _refuse_too_long(config, model)
-    prompts = _read_prompts(config, tokenizer)
+    refuse_too_long(config, model)
+    prompts = read_prompts(config, tokenizer)
     names = stream_names(config.reward)
     scorers = {name: load_scorer(spec, precision=config.compute.precision) for name, spec in zip(names, config.reward, strict=True)}
     gold = load_scorer(config.gold, precision=config.compute.precision) if config.gold else None
@@ -240,48 +227,6 @@ def _dtype(config: Align) -> Any:
     return torch.bfloat16 if config.compute.save_dtype == "bf16" else torch.float32
 
 
-def _refuse_too_long(config: Align, model: PreTrainedModel) -> None:
-    longest = config.max_prompt_tokens + config.optimise.max_new_tokens
-    window = getattr(model.config, "sliding_window", None) if getattr(model.config, "use_sliding_window", True) else None
-    for limit, what in ((position_table(model), "positions"), (window, "tokens in its sliding window, which the sampler does not slide")):
-        if limit is not None and longest > limit:
-            raise ConfigError(
-                f"max_prompt_tokens={config.max_prompt_tokens} and optimise.max_new_tokens={config.optimise.max_new_tokens}: expected at "
-                f"most {limit} together, since {config.policy} has {limit} {what}. Lower one of them."
-            )
-
-
-def _read_prompts(config: Align, tokenizer: PreTrainedTokenizerBase) -> _Prompts:
-    rows: dict[str, Any] = {}
-    training = _distinct(config, config.prompts, rows, "train")
-    if config.eval_prompts:
-        judged = _distinct(config, config.eval_prompts, rows, "eval")
-    else:
-        training, judged = split_by_prompt(training, fraction=config.split, salt=split_salt(config.split_seed))
-    rows["prompts_shared_by_train_and_eval"] = prompt_overlap(training, judged)
-    judged = sorted(judged, key=lambda group: group.prompt_key)
-    encoded = [[Prompt.of(group, tokenizer) for group in part] for part in (training, judged)]
-    fitting = [[prompt for prompt in part if len(prompt.token_ids) <= config.max_prompt_tokens] for part in encoded]
-    rows["overlong"] = sum(map(len, encoded)) - sum(map(len, fitting))
-    kept = fitting[1][: config.evaluate.prompts]
-    rows |= {"training_prompts": len(fitting[0]), "evaluation_prompts": len(kept)}
-    least = max(2, n_processes())
-    if len(kept) < least:
-        raise DataError(
-            f"Got {len(kept)} prompts to judge the policy on, expected {least} or more; raise split, give eval_prompts, or raise "
-            f"max_prompt_tokens ({rows['overlong']} were longer than {config.max_prompt_tokens} tokens)."
-        )
-    return _Prompts(fitting[0], kept, rows)
-
-
-def _distinct(config: Align, sources: Sequence[str], rows: dict[str, Any], name: str) -> list[Group]:
-    """Groups of different prompts, the first of each."""
-    found = read_groups(sources, format=config.format, on_bad=config.on_bad, purpose="answer", text=config.text)
-    groups = {group.prompt_key: group for group in reversed(found.groups)}
-    rows[f"{name}_sources"] = {"read": found.counts.read, "used": len(groups), "dropped": dict(found.counts.bad)}
-    return list(reversed(groups.values()))
-
-
 class _Course:
     """One run from its first evaluation to its last."""
 
@@ -291,7 +236,7 @@ class _Course:
         directory: RunDirectory,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        prompts: _Prompts,
+        prompts: Prompts,
         scorers: Mapping[str, Scorer],
         gold: Scorer | None,
     ) -> None:

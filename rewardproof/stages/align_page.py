@@ -55,9 +55,8 @@ def _course(directory: RunDirectory, runs: PolicyRuns, signs: Mapping[str, int])
     columns = ("update", "KL, nats", "proxy, SD above the start", "gold", "tokens", "ended by itself")
     figure = save_figure(course_figure(records), directory.path, "course")
     text = "Means over prompts that the policy is not trained on, 95 % intervals over them. KL is that of the same answers."
-    return Section(
-        "The course", (text,), Table(columns, rows), figures=(shown(figure, "Gold, proxy, distance and length over the updates."),)
-    )
+    drawn = shown(figure, "Gold, proxy, distance and length over the updates.")
+    return Section("The course", (text, _warned(signs)), Table(columns, rows), figures=(drawn,))
 
 
 def _cell(record: dict[str, Any] | None) -> str:
