@@ -51,7 +51,10 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BaseProce
     A server that has the libraries loaded makes each by forking, so that it is running after a hundredth of a second.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"rewardproof.{room}" for room in ("cli.main", "stages.train", "stages.score")] + ["matplotlib.figure"])
+    context.set_forkserver_preload(
+        [f"rewardproof.{room}" for room in ("cli.main", "stages.train", "stages.score", "stages.align", "stages.stress")]
+        + ["matplotlib.figure"]
+    )
     folder = tmp_path_factory.mktemp("output")
 
     def start(*arguments: object, largest_file: int = 0) -> BaseProcess:

@@ -1,0 +1,130 @@
+"""kill -9 at random moments of `align` and of `stress`, then --resume: what an undisturbed run ends at, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+TIMES = {"seconds", "peak_memory_gb", "scoring_seconds"}
+Killed = Callable[..., bool]
+SMALL = (
+    "optimise.prompts_per_step=4", "optimise.answers=3", "optimise.max_new_tokens=6", "optimise.learning_rate=3e-3", "evaluate.every=2",
+    "evaluate.prompts=5", "evaluate.answers=3",
+)  # fmt: skip
+
+
+def apart_from_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: apart_from_times(entry) for key, entry in value.items() if key not in TIMES}
+    return [apart_from_times(entry) for entry in value] if isinstance(value, list) else value
+
+
+def report(run: Path) -> Any:
+    return apart_from_times(json.loads((run / "report.json").read_text()))
+
+
+def logged(run: Path) -> list[Any]:
+    return [apart_from_times(json.loads(line)) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    path: Path
+    command: tuple[str, ...]
+    seconds: float
+
+
+def undisturbed(folder: Path, finished: Callable[..., str], verb: tuple[str, ...], settings: tuple[str, ...]) -> Undisturbed:
+    finished("recipes", "ls")  # the server starts
+    begun = time.monotonic()
+    finished(*verb, folder / "run", *settings)
+    return Undisturbed(folder / "run", settings, time.monotonic() - begun)
+
+
+@pytest.fixture(scope="module")
+def policy(base_dir: Path, reward_dir: Path, toy_file: Path, tmp_path_factory: pytest.TempPathFactory, finished) -> Undisturbed:
+    settings = (
+        f"policy={base_dir}", f"reward={reward_dir}", f"gold={reward_dir}", f"prompts={toy_file}", "split=0.3", "optimise.steps=6",
+        "optimise.minibatches=2", "compute.precision=fp32", "compute.save_every=1", *SMALL,
+    )  # fmt: skip
+    return undisturbed(tmp_path_factory.mktemp("align"), finished, ("align", "ppo"), settings)
+
+
+@pytest.fixture(scope="module")
+def stress(base_dir: Path, reward_dir: Path, tmp_path_factory: pytest.TempPathFactory, write_jsonl, finished) -> Undisturbed:
+    dice = random.Random(0)
+    rows = [{"prompt": f"w{n} w{n + 1}", "answers": [f"w{dice.randrange(80)} w{dice.randrange(80)}" for _ in range(9)]} for n in range(40)]
+    folder = tmp_path_factory.mktemp("stress")
+    pools = write_jsonl(folder / "pools.jsonl", rows)
+    settings = (
+        f"gold={reward_dir}", f"pool={pools}", f"policy={base_dir}", f"policy_prompts={pools}", "methods=bon,rloo", "seeds=2",
+        "precision=fp32", "optimise.steps=3", "optimise.layers=top:2", *SMALL,
+    )  # fmt: skip
+    return undisturbed(folder, finished, ("stress", str(reward_dir)), settings)
+
+
+def appears(pattern: str, *, apart_from: str = "") -> Callable[[Path], Callable[[], bool]]:
+    """When a file of that name is there, and another that is written after it is not yet."""
+
+    def moment(run: Path) -> Callable[[], bool]:
+        def reached() -> bool:
+            try:
+                return any(not apart_from or not (path.parent / apart_from).exists() for path in run.glob(pattern))
+            except FileNotFoundError:
+                return False
+
+        return reached
+
+    return moment
+
+
+MOMENTS = {
+    "the settings are written": appears("config.yaml"),
+    "the first answers are judged": appears("evaluations/000000.jsonl"),
+    "the first checkpoint is being written": appears("checkpoints/checkpoint-1/trained.safetensors", apart_from="trainer_state.json"),
+    "half of it": appears("checkpoints/checkpoint-3"),
+    "an old checkpoint is being deleted": appears("checkpoints/checkpoint-4/trainer_state.json"),
+    "the last evaluation": appears("evaluations/000006.jsonl"),
+    "the policy is being saved": appears(".model.partial-*"),
+    "the page is being written": appears("report.json"),
+}
+
+
+def assert_same_policy(run: Path, whole: Path) -> None:
+    ours, theirs = (load_file(path / "model" / "model.safetensors") for path in (run, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert report(run) == report(whole)
+    assert logged(run) == logged(whole), "updates are missing from the log, in it twice, or others"
+    for file in sorted((whole / "evaluations").iterdir()):
+        assert (run / "evaluations" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_align_killed_at_a_moment(name: str, policy: Undisturbed, killed: Killed, finished, tmp_path: Path) -> None:
+    runs = (tmp_path / str(attempt) for attempt in range(5))  # a moment can be over before it is seen
+    run = next(run for run in runs if killed(MOMENTS[name](run), "align", "ppo", run, *policy.command))
+    finished("align", "ppo", run, *policy.command, "--resume")
+    assert_same_policy(run, policy.path)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stress_killed_again_and_again(seed: int, stress: Undisturbed, reward_dir: Path, killed: Killed, finished, tmp_path: Path) -> None:
+    run, resume, dice = tmp_path / "run", [], random.Random(seed)
+    for _ in range(4):
+        end = time.monotonic() + dice.random() * stress.seconds
+        killed(lambda end=end: time.monotonic() > end, "stress", reward_dir, run, *stress.command, *resume)
+        resume = ["--resume"]
+    finished("stress", reward_dir, run, *stress.command, "--resume")
+    assert report(run) == report(stress.path)
+    for file in sorted((stress.path / "scores").iterdir()):
+        assert (run / "scores" / file.name).read_bytes() == file.read_bytes()
