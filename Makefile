@@ -53,8 +53,8 @@ lint: install  ## Style, types, import layers, spelling
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
 
-bench: .venv/.installed-bench  ## Speed and memory against peers, twenty minutes; HH_RLHF=/path measures on HH-RLHF too
-	@for name in training scoring experts step_profile; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+bench: .venv/.installed-bench  ## Speed and memory against peers, and our RLOO beside one, twenty minutes; HH_RLHF=/path measures on HH-RLHF too
+	@for name in training scoring experts step_profile policy; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 results: install  ## The tables of README.md and docs/results.md from results/; with STUDY=runs/…, its rows first
 	@$(if $(STUDY),$(BIN)/python scripts/results.py collect $(STUDY))
