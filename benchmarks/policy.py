@@ -12,7 +12,8 @@ import copy
 import random
 import time
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +34,10 @@ from rewardproof.scoring import Scale
 
 WORDS, UPDATES, PROMPTS, ANSWERS, TOKENS, RATE, BETA, SEEDS = 256, 60, 16, 4, 16, 1e-3, 0.02, (0, 1, 2)
 SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+PHASES: Counter[str] = Counter()
+"""Seconds of our loop by phase, over all seeds."""
 
 
 class GoodWords:
@@ -81,7 +86,8 @@ def ours(model: PreTrainedModel, texts: Sequence[str], seed: int) -> PreTrainedM
         policy, policy.frozen_copy(), policy.sampler("fp32"), tokenizer, encoded(texts), source, settings, passes, seed=seed
     )
     for _ in range(UPDATES):
-        loop.update()
+        for phase, spent in loop.update()["seconds"].items():
+            PHASES[phase] += spent
     return model
 
 
@@ -119,6 +125,12 @@ def judged(model: PreTrainedModel, texts: Sequence[str]) -> float:
     return sum(map(sum, GoodWords().score(rollouts.groups))) / len(rollouts.finished_B)
 
 
+def shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Each phase's share of the step, and what is in none of them."""
+    named = {name: spent / seconds["all"] for name, spent in seconds.items() if name != "all"}
+    return {name: round(value, 4) for name, value in {**named, "outside": 1 - sum(named.values())}.items()}
+
+
 def main() -> None:
     """Train with both, judge both."""
     warnings.filterwarnings("ignore")
@@ -150,6 +162,7 @@ def main() -> None:
             "shape": {**SHAPE, "vocab_size": WORDS},
             "reward": {name: spread(values) for name, values in rewards.items()},
             "ours_less_trl": spread(gaps),
+            "share_of_our_step": shares(PHASES),
             "speed_over_trl": ratio(seconds["TRL's RLOOTrainer"], seconds["ours"]),
         },
     )

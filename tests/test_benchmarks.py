@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import experts, scoring, step_profile, workload
+from benchmarks import experts, policy, scoring, step_profile, workload
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.upcycling import Upcycle, upcycle
 from rewardproof.training.batches import Collator, TrainingSet
@@ -116,3 +116,12 @@ def test_training_benchmark_imports_where_trl_is_installed() -> None:
     training = importlib.import_module("benchmarks.training")
     settings = training.shared_settings(32, 16)
     assert settings["optim"] == "adamw_torch"
+
+
+def test_shares_of_a_step_add_up() -> None:
+    found = policy.shares({"generation": 3.0, "update": 1.5, "all": 5.0})
+    assert found == {"generation": 0.6, "update": 0.3, "outside": pytest.approx(0.1)}
+
+
+def test_good_words_are_counted() -> None:
+    assert [policy.share(text) for text in ("w4 w8 w5 w3", "", "w7")] == [0.5, 0.0, 0.0]
