@@ -175,7 +175,7 @@ def test_without_a_penalty_only_the_reward_counts() -> None:
     before, after, rewards = after_training({"kl": {"coefficient": 0.0}}, steps=80)
     for reference, found in zip(before, after, strict=True):
         assert reference @ rewards < 0.5
-        assert found @ rewards > 0.85
+        assert found @ rewards > 0.75
 
 
 class Lengths:
