@@ -13,8 +13,9 @@ from rewardproof.errors import ConfigError
 from rewardproof.models.precision import Precision
 from rewardproof.scoring import method_names
 from rewardproof.stages.align import Evaluations
-from rewardproof.stages.stress_best_of_n import best_of_n_stress, read_pools
+from rewardproof.stages.stress_best_of_n import best_of_n_stress
 from rewardproof.stages.stress_policies import plan, policy_stress
+from rewardproof.stages.stress_pools import read_pools, sample_pools
 
 
 class Stress(Section):
@@ -29,6 +30,12 @@ class Stress(Section):
     """Who judges: `embedded:checkable`, `scores` (those of the data), a reward model, an ensemble, or a server's address."""
     pool: Strings = ("embedded:checkable/pool64",)
     """Prompts with many answers each: files, folders, hub ids or `embedded:…`."""
+    sample: Annotated[int, Field(ge=0)] = 0
+    """Answers to sample from `policy` to each prompt of `pool`, in place of those it has; 0 takes those."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    """Tokens after which a sampled answer is cut."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """At which answers are sampled."""
     methods: Strings = ("bon",)
     """How to optimise: `bon`, best of n; `ppo`, `rloo` and `grpo`, a policy by that recipe."""
     n: Integers = ()
@@ -48,7 +55,7 @@ class Stress(Section):
     on_bad: Literal["fail", "drop"] = "fail"
     """Stop at a row that cannot be scored, or leave it out and count it."""
     policy: str = "embedded:smollm2-135m"
-    """The language model that policies start from."""
+    """The language model that policies start from, and that `sample` samples from."""
     policy_prompts: Strings = ("embedded:checkable/train",)
     """Prompts that policies learn on and, others of them, are judged on."""
     seeds: Annotated[int, Field(ge=1)] = 1
@@ -89,6 +96,8 @@ def run(config: Stress, out: Path | str, *, overwrite: bool = False, resume: boo
     refuse_inputs_inside(out, [*config.models, *config.pool, *config.policy_prompts, config.policy, config.gold])
     pools = read_pools(config) if "bon" in config.methods else None
     directory = RunDirectory(out, config, overwrite=overwrite, resume=resume)
+    if pools is not None and config.sample:
+        pools = sample_pools(config, pools, directory, progress)
     picks = None if pools is None else best_of_n_stress(config, pools, names, directory, progress)
     policies = {method: policy_stress(method, runs, names, directory, progress) for method, runs in plans.items()}
     told = ([picks.verdict()] if picks else []) + [one.verdict() for one in policies.values()]

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewardproof.artifacts import Progress, RunDirectory, writing
-from rewardproof.data import Group, read_groups
-from rewardproof.errors import DataError, EvaluationError
+from rewardproof.data import Group
+from rewardproof.errors import EvaluationError
 from rewardproof.evaluation import BestOfNRuns, Hacking
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import select_layers
 from rewardproof.scoring import ModelEnsemble, Scorer, load_scorer
+from rewardproof.stages.stress_pools import Pools
 from rewardproof.statistics import Interval
 
 if TYPE_CHECKING:
@@ -28,15 +29,6 @@ if TYPE_CHECKING:
 CHUNK = 16
 """Pools scored and kept together; an interruption loses no more."""
 Scores = list[tuple[float, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Pools:
-    """Prompts with their answers, the values of n, and what became of the rows."""
-
-    groups: tuple[Group, ...]
-    ns: tuple[int, ...]
-    rows: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -94,17 +86,6 @@ class BestOfN:
         }
 
 
-def read_pools(config: Stress) -> Pools:
-    """Read what is to be picked from.
-
-    Raises:
-        DataError: Pools that cannot be read, or have too few answers.
-    """
-    found = read_groups(config.pool, format=config.format, text=config.text, on_bad=config.on_bad, purpose="score")
-    groups = tuple(sorted(found.groups, key=lambda group: group.prompt_key)[: config.prompts or None])
-    return Pools(groups, _sizes(config, groups), {"read": found.counts.read, "used": len(groups), "dropped": dict(found.counts.bad)})
-
-
 def best_of_n_stress(
     config: Stress, pools: Pools, methods: Mapping[str, Sequence[int]], directory: RunDirectory, progress: Progress
 ) -> BestOfN:
@@ -126,18 +107,6 @@ def best_of_n_stress(
     gain = {name: made.minus(runs[first]) for name, made in runs.items() if name != first}
     hacking = {name: made.summary(seed=config.seed) for name, made in runs.items()}
     return BestOfN(pools, gold, scores, methods, hacking, gain, seconds)
-
-
-def _sizes(config: Stress, pools: Sequence[Group]) -> tuple[int, ...]:
-    smallest = min(pools, key=lambda group: len(group.answers))
-    count = len(smallest.answers)
-    sizes = config.n or tuple(2**power for power in range(20) if 2**power < count)
-    if count < 2 or max(sizes) >= count:
-        raise DataError(
-            f"{smallest.origin or smallest.id} has {count} answers for n up to {max(sizes, default=1)}, expected more answers than "
-            "the largest n: at n = N one answer a prompt decides and the variance explodes. Give larger pools, or lower n."
-        )
-    return tuple(sizes)
 
 
 def _scored(

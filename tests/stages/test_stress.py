@@ -21,6 +21,7 @@ from rewardproof.evaluation import BestOfNRuns
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.scoring import Combine, ModelEnsemble, Scale, load_scorer, method_names
+from rewardproof.stages import stress_pools
 from rewardproof.stages.stress import Stress, run
 
 
@@ -142,6 +143,36 @@ def test_policies_are_judged_beside_best_of_n(
         run(config, tmp_path / "parts")
     assert run(config, tmp_path / "parts", resume=True).results["policies"]["rloo"] == whole
     assert calls[0] == 8 + 6, "two runs were whole; the third had kept no checkpoint yet"
+
+
+def test_answers_are_sampled_live_and_kept(models, pool_file: Path, base_dir, reward_dir, tmp_path: Path, monkeypatch) -> None:
+    config = settings(models[:1], pool_file, sample=6, policy=str(base_dir), gold=str(reward_dir), max_new_tokens=5, n=(1, 2, 4))
+    whole = run(config, tmp_path / "whole").results
+    assert (whole["answers"], whole["rows"]["used"]) == ({"6": 20}, 20)
+    monkeypatch.setattr(stress_pools, "PROMPTS_AT_ONCE", 7)
+    roll_out, calls = stress_pools.roll_out, [0]
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyboardInterrupt
+        return roll_out(*arguments, **options)
+
+    monkeypatch.setattr(stress_pools, "roll_out", broken)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "parts")
+    file = tmp_path / "parts" / "pools.jsonl"
+    assert len(file.read_text().splitlines()) == 7
+    file.write_text(file.read_text() + '{"id": "torn')
+    again = run(config, tmp_path / "parts", resume=True).results
+    assert file.read_bytes() == (tmp_path / "whole" / "pools.jsonl").read_bytes()
+    assert again["methods"] | {"a": None} == whole["methods"] | {"a": None}
+    assert again["methods"]["a"]["gold"] == whole["methods"]["a"]["gold"]
+    file.write_text(file.read_text().replace('"id": "', '"id": "x', 1))
+    with pytest.raises(EvaluationError, match="holds answers to other prompts than those read now"):
+        run(config, tmp_path / "parts", resume=True)
+    with pytest.raises(ConfigError, match="gold=scores with sample=6"):
+        run(settings(models[:1], pool_file, sample=6, policy=str(base_dir)), tmp_path / "x")
 
 
 def test_scores_of_other_pools_are_not_taken(models, pool_file: Path, tmp_path: Path, write_jsonl) -> None:

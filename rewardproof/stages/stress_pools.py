@@ -1,0 +1,114 @@
+"""The answers that best of n picks from: read from data, or sampled live from a policy and kept as they come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rewardproof.artifacts import Progress, RunDirectory, writing
+from rewardproof.data import Group, Message, read_groups
+from rewardproof.errors import ConfigError, DataError, EvaluationError
+from rewardproof.models.checkpoints import load_causal
+from rewardproof.models.precision import default_device, resolve_precision
+from rewardproof.policy.rollouts import Prompt, roll_out
+from rewardproof.policy.sampling import Sampling
+from rewardproof.scoring import GIVEN
+
+if TYPE_CHECKING:
+    from rewardproof.stages.stress import Stress
+
+POOLS = "pools.jsonl"
+PROMPTS_AT_ONCE = 16
+"""Prompts sampled and kept together; an interruption loses no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """Prompts with their answers, the values of n, and what became of the rows."""
+
+    groups: tuple[Group, ...]
+    ns: tuple[int, ...]
+    rows: dict[str, Any]
+
+
+def read_pools(config: Stress) -> Pools:
+    """Read what is to be picked from; where answers are to be sampled, the prompts alone.
+
+    Raises:
+        ConfigError: Sampled answers are to be judged by scores that came with others.
+        DataError: Pools that cannot be read, or have too few answers.
+    """
+    if config.sample and config.gold == GIVEN:
+        raise ConfigError(
+            f"gold={GIVEN} with sample={config.sample}, expected a judge that reads answers: sampled ones have no scores yet."
+        )
+    purpose = "answer" if config.sample else "score"
+    found = read_groups(config.pool, format=config.format, text=config.text, on_bad=config.on_bad, purpose=purpose)
+    groups = sorted(found.groups, key=lambda group: group.prompt_key)
+    if config.sample:
+        groups = list({group.prompt_key: replace(group, answers=(), scores=None) for group in groups}.values())
+    kept = tuple(groups[: config.prompts or None])
+    return Pools(kept, _sizes(config, kept), {"read": found.counts.read, "used": len(kept), "dropped": dict(found.counts.bad)})
+
+
+def _sizes(config: Stress, pools: Sequence[Group]) -> tuple[int, ...]:
+    smallest = min(pools, key=lambda group: len(group.answers))
+    count = config.sample or len(smallest.answers)
+    sizes = config.n or tuple(2**power for power in range(20) if 2**power < count)
+    if count < 2 or max(sizes) >= count:
+        raise DataError(
+            f"{smallest.origin or smallest.id} has {count} answers for n up to {max(sizes, default=1)}, expected more answers than "
+            "the largest n: at n = N one answer a prompt decides and the variance explodes. Give larger pools, or lower n."
+        )
+    return tuple(sizes)
+
+
+def sample_pools(config: Stress, pools: Pools, directory: RunDirectory, progress: Progress) -> Pools:
+    """Sample answers to every prompt from `config.policy`, as far as `pools.jsonl` does not have them.
+
+    An answer's random numbers depend on the seed, its prompt's place and its own number alone: an interrupted run ends at the same pools.
+
+    Raises:
+        EvaluationError: The file holds answers to other prompts.
+    """
+    file = directory.path / POOLS
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    whole = [line for line in lines if line.endswith(b"\n")]
+    if len(whole) < len(lines):
+        file.write_bytes(b"".join(whole))
+    rows: list[dict[str, Any]] = [json.loads(line) for line in whole]
+    if len(rows) > len(pools.groups) or any(row["id"] != group.prompt_key for row, group in zip(rows, pools.groups, strict=False)):
+        raise EvaluationError(
+            f"{file} holds answers to other prompts than those read now, expected the same: the data has changed since. Restore it, or "
+            "pass --overwrite to start again."
+        )
+    if len(rows) < len(pools.groups):
+        with writing(file), file.open("a") as stream:
+            for made in _sampled(config, pools.groups, len(rows), progress):
+                stream.write("".join(json.dumps(row) + "\n" for row in made))
+                stream.flush()
+                rows += made
+    answers = [tuple((Message("assistant", text),) for text in row["answers"]) for row in rows]
+    return replace(pools, groups=tuple(replace(group, answers=made) for group, made in zip(pools.groups, answers, strict=True)))
+
+
+def _sampled(config: Stress, groups: Sequence[Group], first: int, progress: Progress) -> Any:
+    """Rows of prompts from `first` on, some at a time."""
+    device = default_device()
+    dtype = torch.bfloat16 if resolve_precision(config.precision, device) == "bf16" else torch.float32
+    model, tokenizer = load_causal(config.policy, dtype=dtype)
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed)
+    for start in range(first, len(groups), PROMPTS_AT_ONCE):
+        progress("sampling answers", start, len(groups))
+        places = range(start, min(start + PROMPTS_AT_ONCE, len(groups)))
+        prompts = [Prompt.of(groups[place], tokenizer) for place in places]
+        rollouts = roll_out(model, tokenizer, prompts, list(places), answers=config.sample, sampling=sampling)
+        yield [
+            {"id": groups[place].prompt_key, "prompt": groups[place].prompt_text, "answers": list(made.answer_texts)}
+            for place, made in zip(places, rollouts.groups, strict=True)
+        ]
