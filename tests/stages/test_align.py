@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig
 from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
@@ -216,3 +216,11 @@ def test_a_reward_without_differences_has_no_unit(base_dir: Path, prompts: Path,
 def test_gold_that_knows_other_prompts_says_so(base_dir: Path, reward_dir: Path, prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not from embedded:checkable"):
         run(settings(base_dir, reward_dir, prompts, gold="embedded:checkable"), tmp_path / "out")
+
+
+def test_a_policy_with_position_biases_is_refused(reward_dir: Path, prompts: Path, tmp_path: Path, tiny: ModuleType) -> None:
+    config = BloomConfig(vocab_size=96, hidden_size=32, n_layer=2, n_head=4, pad_token_id=0, eos_token_id=1, bos_token_id=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "bloom")
+    tiny.word_tokenizer().save_pretrained(tmp_path / "bloom")
+    with pytest.raises(ModelError, match=r"adds position biases inside its attention \(ALiBi\)"):
+        run(settings(tmp_path / "bloom", reward_dir, prompts), tmp_path / "out")

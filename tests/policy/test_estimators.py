@@ -1,0 +1,28 @@
+"""Advantages of tokens beside those of answers, and the penalty that is steered."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rewardproof.policy.estimators import by_comparison
+from rewardproof.policy.kl_penalty import Coefficient, KLPenalty
+
+
+def test_token_rewards_move_tokens_and_leave_the_answer() -> None:
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    rewards = torch.tensor([[[0.0, 3.0, 0.0], [1.0, 0.0, 0.0]]])
+    plain, told = (by_comparison(rewards, mask, torch.ones(1), answers=2, scaled=None, token_weight=weight) for weight in (0.0, 0.5))
+    torch.testing.assert_close(plain.advantages_BT.sum(dim=1), told.advantages_BT.sum(dim=1))
+    torch.testing.assert_close(told.advantages_BT - plain.advantages_BT, torch.tensor([[-0.5, 1.0, -0.5], [0.0, 0.0, 0.0]]))
+
+
+def test_a_penalty_is_steered_to_its_target() -> None:
+    near, far = (Coefficient(KLPenalty(coefficient=0.1, target=4.0)) for _ in range(2))
+    near.steer(3.9)
+    far.steer(400.0)
+    assert near.value == pytest.approx(0.1 * (1 - 0.1 * 0.025))
+    assert far.value == pytest.approx(0.1 * 1.02)
+    fixed = Coefficient(KLPenalty(coefficient=0.1))
+    fixed.steer(400.0)
+    assert fixed.value == 0.1
