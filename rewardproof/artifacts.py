@@ -90,7 +90,12 @@ def _free_gb(path: Path) -> float:
 
 def is_main() -> bool:
     """Whether this process is the one that writes: the only one, or the first of those that a launcher started."""
-    return n_processes() == 1 or os.environ.get("RANK", "0") == "0"
+    return process_number() == 0
+
+
+def process_number() -> int:
+    """Which of the launcher's processes this is, counted from 0."""
+    return 0 if n_processes() == 1 else int(os.environ.get("RANK", "0"))
 
 
 def n_processes() -> int:

@@ -36,6 +36,11 @@ class Evaluation:
         """Keys of the prompts."""
         return tuple(row["prompt"] for row in self.rows)
 
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        """Columns of the rewards, in their order; what they are called differs from reward model to reward model."""
+        return tuple(name for name in self.rows[0] if name.startswith("proxy/"))
+
     def table(self, name: str) -> FloatArray:
         """One quantity by prompt and answer, shape `(P, K)`."""
         return np.array([row[name] for row in self.rows], dtype=np.float64)
@@ -110,7 +115,6 @@ class PolicyRuns:
         self,
         runs: Sequence[Sequence[Evaluation]],
         *,
-        proxies: Sequence[str],
         weights: Sequence[float] = (),
         gold: str = "gold",
         models: Sequence[int] = (),
@@ -119,7 +123,6 @@ class PolicyRuns:
 
         Args:
             runs: The evaluations of each, by step; the first is of the initial policy.
-            proxies: Names of the rewards' columns.
             weights: Of the rewards; 1 each where left out.
             gold: Name of gold's column; empty where nobody judged.
             models: Which runs are against one reward model: they share its faults, and count as one draw where there are several models.
@@ -136,12 +139,15 @@ class PolicyRuns:
                     "Got policy runs that were judged on different prompts or after different numbers of updates, expected the same: their "
                     "curves could not be averaged. Give runs of the same settings."
                 )
-        weights = tuple(weights) or (1.0,) * len(proxies)
-        self.exact = "kl_exact" in runs[0][0].rows[0]
-        self.kl_SEP = self._tables(runs, "kl_exact" if self.exact else "kl").mean(axis=-1)
+        exact = "kl_exact" in runs[0][0].rows[0]
+        self.kl_SEP = self._tables(runs, "kl_exact" if exact else "kl").mean(axis=-1)
         self.tokens_SE = self._tables(runs, "tokens").mean(axis=(-1, -2))
         self.finished_SE = self._tables(runs, "finished").mean(axis=(-1, -2))
-        standard = [_standardised(self._tables(runs, f"proxy/{name}")) for name in proxies]
+        proxies = [
+            np.array([[one.table(run[0].proxies[place]) for one in run] for run in runs]) for place in range(len(runs[0][0].proxies))
+        ]
+        standard = [_standardised(scores_SEPK) for scores_SEPK in proxies]
+        weights = tuple(weights) or (1.0,) * len(proxies)
         self.proxy_SEP = _standardised(np.einsum("w,wsepk->sepk", np.array(weights), np.stack(standard))).mean(axis=-1)
         self.models = tuple(models) if len(set(models)) > 1 else tuple(range(len(runs)))
         golds = self._tables(runs, gold) if gold else None

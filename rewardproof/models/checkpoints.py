@@ -142,8 +142,7 @@ def load_causal(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTr
     tokenizer = load_tokenizer(spec)
     with _readable(spec):
         model = AutoModelForCausalLM.from_pretrained(resolved, config=config, dtype=dtype)
-    if len(tokenizer) > model.get_input_embeddings().get_parameter("weight").shape[0]:
-        model.resize_token_embeddings(len(tokenizer))
+    _make_room(model, tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
     if is_padded_only(model):
         raise ModelError(f"{spec} adds position biases inside its attention (ALiBi), expected rotary or learnt positions; take another.")
@@ -178,9 +177,14 @@ def _check_one_label(spec: str, config: Any) -> None:
 
 
 def _apply_contract(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    _make_room(model, tokenizer)
+    apply_contract_to_config(model, tokenizer)
+
+
+def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give tokens that the tokenizer was given an embedding."""
     if len(tokenizer) > model.get_input_embeddings().get_parameter("weight").shape[0]:
         model.resize_token_embeddings(len(tokenizer))
-    apply_contract_to_config(model, tokenizer)
 
 
 def apply_contract_to_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -93,7 +93,12 @@ def answer_log_probs(model: PreTrainedModel, batch: PackedBatch, *, backend: str
         ModelError: The model has no language-model head.
     """
     states_LD = hidden_states(model, batch, backend=backend)[batch.logit_index_L]
-    pieces = zip(next_token_log_probs(model, states_LD, chunk=chunk), batch.target_L.split(chunk), strict=True)
+    return target_log_probs(model, states_LD, batch.target_L, chunk=chunk)
+
+
+def target_log_probs(model: PreTrainedModel, states_LD: Tensor, target_L: Tensor, *, temperature: float = 1.0, chunk: int = 1024) -> Tensor:
+    """Log-probability of a token after each final hidden state, shape `(L,)`; raises as `next_token_log_probs`."""
+    pieces = zip(next_token_log_probs(model, states_LD, temperature=temperature, chunk=chunk), target_L.split(chunk), strict=True)
     return torch.cat([log_probs.gather(1, targets[:, None])[:, 0] for log_probs, targets in pieces])
 
 

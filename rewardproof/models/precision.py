@@ -43,6 +43,11 @@ def computing_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
+def weights_dtype(precision: str) -> torch.dtype:
+    """The dtype of weights that are kept in a precision: bfloat16 for `bf16`, else float32."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 def default_device() -> torch.device:
     """The accelerator of this process if there is one, else the CPU; `ACCELERATE_USE_CPU=true` asks for the CPU, as of accelerate."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes", "on", "y", "t"}:

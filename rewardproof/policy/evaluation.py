@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rewardproof.artifacts import n_processes, process_number
+from rewardproof.losses import sampled_kl
 from rewardproof.models.precision import computing_in
 from rewardproof.policy.policy import Policy, divergence, evaluating
 from rewardproof.policy.rewards import Moment, raw_scores
@@ -56,8 +58,7 @@ def evaluate_policy(
         (`kl`), `kl_k3`, and where asked `kl_exact` and `entropy`, sums over its tokens in nats.
     """
     sampler.follow(policy)
-    rank, world = _share()
-    own = range(rank, len(prompts), world)
+    own = range(process_number(), len(prompts), n_processes())
     rollouts = roll_out(sampler.model, tokenizer, [prompts[place] for place in own], list(own), answers=answers, sampling=sampling)
     streams = passes.streams(policy, rollouts, range(len(rollouts.encoded)))
     moment = Moment(step, steps, lambda: passes.states(policy, streams))
@@ -77,18 +78,11 @@ def evaluate_policy(
     return [everything[place] for place in range(len(prompts))]
 
 
-def _share() -> tuple[int, int]:
-    from torch import distributed
-
-    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-
-
 def _distances(
     policy: Policy, reference: Policy, rollouts: Rollouts, streams: Sequence[Stream], passes: Passes, *, exact: bool
 ) -> dict[str, Tensor]:
     own_L, other_L = (passes.over(one, streams, lambda out: out.log_probs_L).double() for one in (policy, reference))
-    ratio_L = own_L - other_L
-    found = {"kl": ratio_L, "kl_k3": torch.expm1(-ratio_L) + ratio_L}
+    found = {"kl": sampled_kl(own_L, other_L, "k1"), "kl_k3": sampled_kl(own_L, other_L, "k3")}
     if exact:
         with evaluating(policy, reference), computing_in(passes.precision, policy.model.device):
             both = [divergence(policy, reference, stream.batch, stream.trunk_TD) for stream in streams]

@@ -28,7 +28,7 @@ from rewardproof.policy.estimators import Advantages, by_comparison, by_values
 from rewardproof.policy.kl_penalty import Coefficient
 from rewardproof.policy.policy import Policy
 from rewardproof.policy.rewards import Moment, RewardSource
-from rewardproof.policy.rollouts import Prompt, Rollouts, roll_out
+from rewardproof.policy.rollouts import Prompt, Rollouts, as_table, roll_out
 from rewardproof.policy.settings import OnPolicy, check
 from rewardproof.policy.streams import Passes, Stream
 from rewardproof.training.processes import gathered
@@ -135,10 +135,10 @@ class OnPolicyLoop:
         log_ratio_BT = sampled_BT - reference_BT
         advantages = self._advantages(rollouts, rewards_SBT, log_ratio_BT, values)
         with self._timed("update"):
-            told = self._optimise(rollouts, streams, advantages, sampled_BT, reference_BT, values)
+            told = self._optimise(rollouts, streams, advantages, (sampled_BT, reference_BT, *values))
         with self._timed("learning"):
             learnt = self.source.learn(rollouts, rewards_SBT, moment)
-        kl = self._mean(sampled_kl(sampled_BT, reference_BT, "k1").sum(dim=1))
+        kl = self._mean(log_ratio_BT.sum(dim=1))
         metrics = {
             "step": self.done + 1,
             **{f"reward/{name}": self._mean(reward.sum(dim=1)) for name, reward in zip(self.source.names, rewards_SBT, strict=True)},
@@ -165,15 +165,20 @@ class OnPolicyLoop:
         orders = {epoch: np.random.default_rng([self.seed, epoch]).permutation(count) for epoch in {place // count for place in places}}
         return [int(orders[place // count][place % count]) for place in places]
 
+    @property
+    def _per_minibatch(self) -> int:
+        """Prompts of a minibatch, over all processes."""
+        return self.settings.prompts_per_step // self.settings.minibatches
+
     def _own(self) -> list[int]:
         """Positions in the step of this process's prompts, minibatch by minibatch."""
-        size = self.settings.prompts_per_step // self.settings.minibatches
+        size = self._per_minibatch
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         return [first + place for first in range(0, self.settings.prompts_per_step, size) for place in range(rank, size, world)]
 
     def _minibatches(self) -> list[range]:
         """This process's prompts of each minibatch, as places in its own rollouts."""
-        size = self.settings.prompts_per_step // self.settings.minibatches // self.accelerator.num_processes
+        size = self._per_minibatch // self.accelerator.num_processes
         return [range(first, first + size) for first in range(0, size * self.settings.minibatches, size)]
 
     def _sampled(self) -> Rollouts:
@@ -209,18 +214,16 @@ class OnPolicyLoop:
         rollouts: Rollouts,
         streams: Sequence[Sequence[Stream]],
         advantages: Advantages,
-        sampled_BT: Tensor,
-        reference_BT: Tensor,
-        values: Sequence[Tensor],
+        tables: Sequence[Tensor],
     ) -> dict[str, float]:
-        """All epochs over all minibatches; gives the means of what was met."""
+        """All epochs over all minibatches; gives the means of what was met. Tables: log-probabilities when sampled, reference, values."""
         totals: defaultdict[str, float] = defaultdict(float)
         norms = 0.0
         for _ in range(self.settings.epochs):
             for groups, part in zip(self._minibatches(), streams, strict=True):
                 rows = slice(groups.start * self.settings.answers, groups.stop * self.settings.answers)
                 n_tokens = float(self._total(rollouts.mask_BT[rows].sum().float()))
-                self._minibatch(rollouts, part, advantages, (sampled_BT, reference_BT, *values), n_tokens, totals)
+                self._minibatch(rollouts, part, advantages, tables, n_tokens, totals)
                 norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.max_grad_norm or math.inf)
                 length = float(norm or 0.0)
                 if not math.isfinite(length):
@@ -257,13 +260,13 @@ class OnPolicyLoop:
         self, rollouts: Rollouts, stream: Stream, advantages: Advantages, tables: Sequence[Tensor], n_tokens: float
     ) -> tuple[Tensor, dict[str, float]]:
         settings, device, rows = self.settings, self.accelerator.device, stream.rows
-        n_answers = settings.prompts_per_step // settings.minibatches * settings.answers
+        n_answers = self._per_minibatch * settings.answers
         mask_BT = rollouts.mask_BT[rows].to(device)
         sampled_BT, reference_BT, *values = (table[rows].to(device) for table in tables)
         weights_BT = token_weights(mask_BT, settings.aggregate, n_tokens=n_tokens, n_answers=n_answers)
         with computing_in(self.passes.precision, device):
             out = self.wrapped(stream.batch, stream.trunk_TD)
-        log_probs_BT = torch.zeros_like(sampled_BT).masked_scatter(mask_BT, out.log_probs_L)
+        log_probs_BT = as_table(out.log_probs_L, mask_BT)
         advantages_BT = advantages.advantages_BT[rows].to(device)
         loss, clipped = clipped_surrogate(
             log_probs_BT, sampled_BT, advantages_BT, weights_BT, clip=settings.clip, whole_answers=settings.whole_answers
@@ -275,7 +278,7 @@ class OnPolicyLoop:
             weights_BT = token_weights(mask_BT, "sum", n_answers=n_answers) if settings.whole_answers else weights_BT
             loss = loss + self.coefficient.value * (weights_BT * estimate_BT).sum()
         for place, sampled_values_BT in enumerate(values):
-            values_BT = torch.zeros_like(sampled_BT).masked_scatter(mask_BT, out.values_LS[:, place])
+            values_BT = as_table(out.values_LS[:, place], mask_BT)
             returns_BT = advantages.returns_SBT[place][rows].to(device)
             evenly_BT = token_weights(mask_BT, "token", n_tokens=n_tokens)
             value_loss = clipped_value_loss(values_BT, sampled_values_BT, returns_BT, evenly_BT, clip=settings.value_clip)

@@ -20,7 +20,7 @@ from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.packing import PackedBatch
 from rewardproof.losses import exact_kl
 from rewardproof.models.families import is_padded_only
-from rewardproof.models.packed import hidden_states, next_token_log_probs
+from rewardproof.models.packed import hidden_states, next_token_log_probs, target_log_probs
 from rewardproof.models.precision import Precision
 from rewardproof.models.trunk import FrozenTrunk, trunk_states
 
@@ -69,8 +69,7 @@ class Policy(nn.Module):
     def forward(self, batch: PackedBatch, trunk_TD: Tensor | None = None) -> PolicyOutput:
         """One pass over a stream, from the frozen layers' output where it is given."""
         states_LD = self.states(batch, trunk_TD)[batch.logit_index_L]
-        pieces = zip(next_token_log_probs(self.model, states_LD, temperature=self.temperature), batch.target_L.split(1024), strict=True)
-        log_probs_L = torch.cat([log_probs.gather(1, targets[:, None])[:, 0] for log_probs, targets in pieces])
+        log_probs_L = target_log_probs(self.model, states_LD, batch.target_L, temperature=self.temperature)
         return PolicyOutput(log_probs_L, states_LD, self._values(states_LD))
 
     def _values(self, states_LD: Tensor) -> Tensor:

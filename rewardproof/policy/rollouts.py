@@ -3,7 +3,7 @@
 # B answers, T tokens of the longest, L answer tokens.
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,7 @@ from rewardproof.policy.sampling import Answer, Request, Sampling, iterate
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt to answer, and its place in the random numbers."""
+    """A prompt to answer, as text and as tokens."""
 
     group: Group
     token_ids: tuple[int, ...]
@@ -53,14 +53,18 @@ class Rollouts:
 
     def table(self, values_L: Tensor) -> Tensor:
         """Values of the answer tokens in stream order as a padded table, shape `(B, T)`, with a gradient."""
-        mask_BT = self.mask_BT.to(values_L.device)
-        return values_L.new_zeros(mask_BT.shape).masked_scatter(mask_BT, values_L)
+        return as_table(values_L, self.mask_BT.to(values_L.device))
 
     def at_end(self, values_B: Tensor) -> Tensor:
         """A table that has each answer's value at its last token, 0 elsewhere."""
         table_BT = torch.zeros(self.mask_BT.shape, dtype=values_B.dtype)
         table_BT[torch.arange(len(values_B)), self.lengths_B - 1] = values_B
         return table_BT
+
+
+def as_table(values_L: Tensor, mask_BT: Tensor) -> Tensor:
+    """Values laid row by row where the mask is true, 0 elsewhere, with a gradient."""
+    return values_L.new_zeros(mask_BT.shape).masked_scatter(mask_BT, values_L)
 
 
 def roll_out(
@@ -71,7 +75,6 @@ def roll_out(
     *,
     answers: int,
     sampling: Sampling,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Rollouts:
     """Sample answers to prompts.
 
@@ -82,13 +85,9 @@ def roll_out(
         streams: What names each prompt in the random numbers.
         answers: Answers a prompt.
         sampling: How to draw.
-        progress: Receives how many prompts are done, of how many.
     """
     requests = [Request(prompt.token_ids, range(answers), stream) for prompt, stream in zip(prompts, streams, strict=True)]
-    found: dict[int, list[Answer]] = {}
-    for place, made in iterate(model, requests, sampling):
-        found[place] = made
-        progress(len(found), len(prompts))
+    found = dict(iterate(model, requests, sampling))
     drawn = [found[place] for place in range(len(prompts))]
     lengths = torch.tensor([len(answer.token_ids) + answer.finished for made in drawn for answer in made])
     return Rollouts(

@@ -43,7 +43,7 @@ def best_of_n_figure(curves: Mapping[str, BestOfNCurve]) -> Figure:
         for i, (name, curve) in enumerate(curves.items()):
             unit = curve.proxy_std or 1.0
             for axes, intervals, zero, one in ((gold, curve.gold, 0.0, 1.0), (proxy, curve.proxy, curve.proxy_mean, unit)):
-                _band(axes, curve.ns, points=[_shift(x, zero, one) for x in intervals], index=i, name=name)
+                _band(axes, curve.ns, intervals, index=i, name=name, zero=zero, unit=one)
         widest = max(curves.values(), key=lambda curve: curve.ns[-1])
         gold.plot(widest.ns, [x.estimate for x in widest.oracle], color=MUTED, linestyle=":", linewidth=1.2, label="ceiling (gold picks)")
         for axes in (gold, proxy):
@@ -77,13 +77,11 @@ def hacking_figure(methods: Mapping[str, Hacking]) -> Figure:
         for i, (name, one) in enumerate(methods.items()):
             distances = [value**0.5 for value in one.kl]
             for axes, intervals in ((gold, one.gold), (proxy, one.proxy)):
-                _band(axes, distances, points=[_shift(interval, 0.0, 1.0) for interval in intervals], index=i, name=name)
+                _band(axes, distances, intervals, index=i, name=name)
         first = next(iter(methods.values()))
         ceiling = {"color": MUTED, "linestyle": ":", "linewidth": 1.2, "label": "ceiling (gold picks)"}
         gold.plot([value**0.5 for value in first.kl], first.ceiling, **ceiling)
-        for axes in (gold, proxy):
-            axes.set_xlabel("square root of KL, nats")
-            axes.margins(x=0.03)
+        _distance_axes(figure)
         legend_above(figure, gold)
     return figure
 
@@ -108,15 +106,12 @@ def policy_figure(methods: Mapping[str, PolicyHacking]) -> Figure:
         for i, (name, one) in enumerate(methods.items()):
             for axes, intervals in ((gold, one.gold), (proxy, one.proxy)):
                 if axes is not None:
-                    _band(axes, one.distance, points=[_shift(interval, 0.0, 1.0) for interval in intervals], index=i, name=name, every=4)
+                    _band(axes, one.distance, intervals, index=i, name=name, every=4)
         if gold is not None:
             gold.set_ylabel("mean gold score of an answer")
         proxy.set_title("Proxy: what is optimised")
         proxy.set_ylabel("standard deviations above the start")
-        for axes in (gold, proxy):
-            if axes is not None:
-                axes.set_xlabel("square root of KL, nats")
-                axes.margins(x=0.03)
+        _distance_axes(figure)
         legend_above(figure, proxy)
     return figure
 
@@ -166,17 +161,31 @@ def _panels(figure: Figure) -> tuple[Axes, Axes]:
     return gold, proxy
 
 
-def _shift(interval: Interval, zero: float, unit: float) -> tuple[float, float, float]:
-    return (interval.estimate - zero) / unit, (interval.low - zero) / unit, (interval.high - zero) / unit
+def _distance_axes(figure: Figure) -> None:
+    for axes in figure.axes:
+        axes.set_xlabel("square root of KL, nats")
+        axes.margins(x=0.03)
 
 
-def _band(axes: Axes, ns: Sequence[float], *, points: list[tuple[float, float, float]], index: int, name: str, every: int = 1) -> None:
-    estimate, low, high = zip(*points, strict=True)
-    colour = COLOURS[index % len(COLOURS)]
-    axes.fill_between(ns, low, high, color=colour, alpha=0.13, linewidth=0)
-    axes.plot(
-        ns, estimate, color=colour, linestyle=LINES[index % len(LINES)], marker=MARKERS[index % len(MARKERS)], markevery=every, label=name
+def _band(
+    axes: Axes,
+    xs: Sequence[float],
+    intervals: Sequence[Interval],
+    *,
+    index: int,
+    name: str,
+    zero: float = 0.0,
+    unit: float = 1.0,
+    every: int = 1,
+) -> None:
+    """A line with its band, in units about a zero."""
+    estimate, low, high = (
+        [(value - zero) / unit for value in values]
+        for values in zip(*((one.estimate, one.low, one.high) for one in intervals), strict=True)
     )
+    colour, line, marker = (kinds[index % len(kinds)] for kinds in (COLOURS, LINES, MARKERS))
+    axes.fill_between(xs, low, high, color=colour, alpha=0.13, linewidth=0)
+    axes.plot(xs, estimate, color=colour, linestyle=line, marker=marker, markevery=every, label=name)
 
 
 def _answers_axis(axes: Axes, ns: Sequence[int]) -> None:

@@ -31,7 +31,7 @@ from rewardproof.config import Section, Strings
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import Evaluation, PolicyRuns, read_evaluation
 from rewardproof.models.checkpoints import load_causal, save_model
-from rewardproof.models.precision import Precision, default_device, resolve_precision
+from rewardproof.models.precision import Precision, default_device, resolve_precision, weights_dtype
 from rewardproof.models.upcycling import select_layers
 from rewardproof.policy.checkpoints import load_loop, save_loop
 from rewardproof.policy.evaluation import evaluate_policy
@@ -49,7 +49,7 @@ from rewardproof.training.checkpoints import latest_whole
 from rewardproof.training.freezing import add_adapters, freeze_all_but
 from rewardproof.training.processes import agreed, run_directory, start, wait
 
-EVALUATIONS, SCALES = "evaluations", "scales.json"
+EVALUATIONS = "evaluations"
 GOLD = "gold"
 
 
@@ -150,20 +150,19 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
     model.to(default_device())  # pyright: ignore[reportArgumentType]
     refuse_too_long(config, model)
     prompts = read_prompts(config, tokenizer)
-    names = stream_names(config.reward)
-    scorers = {name: load_scorer(spec, precision=config.compute.precision) for name, spec in zip(names, config.reward, strict=True)}
+    words = zip(stream_names(config.reward), config.reward, strict=True)
+    scorers = {name: load_scorer(spec, precision=config.compute.precision) for name, spec in words}
     gold = load_scorer(config.gold, precision=config.compute.precision) if config.gold else None
     directory = run_directory(out, config, overwrite=overwrite, resume=resume, started=started)
     directory.log({"phase": "data", **prompts.rows})
     course = _Course(config, directory, model, tokenizer, prompts, scorers, gold)
     course.follow(resume=resume, progress=progress)
-    if is_main():
-        save_model(course.delivered(), tokenizer, directory.path / "model", dtype=_dtype(config))
     if not is_main():
         wait()
         return Report(directory.path, "", {})
+    save_model(course.delivered(), tokenizer, directory.path / "model", dtype=weights_dtype(config.compute.save_dtype))
     evaluations = run_evaluations(directory.path)
-    runs = PolicyRuns([evaluations], proxies=names, weights=config.weights, gold=GOLD if gold is not None else "")
+    runs = PolicyRuns([evaluations], weights=config.weights, gold=GOLD if gold is not None else "")
     report = directory.finish(
         _verdict(runs),
         {
@@ -223,10 +222,6 @@ def check_settings(config: Align) -> None:
     check_optimise(config.optimise)
 
 
-def _dtype(config: Align) -> Any:
-    return torch.bfloat16 if config.compute.save_dtype == "bf16" else torch.float32
-
-
 class _Course:
     """One run from its first evaluation to its last."""
 
@@ -253,8 +248,8 @@ class _Course:
         if self.adapters is None:
             freeze_all_but(model, layers)
         self.model = model
-        self.heads = config.optimise.value_heads(len(self.scorers))
-        self.policy = Policy(model, n_values=self.heads, first_layer=layers.start, temperature=config.optimise.temperature)
+        heads = config.optimise.value_heads(len(self.scorers))
+        self.policy = Policy(model, n_values=heads, first_layer=layers.start, temperature=config.optimise.temperature)
         self.reference = self.policy.frozen_copy()
         self.sampler = self.policy.sampler(self.passes.precision)
         self.scales: dict[str, Scale] = {}
@@ -310,8 +305,6 @@ class _Course:
         """Judge the policy as it starts; a scorer's zero and unit are those of these answers, the same for every scorer."""
         rows = self._judge(0)
         self.scales = {name: Scale.of([row[f"proxy/{name}"] for row in rows], name=name) for name in self.scorers}
-        if is_main():
-            self.directory.write_json(SCALES, {name: scale._asdict() for name, scale in self.scales.items()})
 
     def _judge(self, step: int) -> list[dict[str, Any]]:
         """Rows of `evaluations/STEP.jsonl`: read where an interrupted run has written them, else made."""

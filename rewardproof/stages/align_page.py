@@ -80,7 +80,7 @@ def _distance(directory: RunDirectory, runs: PolicyRuns) -> Section:
 def examples(evaluations: Sequence[Evaluation], *, title: str = "What it has learnt to say") -> Section:
     """First and last answers to the prompts where the proxy promised most beyond gold, and where both agree best."""
     first, last = evaluations[0], evaluations[-1]
-    proxy_PK = _standard(last, first, [name for name in last.rows[0] if name.startswith("proxy/")])
+    proxy_PK = _standard(last, first, last.proxies)
     gold_PK = _standard(last, first, ["gold"]) if "gold" in last.rows[0] else np.zeros_like(proxy_PK)
     gap_P, place_P = (proxy_PK - gold_PK).max(axis=1), (proxy_PK - gold_PK).argmax(axis=1)
     order = np.argsort(-gap_P)

@@ -19,8 +19,9 @@ from rewardproof.errors import EvaluationError
 from rewardproof.evaluation import BestOfNRuns, Hacking
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import select_layers
+from rewardproof.report import format_interval
 from rewardproof.scoring import ModelEnsemble, Scorer, load_scorer
-from rewardproof.stages.stress_pools import Pools
+from rewardproof.stages.stress_pools import Pools, whole_rows
 from rewardproof.statistics import Interval
 
 if TYPE_CHECKING:
@@ -55,12 +56,8 @@ class BestOfN:
 
     def verdict(self) -> str:
         """Gold at the largest n, in words."""
-
-        def shown(interval: Interval) -> str:
-            return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
         n = next(iter(self.hacking.values())).ns[-1]
-        golds = ", ".join(f"{name} {shown(one.gold[-1])}" for name, one in self.hacking.items())
+        golds = ", ".join(f"{name} {format_interval(one.gold[-1], percent=False)}" for name, one in self.hacking.items())
         falling = [name for name, one in self.hacking.items() if one.fall.low > 0]
         first = next(iter(self.hacking))
         parted = [name for name, gain in self.gain.items() if gain is not None and (gain.low > 0 or gain.high < 0)]
@@ -135,18 +132,12 @@ def _scored(
 
 
 def _kept(file: Path, pools: Sequence[Group]) -> Scores:
-    """Scores that an interrupted run wrote whole; what was cut off is removed.
+    """Scores that an interrupted run wrote whole.
 
     Raises:
         EvaluationError: They are of other pools.
     """
-    if not file.exists():
-        return []
-    lines = file.read_bytes().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith(b"\n")]
-    if len(whole) < len(lines):
-        file.write_bytes(b"".join(whole))
-    rows = [json.loads(line) for line in whole]
+    rows = whole_rows(file)
     if len(rows) > len(pools) or any(
         row["prompt"] != group.prompt_key or len(row["scores"]) != len(group.answers) for row, group in zip(rows, pools, strict=False)
     ):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rewardproof.artifacts import Progress, RunDirectory
 from rewardproof.config import load_recipe, parse
 from rewardproof.evaluation import Evaluation, PolicyHacking, PolicyRuns
-from rewardproof.scoring import stream_names
+from rewardproof.report import format_interval
 from rewardproof.stages.align import GOLD, Align, check_settings, run_evaluations
 from rewardproof.stages.align import run as run_align
 from rewardproof.statistics import Interval
@@ -37,7 +37,7 @@ class Policies:
     def verdict(self) -> str:
         """Gold at the end, in words."""
         ends = {name: one.end_gold for name, one in self.hacking.items() if one.end_gold is not None}
-        golds = ", ".join(f"{name} {end.estimate:.3f} [{end.low:.3f}, {end.high:.3f}]" for name, end in ends.items())
+        golds = ", ".join(f"{name} {format_interval(end, percent=False)}" for name, end in ends.items())
         falling = [name for name, one in self.hacking.items() if one.onset_kl is not None]
         return f"gold after {self.method}: {golds}; it falls on the way for {', '.join(falling) or 'none beyond chance'}"
 
@@ -110,8 +110,7 @@ def policy_stress(
             done += 1
     together = {
         name: PolicyRuns(
-            [_renamed(evaluations, stream_names(runs[place][0].reward)[0]) for place in places for evaluations in found[place]],
-            proxies=["reward"],
+            [evaluations for place in places for evaluations in found[place]],
             gold=GOLD,
             models=[place for place in places for _ in found[place]],
         )
@@ -124,12 +123,3 @@ def policy_stress(
         {name: one.minus(together[first]) for name, one in together.items() if name != first},
         {name: found[places[0]][0] for name, places in methods.items()},
     )
-
-
-def _renamed(evaluations: Sequence[Evaluation], name: str) -> list[Evaluation]:
-    """The same evaluations with the proxy's column under one name for all models."""
-    old = f"proxy/{name}"
-    return [
-        Evaluation(one.step, tuple({("proxy/reward" if key == old else key): value for key, value in row.items()} for row in one.rows))
-        for one in evaluations
-    ]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from rewardproof.artifacts import Progress, RunDirectory, writing
 from rewardproof.data import Group, Message, read_groups
 from rewardproof.errors import ConfigError, DataError, EvaluationError
 from rewardproof.models.checkpoints import load_causal
-from rewardproof.models.precision import default_device, resolve_precision
+from rewardproof.models.precision import default_device, resolve_precision, weights_dtype
 from rewardproof.policy.rollouts import Prompt, roll_out
 from rewardproof.policy.sampling import Sampling
 from rewardproof.scoring import GIVEN
@@ -76,11 +75,7 @@ def sample_pools(config: Stress, pools: Pools, directory: RunDirectory, progress
         EvaluationError: The file holds answers to other prompts.
     """
     file = directory.path / POOLS
-    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-    whole = [line for line in lines if line.endswith(b"\n")]
-    if len(whole) < len(lines):
-        file.write_bytes(b"".join(whole))
-    rows: list[dict[str, Any]] = [json.loads(line) for line in whole]
+    rows = whole_rows(file)
     if len(rows) > len(pools.groups) or any(row["id"] != group.prompt_key for row, group in zip(rows, pools.groups, strict=False)):
         raise EvaluationError(
             f"{file} holds answers to other prompts than those read now, expected the same: the data has changed since. Restore it, or "
@@ -96,11 +91,19 @@ def sample_pools(config: Stress, pools: Pools, directory: RunDirectory, progress
     return replace(pools, groups=tuple(replace(group, answers=made) for group, made in zip(pools.groups, answers, strict=True)))
 
 
-def _sampled(config: Stress, groups: Sequence[Group], first: int, progress: Progress) -> Any:
+def whole_rows(file: Path) -> list[dict[str, Any]]:
+    """Rows that an interrupted run wrote whole; what was cut off is removed from the file."""
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    whole = [line for line in lines if line.endswith(b"\n")]
+    if len(whole) < len(lines):
+        file.write_bytes(b"".join(whole))
+    return [json.loads(line) for line in whole]
+
+
+def _sampled(config: Stress, groups: Sequence[Group], first: int, progress: Progress) -> Iterator[list[dict[str, Any]]]:
     """Rows of prompts from `first` on, some at a time."""
     device = default_device()
-    dtype = torch.bfloat16 if resolve_precision(config.precision, device) == "bf16" else torch.float32
-    model, tokenizer = load_causal(config.policy, dtype=dtype)
+    model, tokenizer = load_causal(config.policy, dtype=weights_dtype(resolve_precision(config.precision, device)))
     model.to(device)  # pyright: ignore[reportArgumentType]
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed)
     for start in range(first, len(groups), PROMPTS_AT_ONCE):

@@ -22,7 +22,7 @@ from rewardproof.errors import ConfigError
 from rewardproof.models.families import is_padded_only
 from rewardproof.models.heads import Head, fit_probe, set_head, set_normal_head
 from rewardproof.models.packed import position_boundary, position_table
-from rewardproof.models.precision import Precision, computing_in, resolve_precision
+from rewardproof.models.precision import Precision, computing_in, resolve_precision, weights_dtype
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache
 from rewardproof.training.arguments import training_arguments
 from rewardproof.training.batches import Collator, TrainingGroup, TrainingSet
@@ -54,7 +54,7 @@ class Compute(Section):
     @property
     def weights_dtype(self) -> torch.dtype:
         """`save_dtype` as torch's."""
-        return torch.bfloat16 if self.save_dtype == "bf16" else torch.float32
+        return weights_dtype(self.save_dtype)
 
 
 @dataclass(slots=True)

@@ -47,7 +47,7 @@ FAR = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0]
 
 
 def test_the_law_and_the_peak_are_found_again() -> None:
-    found = PolicyRuns([made(FAR), made(FAR)], proxies=["reward"]).summary()
+    found = PolicyRuns([made(FAR), made(FAR)]).summary()
     assert found.law is not None
     assert (found.law.alpha, found.law.beta) == (pytest.approx(ALPHA), pytest.approx(BETA))
     assert found.law.peak is not None
@@ -58,7 +58,7 @@ def test_the_law_and_the_peak_are_found_again() -> None:
 
 
 def test_the_proxy_is_in_units_of_the_first_answers_and_the_gap_is_what_it_promised_in_vain() -> None:
-    runs = PolicyRuns([made([0.0, 1.0, 2.0])], proxies=["reward"])
+    runs = PolicyRuns([made([0.0, 1.0, 2.0])])
     spread = np.random.default_rng(9).normal(size=(12, 4)).std()
     proxy, gold = runs.gain()
     assert proxy.estimate == pytest.approx(2.0 / spread)
@@ -71,26 +71,35 @@ def test_the_proxy_is_in_units_of_the_first_answers_and_the_gap_is_what_it_promi
 
 
 def test_two_rewards_that_agree_are_one_reward() -> None:
-    one = PolicyRuns([made([0.0, 1.0])], proxies=["reward"])
-    two = PolicyRuns([made([0.0, 1.0])], proxies=["reward", "reward"], weights=[1.0, 3.0])
+    one = PolicyRuns([made([0.0, 1.0])])
+    both = [Evaluation(each.step, tuple({**row, "proxy/again": row["proxy/reward"]} for row in each.rows)) for each in made([0.0, 1.0])]
+    two = PolicyRuns([both], weights=[1.0, 3.0])
     np.testing.assert_allclose(one.proxy_SEP, two.proxy_SEP)
 
 
+def test_rewards_are_found_whatever_they_are_called() -> None:
+    renamed = [
+        Evaluation(each.step, tuple({("proxy/umm" if name == "proxy/reward" else name): row[name] for name in row} for row in each.rows))
+        for each in made([0.0, 1.0])
+    ]
+    np.testing.assert_allclose(PolicyRuns([renamed, made([0.0, 1.0])]).proxy_SEP[0], PolicyRuns([made([0.0, 1.0])]).proxy_SEP[0])
+
+
 def test_without_gold_there_is_a_proxy_alone() -> None:
-    found = PolicyRuns([made(FAR)], proxies=["reward"], gold="").summary()
+    found = PolicyRuns([made(FAR)], gold="").summary()
     assert (found.gold, found.law, found.fall, found.onset_kl) == ((), None, None, None)
     assert found.as_dict()["end_gold"] is None
 
 
 def test_exact_divergences_are_taken_where_they_are() -> None:
-    runs = PolicyRuns([made([0.0, 1.0], extra={"kl_exact": [0.25] * 4})], proxies=["reward"])
+    runs = PolicyRuns([made([0.0, 1.0], extra={"kl_exact": [0.25] * 4})])
     assert runs.distance_SE.tolist() == [[0.5, 0.5]]
 
 
 def test_runs_against_one_reward_model_are_one_draw() -> None:
     """Four runs, two against each of two models that differ: as four draws the interval would be far too narrow."""
     runs = [made(FAR, seed=seed, shift=(0.2, 0.2, -0.2, -0.2)[seed]) for seed in range(4)]
-    apart, together = (PolicyRuns(runs, proxies=["reward"], models=models).summary() for models in ((), (0, 0, 1, 1)))
+    apart, together = (PolicyRuns(runs, models=models).summary() for models in ((), (0, 0, 1, 1)))
     assert apart.end_gold is not None
     assert together.end_gold is not None
     assert together.end_gold.high - together.end_gold.low > 1.5 * (apart.end_gold.high - apart.end_gold.low)
@@ -98,21 +107,21 @@ def test_runs_against_one_reward_model_are_one_draw() -> None:
 
 def test_a_fall_beyond_chance_is_an_onset() -> None:
     falling = [made([0.0, 1.0, 2.0, 3.0, 4.0], seed=seed, shift=-0.25, noise=0.02) for seed in range(3)]
-    found = PolicyRuns(falling, proxies=["reward"]).summary()
+    found = PolicyRuns(falling).summary()
     assert found.onset_kl is not None
     assert found.onset_kl < 4
     rising = [made([0.0, 1.0, 2.0, 3.0], seed=seed, noise=0.02) for seed in range(3)]
-    assert PolicyRuns(rising, proxies=["reward"]).summary().onset_kl is None
+    assert PolicyRuns(rising).summary().onset_kl is None
 
 
 def test_runs_that_cannot_be_averaged_are_refused() -> None:
     with pytest.raises(EvaluationError, match="without evaluations"):
-        PolicyRuns([[]], proxies=["reward"])
+        PolicyRuns([[]])
     with pytest.raises(EvaluationError, match="different prompts or after different numbers of updates"):
-        PolicyRuns([made([0.0, 1.0]), made([0.0, 1.0, 2.0])], proxies=["reward"])
+        PolicyRuns([made([0.0, 1.0]), made([0.0, 1.0, 2.0])])
     flat = made([0.0], extra={"proxy/reward": [1.0] * 4})
     with pytest.raises(EvaluationError, match="the same for all answers of the initial policy"):
-        PolicyRuns([flat], proxies=["reward"])
+        PolicyRuns([flat])
 
 
 @pytest.mark.parametrize("places", [[0.0, 1.2, 1.19, 1.21, 1.20], [0.0, 2.0, 2.001, 2.002, 2.003], [0.0, 0.0], [0.0, 0.3, 0.9, 2.0, 2.1]])

@@ -6,7 +6,6 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 from rewardproof.models.checkpoints import EXPERTS_FILE
+from tests.faults import undisturbed
+from tests.faults.undisturbed import Undisturbed, appears
 
 pytestmark = pytest.mark.slow
 TIMES = {"seconds", "peak_memory_gb", "tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 Killed = Callable[..., bool]
 
 
-def apart_from_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: apart_from_times(entry) for key, entry in value.items() if key not in TIMES}
-    return [apart_from_times(entry) for entry in value] if isinstance(value, list) else value
-
-
 def report(run: Path) -> Any:
-    return apart_from_times(json.loads((run / "report.json").read_text()))
+    return undisturbed.report(run, TIMES)
 
 
 def steps(run: Path) -> list[tuple[str, bool, int]]:
@@ -49,15 +44,6 @@ def assert_same_run(found: Path, whole: Path) -> None:
     assert (found / "report.html").read_text().count("<svg") == (whole / "report.html").read_text().count("<svg")
 
 
-@dataclass(frozen=True)
-class Undisturbed:
-    """A run or a file that nobody disturbed: where it lies, the command that made it, and its seconds."""
-
-    path: Path
-    command: tuple[str, ...]
-    seconds: float
-
-
 @pytest.fixture(scope="module")
 def umm(base_dir: Path, toy_file: Path, tmp_path_factory: pytest.TempPathFactory, finished: Callable[..., str]) -> Undisturbed:
     """All that `train umm` can do: dense warm-up, upcycling, the mixture's training, merging; a checkpoint a step."""
@@ -76,21 +62,6 @@ def after(seconds: float) -> Callable[[Path], Callable[[], bool]]:
     def moment(_: Path) -> Callable[[], bool]:
         end = time.monotonic() + seconds
         return lambda: time.monotonic() > end
-
-    return moment
-
-
-def appears(pattern: str, *, apart_from: str = "") -> Callable[[Path], Callable[[], bool]]:
-    """When a file of that name is there, and another that is written after it is not yet."""
-
-    def moment(run: Path) -> Callable[[], bool]:
-        def reached() -> bool:
-            try:
-                return any(not apart_from or not (path.parent / apart_from).exists() for path in run.glob(pattern))
-            except FileNotFoundError:  # deleted while it was listed
-                return False
-
-        return reached
 
     return moment
 

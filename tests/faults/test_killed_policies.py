@@ -6,13 +6,15 @@ import json
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.faults import undisturbed
+from tests.faults.undisturbed import Undisturbed, appears
 
 pytestmark = pytest.mark.slow
 TIMES = {"seconds", "peak_memory_gb", "scoring_seconds"}
@@ -23,28 +25,15 @@ SMALL = (
 )  # fmt: skip
 
 
-def apart_from_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: apart_from_times(entry) for key, entry in value.items() if key not in TIMES}
-    return [apart_from_times(entry) for entry in value] if isinstance(value, list) else value
-
-
 def report(run: Path) -> Any:
-    return apart_from_times(json.loads((run / "report.json").read_text()))
+    return undisturbed.report(run, TIMES)
 
 
 def logged(run: Path) -> list[Any]:
-    return [apart_from_times(json.loads(line)) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [undisturbed.apart_from(json.loads(line), TIMES) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-@dataclass(frozen=True)
-class Undisturbed:
-    path: Path
-    command: tuple[str, ...]
-    seconds: float
-
-
-def undisturbed(folder: Path, finished: Callable[..., str], verb: tuple[str, ...], settings: tuple[str, ...]) -> Undisturbed:
+def made(folder: Path, finished: Callable[..., str], verb: tuple[str, ...], settings: tuple[str, ...]) -> Undisturbed:
     finished("recipes", "ls")  # the server starts
     begun = time.monotonic()
     finished(*verb, folder / "run", *settings)
@@ -57,7 +46,7 @@ def policy(base_dir: Path, reward_dir: Path, toy_file: Path, tmp_path_factory: p
         f"policy={base_dir}", f"reward={reward_dir}", f"gold={reward_dir}", f"prompts={toy_file}", "split=0.3", "optimise.steps=6",
         "optimise.minibatches=2", "compute.precision=fp32", "compute.save_every=1", *SMALL,
     )  # fmt: skip
-    return undisturbed(tmp_path_factory.mktemp("align"), finished, ("align", "ppo"), settings)
+    return made(tmp_path_factory.mktemp("align"), finished, ("align", "ppo"), settings)
 
 
 @pytest.fixture(scope="module")
@@ -70,22 +59,7 @@ def stress(base_dir: Path, reward_dir: Path, tmp_path_factory: pytest.TempPathFa
         f"gold={reward_dir}", f"pool={pools}", f"policy={base_dir}", f"policy_prompts={pools}", "methods=bon,rloo", "seeds=2",
         "precision=fp32", "optimise.steps=3", "optimise.layers=top:2", *SMALL,
     )  # fmt: skip
-    return undisturbed(folder, finished, ("stress", str(reward_dir)), settings)
-
-
-def appears(pattern: str, *, apart_from: str = "") -> Callable[[Path], Callable[[], bool]]:
-    """When a file of that name is there, and another that is written after it is not yet."""
-
-    def moment(run: Path) -> Callable[[], bool]:
-        def reached() -> bool:
-            try:
-                return any(not apart_from or not (path.parent / apart_from).exists() for path in run.glob(pattern))
-            except FileNotFoundError:
-                return False
-
-        return reached
-
-    return moment
+    return made(folder, finished, ("stress", str(reward_dir)), settings)
 
 
 MOMENTS = {
