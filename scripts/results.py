@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from rewardproof.errors import CheckpointError, ConfigError, RewardproofError
 from rewardproof.report import markdown_table, regimes_figure
-from rewardproof.stages.study_plan import first_difference
+from rewardproof.stages.study_settings import first_difference
 from rewardproof.stages.study_tables import load_settings, setting_table
 
 ROOT = Path(__file__).parents[1]

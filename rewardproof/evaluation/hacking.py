@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from rewardproof.errors import EvaluationError
 from rewardproof.evaluation.best_of_n import Pools, best_of_n_columns
+from rewardproof.evaluation.in_text import KEY, as_text, of_text
 from rewardproof.evaluation.law import LawRange, law_with_range
 from rewardproof.statistics import GoldLaw, Interval, crossed_interval, kl_upper_bound
 from rewardproof.statistics.checks import FloatArray
@@ -101,6 +102,36 @@ class BestOfNRuns:
         self.gold_mean, self.gold_std = float(everything.mean()), float(everything.std())
         self.pool = min(len(pool) for pool in golds)
         self.prompts = tuple(prompts)
+
+    def stored(self) -> dict[str, Any]:
+        """Plain values from which `joined` makes the same runs, to five digits: rows of numbers as text, one a prompt."""
+        names = ("gold", "proxy", "ceiling")
+        return {
+            "ns": list(self.ns),
+            "pool": self.pool,
+            "prompts": " ".join(key[:KEY] for key in self.prompts),
+            "gold_mean": self.gold_mean,
+            "gold_std": self.gold_std,
+            "random": as_text(self.random_P[None])[0],
+            **{name: [as_text(seed_PL) for seed_PL in self.columns_SP3L[:, :, place]] for place, name in enumerate(names)},
+        }
+
+    @classmethod
+    def joined(cls, parts: Sequence[Mapping[str, Any]]) -> BestOfNRuns:
+        """Runs that `stored` gave, those of all parts together.
+
+        Raises:
+            EvaluationError: They are of different prompts or values of n.
+        """
+        first, made = parts[0], cls.__new__(cls)
+        if any((part["ns"], part["prompts"], part["random"]) != (first["ns"], first["prompts"], first["random"]) for part in parts):
+            raise EvaluationError("Got picks from different pools or for different n, expected the same; give parts of one study's pool.")
+        made.ns, made.pool, made.prompts = tuple(first["ns"]), first["pool"], tuple(first["prompts"].split())
+        made.gold_mean, made.gold_std = first["gold_mean"], first["gold_std"]
+        made.random_P = of_text([first["random"]])[0]
+        columns = [np.stack([[of_text(seed) for seed in part[name]] for name in ("gold", "proxy", "ceiling")], axis=2) for part in parts]
+        made.columns_SP3L = np.concatenate(columns)
+        return made
 
     def minus(self, other: BestOfNRuns) -> Interval | None:
         """Gold of the pick at the largest n less another method's, on the same prompts, seed by seed; `None` where seeds do not pair."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rewardproof.errors import EvaluationError
+from rewardproof.evaluation.in_text import KEY, as_text, of_text
 from rewardproof.evaluation.law import LawRange, law_with_range
 from rewardproof.statistics import GoldLaw, Interval, crossed_interval, local_linear
 from rewardproof.statistics.checks import FloatArray
@@ -135,10 +136,7 @@ class PolicyRuns:
         self.steps, self.prompts = tuple(one.step for one in runs[0]), runs[0][0].prompts
         for run in runs:
             if tuple(one.step for one in run) != self.steps or any(one.prompts != self.prompts for one in run):
-                raise EvaluationError(
-                    "Got policy runs that were judged on different prompts or after different numbers of updates, expected the same: their "
-                    "curves could not be averaged. Give runs of the same settings."
-                )
+                raise _different()
         exact = "kl_exact" in runs[0][0].rows[0]
         self.kl_SEP = self._tables(runs, "kl_exact" if exact else "kl").mean(axis=-1)
         self.tokens_SE = self._tables(runs, "tokens").mean(axis=(-1, -2))
@@ -149,10 +147,45 @@ class PolicyRuns:
         standard = [_standardised(scores_SEPK) for scores_SEPK in proxies]
         weights = tuple(weights) or (1.0,) * len(proxies)
         self.proxy_SEP = _standardised(np.einsum("w,wsepk->sepk", np.array(weights), np.stack(standard))).mean(axis=-1)
-        self.models = tuple(models) if len(set(models)) > 1 else tuple(range(len(runs)))
+        self.models = _models(models, len(runs))
         golds = self._tables(runs, gold) if gold else None
         self.gold_SEP = None if golds is None else golds.mean(axis=-1)
         self.gold_unit = 1.0 if golds is None else float(golds[:, 0].std()) or 1.0
+
+    def stored(self) -> dict[str, Any]:
+        """Plain values from which `joined` makes the same runs, to five digits: rows of numbers as text, one an evaluation."""
+        tables = {"kl": self.kl_SEP, "proxy": self.proxy_SEP, "gold": self.gold_SEP, "tokens": self.tokens_SE, "finished": self.finished_SE}
+        return {
+            "steps": list(self.steps),
+            "prompts": " ".join(key[:KEY] for key in self.prompts),
+            "gold_unit": self.gold_unit,
+            **{name: None if table is None else [as_text(run) for run in table] for name, table in tables.items()},
+        }
+
+    @classmethod
+    def joined(cls, parts: Sequence[Mapping[str, Any]], *, models: Sequence[int] = ()) -> PolicyRuns:
+        """Runs that `stored` gave, those of all parts together.
+
+        Args:
+            parts: As `stored` gave them.
+            models: As for the constructor, one a run of any part.
+
+        Raises:
+            EvaluationError: They are of different prompts or steps.
+        """
+        made = cls.__new__(cls)
+        made.steps, made.prompts = tuple(parts[0]["steps"]), tuple(parts[0]["prompts"].split())
+        if any((tuple(part["steps"]), tuple(part["prompts"].split())) != (made.steps, made.prompts) for part in parts):
+            raise _different()
+        kl, proxy, tokens, finished = (
+            np.array([of_text(run) for part in parts for run in part[name]]) for name in ("kl", "proxy", "tokens", "finished")
+        )
+        made.kl_SEP, made.proxy_SEP, made.tokens_SE, made.finished_SE = kl, proxy, tokens[..., 0], finished[..., 0]
+        judged = all(part["gold"] is not None for part in parts)
+        made.gold_SEP = np.array([of_text(run) for part in parts for run in part["gold"]]) if judged else None
+        made.gold_unit = float(np.sqrt(np.mean([part["gold_unit"] ** 2 for part in parts])))
+        made.models = _models(models, len(kl))
+        return made
 
     @staticmethod
     def _tables(runs: Sequence[Sequence[Evaluation]], name: str) -> FloatArray:
@@ -241,6 +274,18 @@ class PolicyRuns:
         return crossed_interval(
             value_SP.ravel(), [self.models[run] for run in runs.ravel()], [self.prompts[place] for place in prompts.ravel()]
         )
+
+
+def _models(given: Sequence[int], n_runs: int) -> tuple[int, ...]:
+    """Which reward model each run is against, where there are several; else every run is a draw of its own."""
+    return tuple(given) if len(set(given)) > 1 else tuple(range(n_runs))
+
+
+def _different() -> EvaluationError:
+    return EvaluationError(
+        "Got policy runs that were judged on different prompts or after different numbers of updates, expected the same: their curves "
+        "could not be averaged. Give runs of the same settings."
+    )
 
 
 def _standardised(scores_SEPK: FloatArray) -> FloatArray:

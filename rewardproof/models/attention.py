@@ -1,8 +1,9 @@
 """Attention over a packed stream: each segment sees its group's shared prefix and, causally, itself.
 
 Registered with transformers' `AttentionInterface`, so that every family's own attention module calls it; the plan arrives as the keyword
-`plan`. Two backends: a loop of scaled-dot-product calls (CPU, MPS) and one FlexAttention call (CUDA). Both honour sliding windows, score
-scaling and soft-capping exactly.
+`plan`. Three backends: a loop of scaled-dot-product calls (CPU, MPS); one FlashAttention call over sequences of different lengths (CUDA, in
+half precision); and one FlexAttention call (CUDA, whatever FlashAttention does not take). All honour sliding windows, score scaling and
+soft-capping exactly.
 """
 
 # H query heads, T tokens of the stream, D head width; batch dimension is always 1.
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +25,25 @@ from rewardproof.models.precision import computing_dtype
 
 SEGMENTS = "rewardproof_segments"
 FLEX = "rewardproof_flex"
+VARLEN = "rewardproof_varlen"
 QUERY_BLOCK = {torch.bfloat16: 256, torch.float32: 128}
 """Queries in one block of written-out attention, where it was fastest."""
+
+
+class Spans(NamedTuple):
+    """Each segment as a sequence of queries and one of keys, the shared prefix's and its own.
+
+    Attributes:
+        key_K: Places in the stream of all segments' keys, one segment after the other.
+        query_ends: Where each segment's queries end, 0 first; 32-bit, as the kernel reads it.
+        key_ends: Where its keys end in `key_K`, likewise.
+        longest: Queries and keys of the longest segment.
+    """
+
+    key_K: Tensor
+    query_ends: Tensor
+    key_ends: Tensor
+    longest: tuple[int, int]
 
 
 class AttentionPlan:
@@ -39,6 +58,7 @@ class AttentionPlan:
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
         self._biases: dict[tuple[int, int, int | None, int, torch.dtype], Tensor] = {}
         self._block_masks: dict[int | None, Any] = {}
+        self._spans: Spans | None = None
 
     def visible(self, segment: Segment, window: int | None) -> Tensor | None:
         """Boolean mask (queries, keys) of a segment, or `None` where plain causal attention is the same."""
@@ -76,6 +96,21 @@ class AttentionPlan:
                 mask = mask & (key_positions > query_positions - binding)
             self._masks[key] = mask
         return self._masks[key]
+
+    @property
+    def spans(self) -> Spans:
+        """The segments as sequences of queries and of keys."""
+        if self._spans is None:
+            prefix = torch.tensor([(segment.prefix_start, segment.prefix_end) for segment in self.segments])
+            own = torch.tensor([(segment.start, segment.end) for segment in self.segments])
+            pieces = torch.stack((prefix, own), dim=1).reshape(-1, 2)
+            lengths = pieces[:, 1] - pieces[:, 0]
+            ends = lengths.cumsum(0)
+            key_K = torch.arange(int(ends[-1])) + torch.repeat_interleave(pieces[:, 0] - ends + lengths, lengths)
+            query_ends, key_ends = (F.pad(found, (1, 0)).to(self.device, torch.int32) for found in (own[:, 1], ends[1::2]))
+            longest = int(lengths[1::2].max()), int(lengths.view(-1, 2).sum(dim=1).max())
+            self._spans = Spans(key_K.to(self.device), query_ends, key_ends, longest)
+        return self._spans
 
     def block_mask(self, window: int | None) -> Any:
         """FlexAttention block mask of the whole stream."""
@@ -224,6 +259,63 @@ def flex_attention(
     return output.transpose(1, 2), None
 
 
+def varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    plan: AttentionPlan,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """One FlashAttention call for all segments, each with its prefix's keys before its own; FlexAttention where it does not suit."""
+    dtype, width = computing_dtype(query), query.shape[3]
+    if dtype not in (torch.bfloat16, torch.float16) or softcap is not None or dropout or width % 8 or width > 256:
+        return flex_attention(
+            module, query, key, value, None, plan=plan, scaling=scaling, sliding_window=sliding_window, softcap=softcap, dropout=dropout
+        )
+    spans = plan.spans
+    # Gathered in fp32, so that a prefix that many answers share gets the sum of their gradients in fp32.
+    keys, values = (tensor[0].transpose(0, 1).float().index_select(0, spans.key_K).to(dtype) for tensor in (key, value))
+    queries = query[0].transpose(0, 1).to(dtype).contiguous()
+    window = -1 if sliding_window is None else sliding_window - 1
+    return _varlen()(queries, keys, values, spans, scaling, (window, 0))[None], None
+
+
+@functools.cache
+def _varlen() -> Callable[..., Tensor]:
+    """Variable-length attention of torch; releases that do not share keys among query heads by themselves get them repeated."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    shares_keys = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor, spans: Spans, scale: float | None, window: tuple[int, int]) -> Tensor:
+        more: dict[str, Any] = {"scale": scale, "window_size": window}
+        if shares_keys:
+            more["enable_gqa"] = keys.shape[1] != queries.shape[1]
+        else:
+            repeats = queries.shape[1] // keys.shape[1]
+            keys, values = keys.repeat_interleave(repeats, dim=1), values.repeat_interleave(repeats, dim=1)
+        return varlen_attn(queries, keys, values, spans.query_ends, spans.key_ends, *spans.longest, **more)  # pyright: ignore[reportReturnType]
+
+    return attend
+
+
+@functools.cache
+def varlen_is_there() -> bool:
+    """Whether this torch has variable-length attention with a scale and a window."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return {"scale", "window_size"} <= set(inspect.signature(varlen_attn).parameters)
+
+
 @functools.cache
 def _plain_flex() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention as attend
@@ -242,8 +334,10 @@ def _no_mask(*_: object, **__: object) -> None:
 
 AttentionInterface.register(SEGMENTS, segment_attention)
 AttentionInterface.register(FLEX, flex_attention)
+AttentionInterface.register(VARLEN, varlen_attention)
 AttentionMaskInterface.register(SEGMENTS, _no_mask)
 AttentionMaskInterface.register(FLEX, _no_mask)
+AttentionMaskInterface.register(VARLEN, _no_mask)
 
 
 @contextlib.contextmanager
@@ -258,5 +352,7 @@ def packed_attention(model: PreTrainedModel, backend: str) -> Iterator[None]:
 
 
 def default_backend(device: torch.device) -> str:
-    """FlexAttention on CUDA, the loop over segments elsewhere."""
-    return FLEX if device.type == "cuda" else SEGMENTS
+    """On CUDA one call for the whole stream, FlashAttention's where torch has it; the loop over segments elsewhere."""
+    if device.type != "cuda":
+        return SEGMENTS
+    return VARLEN if varlen_is_there() else FLEX

@@ -48,6 +48,11 @@ def weights_dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+def default_budget(device: torch.device) -> int:
+    """Tokens of one stream that keep a device busy: an accelerator would wait for the launches of smaller ones."""
+    return 4096 if device.type == "cpu" else 32768
+
+
 def default_device() -> torch.device:
     """The accelerator of this process if there is one, else the CPU; `ACCELERATE_USE_CPU=true` asks for the CPU, as of accelerate."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes", "on", "y", "t"}:

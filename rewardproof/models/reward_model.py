@@ -19,7 +19,7 @@ from rewardproof.errors import ConfigError, DataError, EvaluationError, ModelErr
 from rewardproof.models.checkpoints import load_reward_model, save_reward_model
 from rewardproof.models.families import is_padded_only
 from rewardproof.models.packed import PackedRewards, packed_rewards, position_boundary, position_table
-from rewardproof.models.precision import Precision, computing_in, default_device, resolve_precision
+from rewardproof.models.precision import Precision, computing_in, default_budget, default_device, resolve_precision
 from rewardproof.models.routing import Routing
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache
 
@@ -38,7 +38,7 @@ class RewardModel:
         tokenizer: PreTrainedTokenizerBase,
         *,
         precision: Precision = "fp32",
-        tokens_per_batch: int = 4096,
+        tokens_per_batch: int = 0,
         backend: str = "",
     ) -> None:
         """Wrap a model and its tokenizer.
@@ -47,13 +47,13 @@ class RewardModel:
             model: A `*ForSequenceClassification` with one label, dense or upcycled.
             tokenizer: Its tokenizer, with a chat template.
             precision: Of the forward pass; `fp32` reproduces stock rewards to rounding.
-            tokens_per_batch: Token budget of one stream.
+            tokens_per_batch: Token budget of one stream; 0 takes what keeps the device busy.
             backend: Attention backend; empty chooses by device.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.precision: Precision = precision
-        self.tokens_per_batch = tokens_per_batch
+        self.tokens_per_batch = tokens_per_batch or default_budget(model.device)
         self.backend = backend
         self._trunk_layers = 0
         self._trunk_limit_gb = 0.0

@@ -3,18 +3,20 @@
 from rewardproof.scoring.combination import Combination, Scale, combine, disagreement
 from rewardproof.scoring.ensemble import Combine, Ensemble
 from rewardproof.scoring.gold import CheckableGold
-from rewardproof.scoring.model_ensemble import ModelEnsemble
+from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, ModelEnsemble
 from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.scorer import Scorer
 from rewardproof.scoring.sources import GIVEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
 
 __all__ = [
+    "ENSEMBLE_FILE",
     "GIVEN",
     "AnyModel",
     "CheckableGold",
     "Combination",
     "Combine",
     "Ensemble",
+    "EnsembleFile",
     "GivenScores",
     "ModelEnsemble",
     "RemoteScorer",

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from rewardproof.artifacts import Progress, Report, RunDirectory, refuse_inputs_inside, require_free, silent
-from rewardproof.config import Integers, Section, Strings, recipe_names
+from rewardproof.config import Strings, recipe_names
 from rewardproof.errors import ConfigError
 from rewardproof.models.precision import Precision
 from rewardproof.scoring import method_names
 from rewardproof.stages.align import Evaluations
 from rewardproof.stages.stress_best_of_n import best_of_n_stress
 from rewardproof.stages.stress_policies import plan, policy_stress
-from rewardproof.stages.stress_pools import read_pools, sample_pools
+from rewardproof.stages.stress_pools import PoolSettings, read_pools, sample_pools
 
 
-class Stress(Section):
+class Stress(PoolSettings):
     """Reward models to optimise against, the answers to pick from, and who judges the picks."""
 
     models: Strings
@@ -26,10 +26,6 @@ class Stress(Section):
     names: Strings = ()
     """What reports call each of them; models of one name are training seeds of one method. By default the run's directory, less a number at
     its end."""
-    gold: str = "embedded:checkable"
-    """Who judges: `embedded:checkable`, `scores` (those of the data), a reward model, an ensemble, or a server's address."""
-    pool: Strings = ("embedded:checkable/pool64",)
-    """Prompts with many answers each: files, folders, hub ids or `embedded:…`."""
     sample: Annotated[int, Field(ge=0)] = 0
     """Answers to sample from `policy` to each prompt of `pool`, in place of those it has; 0 takes those."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
@@ -38,22 +34,12 @@ class Stress(Section):
     """At which answers are sampled."""
     methods: Strings = ("bon",)
     """How to optimise: `bon`, best of n; `ppo`, `rloo` and `grpo`, a policy by that recipe."""
-    n: Integers = ()
-    """Values of n; by default the powers of two below the smallest pool."""
-    prompts: Annotated[int, Field(ge=0)] = 0
-    """At most so many prompts, chosen by a hash of their text; 0 takes all."""
     layers: str = "all"
     """Layers in which the models differ, as they were trained (`all`, or `top:K`): those below are computed once for all."""
     trunk_cache_gb: Annotated[float, Field(ge=0)] = 20.0
     """Disk for the activations of the layers below; 0 runs every model whole."""
     precision: Precision = "auto"
     """Of the models' forward passes."""
-    format: str = "auto"
-    """Name of the row format, or `auto`."""
-    text: Literal["chat", "raw"] = "chat"
-    """`chat` makes a plain prompt the user's turn; `raw` joins plain texts as they are, with no template."""
-    on_bad: Literal["fail", "drop"] = "fail"
-    """Stop at a row that cannot be scored, or leave it out and count it."""
     policy: str = "embedded:smollm2-135m"
     """The language model that policies start from, and that `sample` samples from."""
     policy_prompts: Strings = ("embedded:checkable/train",)
@@ -94,7 +80,7 @@ def run(config: Stress, out: Path | str, *, overwrite: bool = False, resume: boo
     plans = {method: plan(config, method) for method in config.methods if method != "bon"}
     require_free(out, overwrite=overwrite, resume=resume)
     refuse_inputs_inside(out, [*config.models, *config.pool, *config.policy_prompts, config.policy, config.gold])
-    pools = read_pools(config) if "bon" in config.methods else None
+    pools = read_pools(config, sample=config.sample) if "bon" in config.methods else None
     directory = RunDirectory(out, config, overwrite=overwrite, resume=resume)
     if pools is not None and config.sample:
         pools = sample_pools(config, pools, directory, progress)

@@ -17,6 +17,7 @@ from rewardproof.artifacts import Progress, RunDirectory, writing
 from rewardproof.data import Group
 from rewardproof.errors import EvaluationError
 from rewardproof.evaluation import BestOfNRuns, Hacking
+from rewardproof.models.precision import Precision
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import select_layers
 from rewardproof.report import format_interval
@@ -115,7 +116,7 @@ def _scored(
     kept = _kept(file, pools)
     started = time.perf_counter()
     if len(kept) < len(pools):
-        scorer = _loaded(spec, config)
+        scorer = sharing_trunk(spec, precision=config.precision, layers=config.layers, limit_gb=config.trunk_cache_gb)
         with writing(file), file.open("a") as stream:
             for start in range(len(kept), len(pools), CHUNK):
                 chunk = pools[start : start + CHUNK]
@@ -148,10 +149,11 @@ def _kept(file: Path, pools: Sequence[Group]) -> Scores:
     return [tuple(row["scores"]) for row in rows]
 
 
-def _loaded(spec: str, config: Stress) -> Scorer:
-    scorer = load_scorer(spec, precision=config.precision)
+def sharing_trunk(spec: str, *, precision: Precision, layers: str, limit_gb: float) -> Scorer:
+    """A scorer whose layers below those that `layers` names are computed once for all models that have them in common."""
+    scorer = load_scorer(spec, precision=precision)
     models = [scorer] if isinstance(scorer, RewardModel) else list(scorer.models.values()) if isinstance(scorer, ModelEnsemble) else []
     for model in models:
-        first = select_layers(config.layers, model.model.config.num_hidden_layers).start if config.layers != "all" else 0
-        model.share_trunk(first, limit_gb=config.trunk_cache_gb)
+        first = select_layers(layers, model.model.config.num_hidden_layers).start if layers != "all" else 0
+        model.share_trunk(first, limit_gb=limit_gb)
     return scorer

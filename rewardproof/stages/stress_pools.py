@@ -6,10 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from rewardproof.artifacts import Progress, RunDirectory, writing
-from rewardproof.data import Group, Message, read_groups
+from rewardproof.config import Integers, Section, Strings
+from rewardproof.data import Group, Message, read_groups, split_position
 from rewardproof.errors import ConfigError, DataError, EvaluationError
 from rewardproof.models.checkpoints import load_causal
 from rewardproof.models.precision import default_device, resolve_precision, weights_dtype
@@ -19,6 +22,30 @@ from rewardproof.scoring import GIVEN
 
 if TYPE_CHECKING:
     from rewardproof.stages.stress import Stress
+
+
+class PoolSettings(Section):
+    """Prompts with many answers each, the values of n, and who judges the picks."""
+
+    pool: Strings = ("embedded:checkable/pool64",)
+    """Prompts with many answers each: files, folders, hub ids or `embedded:…`."""
+    gold: str = "embedded:checkable"
+    """Who judges: `embedded:checkable`, `scores` (those of the data), a reward model, an ensemble, or a server's address."""
+    n: Integers = ()
+    """Values of n; by default the powers of two below the smallest pool."""
+    prompts: Annotated[int, Field(ge=0)] = 0
+    """At most so many prompts, chosen by a hash of their text; 0 takes all."""
+    share: tuple[float, float] = (0.0, 1.0)
+    """Range of the prompts taken at all, by a hash of their text in [0, 1), as training's `read.share`: disjoint ranges share none."""
+    without: Strings = ()
+    """Sources whose prompts are left out of the pool: what was trained on, or what another test is kept for."""
+    format: str = "auto"
+    """Name of the row format, or `auto`."""
+    text: Literal["chat", "raw"] = "chat"
+    """`chat` makes a plain prompt the user's turn; `raw` joins plain texts as they are, with no template."""
+    on_bad: Literal["fail", "drop"] = "fail"
+    """Stop at a row that cannot be scored, or leave it out and count it."""
+
 
 POOLS = "pools.jsonl"
 PROMPTS_AT_ONCE = 16
@@ -34,29 +61,47 @@ class Pools:
     rows: dict[str, Any]
 
 
-def read_pools(config: Stress) -> Pools:
-    """Read what is to be picked from; where answers are to be sampled, the prompts alone.
+def read_pools(config: PoolSettings, *, sample: int = 0) -> Pools:
+    """Read what is to be picked from.
+
+    Args:
+        config: The pools.
+        sample: Answers that will be sampled to each prompt in place of those it has; the prompts alone are read. 0 takes what is there.
 
     Raises:
         ConfigError: Sampled answers are to be judged by scores that came with others.
         DataError: Pools that cannot be read, or have too few answers.
     """
-    if config.sample and config.gold == GIVEN:
-        raise ConfigError(
-            f"gold={GIVEN} with sample={config.sample}, expected a judge that reads answers: sampled ones have no scores yet."
-        )
-    purpose = "answer" if config.sample else "score"
+    if sample and config.gold == GIVEN:
+        raise ConfigError(f"gold={GIVEN} with sample={sample}, expected a judge that reads answers: sampled ones have no scores yet.")
+    purpose = "answer" if sample else "score"
     found = read_groups(config.pool, format=config.format, text=config.text, on_bad=config.on_bad, purpose=purpose)
-    groups = sorted(found.groups, key=lambda group: group.prompt_key)
-    if config.sample:
+    groups = sorted(_wanted(config, found.groups), key=lambda group: group.prompt_key)
+    if not groups:
+        raise DataError(
+            f"{', '.join(config.pool)}: none of {len(found.groups)} prompts is left after share= and without=, expected some; widen the "
+            "range, or leave out less."
+        )
+    if sample:
         groups = list({group.prompt_key: replace(group, answers=(), scores=None) for group in groups}.values())
     kept = tuple(groups[: config.prompts or None])
-    return Pools(kept, _sizes(config, kept), {"read": found.counts.read, "used": len(kept), "dropped": dict(found.counts.bad)})
+    return Pools(kept, _sizes(config, kept, sample), {"read": found.counts.read, "used": len(kept), "dropped": dict(found.counts.bad)})
 
 
-def _sizes(config: Stress, pools: Sequence[Group]) -> tuple[int, ...]:
+def _wanted(config: PoolSettings, groups: Sequence[Group]) -> list[Group]:
+    low, high = config.share
+    if (low, high) != (0.0, 1.0):
+        groups = [group for group in groups if low <= split_position(group, "share") < high]
+    if config.without:
+        others = read_groups(config.without, text=config.text, on_bad="drop", purpose="answer").groups
+        kept_apart = {group.prompt_key for group in others}
+        groups = [group for group in groups if group.prompt_key not in kept_apart]
+    return list(groups)
+
+
+def _sizes(config: PoolSettings, pools: Sequence[Group], sample: int) -> tuple[int, ...]:
     smallest = min(pools, key=lambda group: len(group.answers))
-    count = config.sample or len(smallest.answers)
+    count = sample or len(smallest.answers)
     sizes = config.n or tuple(2**power for power in range(20) if 2**power < count)
     if count < 2 or max(sizes) >= count:
         raise DataError(

@@ -17,8 +17,11 @@ from rewardproof.config import dump_yaml, load_yaml, parse
 from rewardproof.errors import CheckpointError, ConfigError, StorageError
 from rewardproof.merging.experts import Merge
 from rewardproof.report import markdown_table
+from rewardproof.stages.align import Align
+from rewardproof.stages.stress_pools import PoolSettings
 from rewardproof.stages.study_cell import Place, drop_models, finished, needed, run_cell, train_again
-from rewardproof.stages.study_plan import Cell, Study, first_difference, unfold
+from rewardproof.stages.study_plan import Cell, Study, unfold
+from rewardproof.stages.study_settings import first_difference
 from rewardproof.stages.study_tables import load_settings, setting_table
 from rewardproof.stages.train import Train
 
@@ -166,6 +169,10 @@ def _filled(settings: Mapping[str, Any]) -> dict[str, Any]:
     filled = {**settings, "train": parse(Train, settings["train"]).model_dump(mode="json")}
     if settings.get("merge"):
         filled["merge"] = parse(Merge, settings["merge"]).model_dump(mode="json")
+    if "align" in settings:
+        filled["align"] = parse(Align, settings["align"]).model_dump(mode="json")
+    if "pools" in settings:
+        filled["pools"] = {name: parse(PoolSettings, keys).model_dump(mode="json") for name, keys in settings["pools"].items()}
     return filled
 
 
@@ -177,7 +184,8 @@ def _attempt(course: _Course, cell: Cell) -> None:
     try:
         _provide(course, cell)
         found = run_cell(cell, course.place)
-        _write_new(course.place.out / "pairs" / f"{found.row['pairs']}.json", found.pairs)
+        if found.pairs is not None:
+            _write_new(course.place.out / "pairs" / f"{found.row['pairs']}.json", found.pairs)
         _write_new(course.row(cell), found.row)
     except StorageError:
         raise

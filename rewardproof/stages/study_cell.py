@@ -1,4 +1,4 @@
-"""One cell of a study: run it, or judge a mixture that another cell left, and make its row."""
+"""One cell of a study: train, or do something with what another cell left; judge what comes out, and make its row."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from rewardproof.artifacts import Progress, RunDirectory, plain, provenance
-from rewardproof.config import dump_yaml, parse
+from rewardproof.artifacts import Progress, RunDirectory, plain, provenance, write_whole
+from rewardproof.config import Section, dump_yaml, parse
 from rewardproof.evaluation import pair_accuracy, pair_outcomes
 from rewardproof.merging.divergence import expert_divergence
 from rewardproof.models.checkpoints import load_reward_model, load_tokenizer
 from rewardproof.models.precision import default_device, resolve_precision
+from rewardproof.models.reward_model import RewardModel
 from rewardproof.report import format_interval
+from rewardproof.scoring import ModelEnsemble
 from rewardproof.stages.member_context import MemberContext
+from rewardproof.stages.study_judging import best_of_n_found, policies_found, recombine, run_policies
 from rewardproof.stages.study_plan import PLACEHOLDER, Cell
-from rewardproof.stages.train import Train, prepared_for
+from rewardproof.stages.train import prepared_for
 from rewardproof.stages.train import run as run_train
 from rewardproof.stages.training_report import scored
 from rewardproof.stages.weighing import Weighing, merge_mixture
 
+Settings = TypeVar("Settings", bound=Section)
+KEPT = ("parameters", "forward_gflops", "precision", "rows", "mixture", "merge", "best_of_n")
+"""What of a report goes into the row as it is."""
 BULKY = ("model", "moe", "members", "checkpoints")
 """What of a run is deleted once nothing needs it any more."""
 
@@ -48,10 +54,11 @@ class Place:
     paths: Mapping[str, str]
     progress: Progress
 
-    def resolved(self, config: Train) -> Train:
+    def resolved(self, config: Settings) -> Settings:
         """The configuration with this machine's paths."""
         known = {**self.paths, "OUT": str(self.out)}
-        return parse(Train, _replaced(config.model_dump(mode="json"), lambda text: PLACEHOLDER.sub(lambda found: known[found[1]], text)))
+        values = _replaced(config.model_dump(mode="json"), lambda text: PLACEHOLDER.sub(lambda found: known[found[1]], text))
+        return parse(type(config), values)
 
     def anonymous(self, value: Any) -> Any:
         """Plain values with `$NAME` where a path of this machine stood."""
@@ -73,10 +80,10 @@ def _replaced(value: Any, change: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a cell found: its row, and the held-out pairs that the row's outcomes are of."""
+    """What a cell found: its row, and the held-out pairs that the row's outcomes are of; policies are judged on none."""
 
     row: dict[str, Any]
-    pairs: dict[str, Any]
+    pairs: dict[str, Any] | None = None
 
 
 def run_cell(cell: Cell, place: Place) -> Found:
@@ -88,20 +95,33 @@ def run_cell(cell: Cell, place: Place) -> Found:
     measured = _forget_peak_memory()
     folder = cell.folder(place.out)
     if not finished(cell, place):
-        shutil.rmtree(folder, ignore_errors=True)
-        if cell.of:
-            _judge_mixture(cell, place)
+        if not cell.align:
+            shutil.rmtree(folder, ignore_errors=True)
+        if cell.align:
+            run_policies(cell.align, cell.runs, folder, place.resolved, place.progress)
+        elif cell.of:
+            _judge_again(cell, place)
         else:
             run_train(place.resolved(cell.config), folder, progress=place.progress)
+        if cell.of:
+            write_whole(folder / "cell.yaml", yaml.safe_dump(cell.settings(), sort_keys=False))
+    if cell.align:
+        found = policies_found(folder, cell.runs)
+        return Found(place.anonymous(plain({"study": place.study, **_head(cell, found.pop("headline")), **found, **_tail(cell)})))
     report = json.loads((folder / "report.json").read_text())
     outcomes = json.loads((folder / "held_out.json").read_text())
-    return _found(cell, place, report if measured else report | {"peak_memory_gb": None}, outcomes)
+    picks = best_of_n_found(_model(cell, place), cell.config, {name: place.resolved(pool) for name, pool in cell.pools.items()})
+    return _found(cell, place, (report if measured else report | {"peak_memory_gb": None}) | picks, outcomes)
 
 
 def train_again(cell: Cell, place: Place) -> None:
     """Make the models of a cell again, whose row is written but whose models are gone."""
     shutil.rmtree(cell.folder(place.out), ignore_errors=True)
-    run_train(place.resolved(cell.config), cell.folder(place.out), progress=place.progress)
+    if cell.of:
+        _judge_again(cell, place)
+        write_whole(cell.folder(place.out) / "cell.yaml", yaml.safe_dump(cell.settings(), sort_keys=False))
+    else:
+        run_train(place.resolved(cell.config), cell.folder(place.out), progress=place.progress)
 
 
 def drop_models(cell: Cell, out: Path) -> None:
@@ -116,47 +136,57 @@ def drop_models(cell: Cell, out: Path) -> None:
 
 def needed(cell: Cell, parent: str, out: Path) -> Path:
     """The model of another method that the cell starts from."""
-    return cell.folder(out, parent) / ("moe" if cell.of else "model")
+    return cell.folder(out, parent) / ("moe" if cell.takes_mixture and parent == cell.of else "model")
+
+
+def _model(cell: Cell, place: Place) -> Path:
+    """What the cell delivers."""
+    return cell.folder(place.out) / "model"
 
 
 def finished(cell: Cell, place: Place) -> bool:
     """Whether the cell's run has ended, with these settings."""
     folder = cell.folder(place.out)
+    if cell.of:
+        written = folder / "cell.yaml"
+        return written.is_file() and yaml.safe_load(written.read_text()) == cell.settings()
     if not (folder / "report.json").is_file():
         return False
-    if cell.of:
-        return yaml.safe_load((folder / "cell.yaml").read_text()) == cell.settings()
     return (folder / "config.yaml").read_text() == dump_yaml(place.resolved(cell.config))
 
 
-def _judge_mixture(cell: Cell, place: Place) -> None:
-    """Judge the mixture that another method left, as it is or folded in another way, on the same held-out pairs."""
+def _judge_again(cell: Cell, place: Place) -> None:
+    """Judge what another method left, as it is, folded or combined in another way, on the same held-out pairs."""
     config, folder = place.resolved(cell.config), cell.folder(place.out)
     spec = needed(cell, cell.of, place.out)
-    tokenizer = load_tokenizer(str(spec))
+    tokenizer = load_tokenizer(str(spec if cell.combine is None else config.model))
     prepared = prepared_for(config, tokenizer)
     directory = RunDirectory(folder, config)
-    directory.write_text("cell.yaml", yaml.safe_dump(cell.settings(), sort_keys=False))
-    context = MemberContext(config, prepared, tokenizer, directory, False, place.progress)
-    model = load_reward_model(str(spec))[0].to(default_device())  # pyright: ignore[reportArgumentType]
-    mixture = context.reward_model(model)
-    results: dict[str, Any] = {"rows": prepared.rows, "precision": resolve_precision(config.compute.precision, model.device)}
-    if cell.merge is None:
-        results["mixture"] = {"divergence": expert_divergence(model)}
+    results: dict[str, Any] = {"rows": prepared.rows}
+    if cell.combine is not None:
+        judge: RewardModel | ModelEnsemble = ModelEnsemble.load(spec, precision=config.compute.precision)
+        recombine(spec, cell.combine, _model(cell, place))
     else:
-        work = Weighing(
-            cell.merge,
-            prepared=prepared,
-            compute=config.compute,
-            folder=folder / "checkpoints",
-            seed=config.seed,
-            record=directory.log,
-            progress=place.progress,
-        )
-        results["merge"] = merge_mixture(mixture, work)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    results["parameters"] = mixture.parameters
-    rewards = scored(mixture, prepared.held_out_tokens, place.progress)
+        context = MemberContext(config, prepared, tokenizer, directory, False, place.progress)
+        model = load_reward_model(str(spec))[0].to(default_device())  # pyright: ignore[reportArgumentType]
+        judge = context.reward_model(model)
+        if cell.merge is None:
+            results["mixture"] = {"divergence": expert_divergence(model)}
+        else:
+            work = Weighing(
+                cell.merge,
+                prepared=prepared,
+                compute=config.compute,
+                folder=folder / "checkpoints",
+                seed=config.seed,
+                record=directory.log,
+                progress=place.progress,
+            )
+            results["merge"] = merge_mixture(judge, work)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        judge.save(_model(cell, place), dtype=config.compute.weights_dtype)
+    results |= {"precision": resolve_precision(config.compute.precision, default_device()), "parameters": judge.parameters}
+    rewards = scored(judge, prepared.held_out_tokens, place.progress)
     accuracy = pair_accuracy(prepared.held_out, rewards)
     directory.write_json("held_out.json", pair_outcomes(prepared.held_out, rewards))
     directory.finish(f"held-out accuracy {format_interval(accuracy.overall)}", {**results, "accuracy": accuracy.as_dict()})
@@ -176,22 +206,31 @@ def _found(cell: Cell, place: Place, report: Mapping[str, Any], outcomes: dict[s
     accuracy.pop("calibration", None)
     row = {
         "study": place.study,
-        "setting": cell.setting,
-        "method": cell.method,
-        "seed": cell.seed,
-        "headline": report["headline"],
+        **_head(cell, report["headline"]),
         "accuracy": accuracy,
         "pairs": digest(pairs),
         "correct": correct,
         "training": _training(cell, place, report),
         "seconds": report["seconds"],
         "peak_memory_gb": report["peak_memory_gb"],
-        **{key: report[key] for key in ("parameters", "precision", "rows", "mixture", "merge") if key in report},
+        **{
+            key: report[key]
+            for key in ("parameters", "forward_gflops", "precision", "rows", "mixture", "merge", "best_of_n")
+            if key in report
+        },
         **_members(report),
-        "config": cell.settings(),
-        "provenance": {**provenance(), "seed": cell.config.seed, "split_seed": cell.config.split_seed},
+        **_tail(cell),
     }
     return Found(place.anonymous(plain(row)), pairs)
+
+
+def _head(cell: Cell, headline: str) -> dict[str, Any]:
+    return {"setting": cell.setting, "method": cell.method, "seed": cell.seed, "headline": headline}
+
+
+def _tail(cell: Cell) -> dict[str, Any]:
+    seeds = {"seed": cell.config.seed, "split_seed": cell.config.split_seed}
+    return {"config": cell.settings(), "provenance": {**provenance(), **seeds}}
 
 
 def _members(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,18 +262,20 @@ def _runs(values: list[Any]) -> list[list[Any]]:
 
 def _training(cell: Cell, place: Place, report: Mapping[str, Any]) -> dict[str, Any]:
     """Cost of all optimisation behind the row: of reused members, of the mixture's own run and of its coefficients."""
-    totals: dict[str, Any] = {"seconds": 0.0, "steps": 0, "tokens": 0.0, "trainable_parameters": 0}
-    for parent in cell.parents:
+    totals: dict[str, Any] = {"seconds": 0.0, "steps": 0, "tokens": 0.0, "trainable_parameters": 0, "tflops": 0.0}
+    for parent in (cell.of,) if cell.of else cell.parents:
         before = json.loads((place.out / "cells" / f"{cell.setting}--{parent}--{cell.seed}.json").read_text())["training"]
         for key in totals:
-            totals[key] = max(totals[key], before[key]) if key == "trainable_parameters" else totals[key] + before[key]
+            totals[key] = max(totals[key], before[key]) if key == "trainable_parameters" else totals[key] + before.get(key, 0.0)
     for phase in _phases([report.get("members", []), report.get("merge", {})]):
         totals["seconds"] += phase["seconds"]
         totals["steps"] += phase["steps"]
+        totals["tflops"] += phase.get("tflops", 0.0)
         totals["tokens"] += phase["seconds"] * phase.get("tokens_per_second", 0.0)
         totals["trainable_parameters"] = max(totals["trainable_parameters"], phase.get("trainable_parameters", 0))
     speed = totals["tokens"] / totals["seconds"] if totals["seconds"] else 0.0
-    return {**totals, "seconds": round(totals["seconds"], 1), "tokens": round(totals["tokens"]), "tokens_per_second": round(speed, 1)}
+    rounded = {"seconds": round(totals["seconds"], 1), "tokens": round(totals["tokens"]), "tflops": round(totals["tflops"], 3)}
+    return {**totals, **rounded, "tokens_per_second": round(speed, 1)}
 
 
 def _phases(summary: Any) -> Iterator[Mapping[str, Any]]:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
-from rewardproof.config import Integers, Section, Strings, load_recipe, nearest_hint, parse
+from rewardproof.config import Integers, Section, Strings, load_recipe, nearest_hint, parse, recipe_names
 from rewardproof.errors import ConfigError
 from rewardproof.merging.experts import Merge
+from rewardproof.scoring import Combine
+from rewardproof.stages.align import Align
+from rewardproof.stages.align import check_settings as check_align
+from rewardproof.stages.stress_pools import PoolSettings
+from rewardproof.stages.study_settings import deep_merge, first_difference, strings
 from rewardproof.stages.train import Train, check_settings
 
 SEED_STRIDE = 1000
 """Distance of two cells' training seeds, so that the members of one are never the members of the next."""
 OWNED = ("seed", "split_seed")
+DEEDS = ("take", "merge", "combine", "align")
+"""What may be done with what another method left."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_.]*(?:-[a-z0-9_.]+)*")
 PLACEHOLDER = re.compile(r"\$([A-Za-z_]\w*)")
 
@@ -27,14 +34,18 @@ class Study(Section):
     name: str
     """Of the study; the folder in `results/`."""
     settings: dict[str, dict[str, Any]]
-    """Keys of `train` that make a setting, above all `data`; `$NAME` stands for `paths.NAME`."""
+    """Keys of `train` that make a setting, above all `data`; `$NAME` stands for `paths.NAME`. Under `pools`, by name, what every model of
+    the setting picks the best of n from: keys of `stress`."""
     methods: dict[str, dict[str, Any]]
     """Either `recipe`, keys of `train`, and `reuse` (a method whose model of the same setting and seed is the first member); or `of` (a
-    method that leaves a mixture) with `take: moe` (judge the mixture itself) or `merge` (fold it in another way)."""
+    method) with what to do with what that left: `take: moe` (judge the mixture itself), `merge` (fold it in another way), `combine` (let
+    the members of an ensemble judge in another way), or `align` (optimise `runs` policies against it, by a recipe of `align`)."""
     seeds: Integers = (0,)
     """Each draws its own split by prompt, its own data order and its own initial weights."""
     common: dict[str, Any] = {}
     """Keys of `train` for every cell."""
+    align: dict[str, Any] = {}
+    """Keys of `align` for every cell that optimises policies."""
     paths: dict[str, str] = {}
     """What `$NAME` stands for on this machine; results say `$NAME`."""
     only: Strings = ()
@@ -55,8 +66,12 @@ class Cell:
         seed: Of the study.
         config: The training run, with `$NAME` for paths; that of `of` where a mixture of another method is used.
         parents: Methods of the same setting and seed whose models are needed.
-        of: The method whose mixture is used, or nothing.
-        merge: How that mixture is folded; `None` judges it as it is.
+        of: The method whose model or mixture is used, or nothing.
+        merge: How that mixture is folded.
+        combine: How the members of that ensemble judge.
+        align: How policies are optimised against it. Without these three, the mixture is judged as it is.
+        runs: How many policies.
+        pools: What the model picks the best of n from.
     """
 
     setting: str
@@ -66,6 +81,15 @@ class Cell:
     parents: tuple[str, ...] = ()
     of: str = ""
     merge: Merge | None = None
+    combine: Combine | None = None
+    align: Align | None = None
+    runs: int = 1
+    pools: Mapping[str, PoolSettings] = field(default_factory=dict)
+
+    @property
+    def takes_mixture(self) -> bool:
+        """Whether what it needs of `of` is the mixture, not the delivered model."""
+        return bool(self.of) and self.combine is None and self.align is None
 
     @property
     def name(self) -> str:
@@ -87,6 +111,12 @@ class Cell:
         if self.of:
             found["of"] = self.of
             found["merge"] = self.merge.model_dump(mode="json") if self.merge else None
+        if self.combine is not None:
+            found["combine"] = self.combine.model_dump(mode="json")
+        if self.align is not None:
+            found |= {"align": self.align.model_dump(mode="json"), "runs": self.runs}
+        if self.pools:
+            found["pools"] = {name: pool.model_dump(mode="json") for name, pool in self.pools.items()}
         return found
 
 
@@ -176,7 +206,8 @@ def _trained(study: Study, where: tuple[str, str, int], made: Mapping[str, Cell]
             "Missing `recipe` or `of`: expected what to train or whose mixture to use, since a method is one of both; add it."
         )
     keys: dict[str, Any] = load_recipe(str(own.pop("recipe")))
-    for layer in (study.common, study.settings[setting], own):
+    chosen = {key: value for key, value in study.settings[setting].items() if key != "pools"}
+    for layer in (study.common, chosen, own):
         for key in OWNED:
             if key in layer:
                 raise ConfigError(
@@ -192,14 +223,18 @@ def _trained(study: Study, where: tuple[str, str, int], made: Mapping[str, Cell]
         )
     for parent in parents:
         _require_alike(made[parent], config)
-    return Cell(setting, method, seed, config, parents)
+    return Cell(setting, method, seed, config, parents, pools=_pools(study, setting))
+
+
+def _pools(study: Study, setting: str) -> dict[str, PoolSettings]:
+    return {name: parse(PoolSettings, keys) for name, keys in study.settings[setting].get("pools", {}).items()}
 
 
 def _require_alike(parent: Cell, config: Train) -> None:
     """A reused model has to be what the first member would have been."""
     if parent.of or parent.config.members > 1:
         raise ConfigError(f"reuse={parent.method} is no single training run, expected one: only that can be a member. Name another method.")
-    found = first_difference(parent.config.model_dump(mode="json"), config.model_dump(mode="json"), skip=("members", "reuse"))
+    found = first_difference(parent.config.model_dump(mode="json"), config.model_dump(mode="json"), skip=("members", "reuse", "ensemble"))
     if found:
         raise ConfigError(
             f"reuse={parent.method}, but it has {found.key}={found.old!r} where this method has {found.new!r}; expected equal settings, or "
@@ -211,23 +246,52 @@ def _derived(study: Study, where: tuple[str, str, int], made: Mapping[str, Cell]
     setting, method, seed = where
     own = study.methods[method]
     for key in own:
-        if key not in ("of", "take", "merge"):
-            raise ConfigError(
-                f"Unknown key {key!r}{nearest_hint(key, ('take', 'merge'))}; a method with `of` has take: moe, or merge: {{…}}."
-            )
-    if ("take" in own) == ("merge" in own):
-        raise ConfigError("Got `of` with both or neither of `take` and `merge`, expected one of them: what shall be done? Write take: moe.")
+        if key not in ("of", "runs", *DEEDS):
+            raise ConfigError(f"Unknown key {key!r}{nearest_hint(key, DEEDS)}; a method with `of` has one of {', '.join(DEEDS)}.")
+    deeds = [key for key in DEEDS if key in own]
+    if len(deeds) != 1:
+        raise ConfigError(
+            f"Got `of` with {' and '.join(deeds) or 'none'} of {', '.join(DEEDS)}, expected one: what shall be done? Write take: moe."
+        )
     if "take" in own and own["take"] != "moe":
         raise ConfigError(f"Got take={own['take']!r}, expected moe: that is what a run with experts leaves. Write take: moe.")
     parent = made[str(own["of"])]
+    cell = Cell(setting, method, seed, parent.config, (parent.method, *parent.parents), parent.method, pools=_pools(study, setting))
+    keys = cast("dict[str, Any]", own[deeds[0]] or {})
+    if deeds[0] == "align":
+        return _aligned(study, cell, parent, keys)
+    if deeds[0] == "combine":
+        if parent.of or parent.config.ensemble is None:
+            raise ConfigError(f"of={parent.method} is no ensemble, expected one whose members can judge in another way; name another.")
+        return replace(cell, combine=parse(Combine, deep_merge(parent.config.ensemble.model_dump(), keys)))
     if parent.of or parent.config.upcycle is None or parent.config.members > 1:
         raise ConfigError(f"of={parent.method} leaves no mixture, expected a method whose recipe upcycles; name another.")
-    merge = None
-    if "merge" in own:
-        base = parent.config.merge.model_dump() if parent.config.merge else {}
-        merge = parse(Merge, deep_merge(base, cast("dict[str, Any]", own["merge"] or {})))
-        _require_unseen_prompts(parent, merge)
-    return Cell(setting, method, seed, parent.config, (parent.method,), parent.method, merge)
+    if deeds[0] == "take":
+        return cell
+    base = parent.config.merge.model_dump() if parent.config.merge else {}
+    merge = parse(Merge, deep_merge(base, keys))
+    _require_unseen_prompts(parent, merge)
+    return replace(cell, merge=merge)
+
+
+def _aligned(study: Study, cell: Cell, parent: Cell, keys: Mapping[str, Any]) -> Cell:
+    """Policies against what another method left; a policy's own seed is counted from the cell's."""
+    if parent.align is not None:
+        raise ConfigError(f"of={parent.method} leaves policies, expected a method that leaves a reward model; name another.")
+    settings = deep_merge(study.align, keys)
+    if "recipe" not in settings:
+        raise ConfigError(f"Missing align.recipe, expected one of {', '.join(recipe_names('align'))}; add it.")
+    for key in (*OWNED, "reward"):
+        if key in settings:
+            raise ConfigError(f"Got align.{key}={settings[key]!r}, expected none: the study sets it. Drop it.")
+    settings = deep_merge(load_recipe(str(settings.pop("recipe")), verb="align"), settings)
+    model = f"$OUT/runs/{cell.setting}/{parent.method}/{cell.seed}/model"
+    align = parse(Align, {**settings, "reward": [model], "seed": SEED_STRIDE * cell.seed})
+    check_align(align)
+    runs = study.methods[cell.method].get("runs", 1)
+    if not isinstance(runs, int) or runs < 1:
+        raise ConfigError(f"Got runs={runs!r}, expected how many policies, 1 or more; correct it.")
+    return replace(cell, align=align, runs=runs, pools={})
 
 
 def _require_unseen_prompts(parent: Cell, merge: Merge) -> None:
@@ -242,65 +306,14 @@ def _require_unseen_prompts(parent: Cell, merge: Merge) -> None:
         )
 
 
-def deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`; sections are merged key by key.
-
-    Example:
-        >>> deep_merge({"read": {"on_bad": "drop"}, "split": 0.2}, {"read": {"max_groups": 5}})
-        {'read': {'on_bad': 'drop', 'max_groups': 5}, 'split': 0.2}
-    """
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = deep_merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A key that two configurations do not agree on."""
-
-    key: str
-    old: Any
-    new: Any
-
-
-def first_difference(old: Any, new: Any, *, skip: Sequence[str] = (), prefix: str = "") -> Difference | None:
-    """The first key, in order, at which two nested mappings differ.
-
-    Example:
-        >>> first_difference({"read": {"max_groups": 5}}, {"read": {"max_groups": 6}})
-        Difference(key='read.max_groups', old=5, new=6)
-    """
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in {**old, **new}:
-            found = None if key in skip else first_difference(old.get(key), new.get(key), prefix=f"{prefix}{key}.")
-            if found:
-                return found
-        return None
-    return None if old == new else Difference(prefix.removesuffix("."), old, new)
-
-
 def _require_paths(cell: Cell, paths: Mapping[str, str]) -> None:
-    for text in strings(cell.config.model_dump(mode="json")):
+    for text in strings(cell.settings()):
         for name in PLACEHOLDER.findall(text):
             if name not in paths and name != "OUT":
                 raise ConfigError(
                     f"{cell.setting}: {text} has no path on this machine, expected one, since rows name no folders; add paths.{name}=… to "
                     "the command."
                 )
-
-
-def strings(value: Any) -> Iterator[str]:
-    """Every string in nested plain values, keys excepted."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for entry in value.values():
-            yield from strings(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from strings(entry)
 
 
 def _selected(cells: Sequence[Cell], only: Strings) -> list[Cell]:

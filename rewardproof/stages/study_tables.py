@@ -53,9 +53,10 @@ class Outcomes:
 
 @dataclass(slots=True)
 class SettingRows:
-    """Rows of one setting by method and seed, and the held-out pairs they are of."""
+    """Rows of one setting by method and seed: those of models with the held-out pairs they are of, and those of policies."""
 
     rows: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    policies: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
     pairs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def outcomes(self, method: str, seeds: Sequence[int], letters: str = "correct") -> Outcomes:
@@ -108,12 +109,15 @@ def load_settings(rows: Path, pairs: Path) -> dict[str, SettingRows]:
     settings: dict[str, SettingRows] = {}
     for file in sorted(rows.glob("*--*--*.json")):
         row = json.loads(file.read_text())
+        found = settings.setdefault(row["setting"], SettingRows(pairs=stored))
+        if "policies" in row:
+            found.policies.setdefault(row["method"], {})[row["seed"]] = row
+            continue
         if row["pairs"] not in stored:
             raise EvaluationError(
                 f"{file} is of the held-out pairs {row['pairs']}, expected the file {pairs / row['pairs']}.json: without it no subset "
                 "and no prompt is known. Collect the study again."
             )
-        found = settings.setdefault(row["setting"], SettingRows(pairs=stored))
         found.rows.setdefault(row["method"], {})[row["seed"]] = row
     return settings
 

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from rewardproof.artifacts import Progress, is_main, silent
 from rewardproof.config import Section
 from rewardproof.errors import ConfigError
-from rewardproof.models.families import is_padded_only
+from rewardproof.models.cost import products_per_token
+from rewardproof.models.families import family_of, is_padded_only
 from rewardproof.models.heads import Head, fit_probe, set_head, set_normal_head
 from rewardproof.models.packed import position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, resolve_precision, weights_dtype
@@ -46,8 +47,8 @@ class Compute(Section):
     """Token budget of one forward pass."""
     trunk_cache_gb: Annotated[float, Field(ge=0)] = 20.0
     """Disk for the activations of frozen layers; 0 runs the frozen layers every time instead."""
-    attention: Literal["", "rewardproof_segments", "rewardproof_flex"] = ""
-    """Attention backend; empty is FlexAttention on CUDA and per-segment attention elsewhere."""
+    attention: Literal["", "rewardproof_segments", "rewardproof_flex", "rewardproof_varlen"] = ""
+    """Attention backend; empty is FlashAttention or FlexAttention on CUDA and per-segment attention elsewhere."""
     save_dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the saved weights."""
 
@@ -115,6 +116,7 @@ class FitResult:
         seconds: Wall time of the optimisation.
         tokens_per_second: Trained tokens (shared prompts once) by second of it.
         trainable_parameters: How many numbers trained.
+        tflops: Floating-point operations of the matrix products, in 10^12: six a token in layers that train, two in frozen ones that run.
         last: The last training record of the log.
     """
 
@@ -122,6 +124,7 @@ class FitResult:
     seconds: float
     tokens_per_second: float
     trainable_parameters: int
+    tflops: float
     last: Mapping[str, float]
 
 
@@ -183,7 +186,7 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
         owned["eval_strategy"] = "no"
     arguments = training_arguments(run.folder, {**owned, **run.trainer})
     if arguments.num_train_epochs == 0 and arguments.max_steps <= 0:
-        return FitResult(0, 0.0, 0.0, trainable, {})
+        return FitResult(0, 0.0, 0.0, trainable, 0.0, {})
     if arguments.eval_strategy != "no" and not has_held_out:
         raise ConfigError(
             f"trainer.eval_strategy={run.trainer.get('eval_strategy')}: nothing is held out to evaluate on; give eval_data= or split=, "
@@ -219,9 +222,17 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
     trainer.require_finite_weights()
     records = [entry for entry in trainer.state.log_history if "loss" in entry]
     speeds = [entry["tokens_per_second"] for entry in records if "tokens_per_second" in entry]
-    return FitResult(
-        trainer.state.global_step, seconds, float(np.median(speeds)) if speeds else 0.0, trainable, records[-1] if records else {}
-    )
+    speed = float(np.median(speeds)) if speeds else 0.0
+    tflops = speed * seconds * _operations_per_token(run) / 1e12
+    return FitResult(trainer.state.global_step, seconds, speed, trainable, tflops, records[-1] if records else {})
+
+
+def _operations_per_token(run: Fit) -> int:
+    """Those of the layers as they run now: frozen ones whose activations are stored do not."""
+    whole = products_per_token(run.model)
+    layers = family_of(run.model).layer_list(run.model)
+    trained = sum(products_per_token(layers[place]) for place in run.layers)
+    return 6 * trained + 2 * (whole - trained)
 
 
 def _choose_trainable(run: Fit) -> Any:

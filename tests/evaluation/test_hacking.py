@@ -109,3 +109,13 @@ def test_few_values_of_n_have_no_law_and_mistakes_stop_with_a_sentence() -> None
         BestOfNRuns([], GOLD, NS, PROMPTS)
     with pytest.raises(EvaluationError, match="Reward model 1 gives all 3840 answers the score 2"):
         BestOfNRuns([GOLD, np.full_like(GOLD, 2.0)], GOLD, NS, PROMPTS)
+
+
+def test_runs_survive_being_stored_and_joined() -> None:
+    both = BestOfNRuns([honest(0), honest(1)], GOLD, NS, PROMPTS)
+    joined = BestOfNRuns.joined([BestOfNRuns([honest(seed)], GOLD, NS, PROMPTS).stored() for seed in (0, 1)])
+    np.testing.assert_allclose(joined.columns_SP3L, both.columns_SP3L, rtol=1e-4)
+    assert joined.summary().fall.estimate == pytest.approx(both.summary().fall.estimate, rel=1e-3, abs=1e-4)
+    assert joined.minus(both) is not None
+    with pytest.raises(EvaluationError, match="different pools"):
+        BestOfNRuns.joined([both.stored(), BestOfNRuns([honest(0)], GOLD, NS[:-1], PROMPTS).stored()])

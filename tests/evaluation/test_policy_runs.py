@@ -132,3 +132,16 @@ def test_smoothing_never_blows_noise_up(places: list[float]) -> None:
     assert np.linalg.norm(weights, axis=1).max() < 1.5
     if max(places):
         np.testing.assert_allclose(weights @ np.array(places), grid, atol=1e-6)
+
+
+def test_runs_survive_being_stored_and_joined() -> None:
+    runs = [made([0.0, 1.0, 2.0]), made([0.0, 0.5, 1.5])]
+    both = PolicyRuns(runs, models=[0, 1])
+    joined = PolicyRuns.joined([PolicyRuns([run]).stored() for run in runs], models=[0, 1])
+    for name in ("kl_SEP", "proxy_SEP", "gold_SEP", "tokens_SE", "finished_SE"):
+        np.testing.assert_allclose(getattr(joined, name), getattr(both, name), rtol=1e-4)
+    assert (joined.models, joined.steps, joined.prompts) == (both.models, both.steps, both.prompts)
+    unjudged = PolicyRuns.joined([PolicyRuns([runs[0]], gold="").stored()])
+    assert unjudged.gold_SEP is None
+    with pytest.raises(EvaluationError, match="different prompts"):
+        PolicyRuns.joined([both.stored(), PolicyRuns([made([0.0, 1.0])]).stored()])

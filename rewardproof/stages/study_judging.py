@@ -1,0 +1,76 @@
+"""How the models of a study are judged beyond pairs: what they pick among many answers, and what policies make of them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rewardproof.artifacts import LOG, Progress, write_whole
+from rewardproof.config import dump_yaml, load_yaml, parse
+from rewardproof.evaluation import BestOfNRuns, PolicyRuns
+from rewardproof.models.cost import products_per_token
+from rewardproof.models.reward_model import RewardModel
+from rewardproof.report import format_interval
+from rewardproof.scoring import ENSEMBLE_FILE, Combine, EnsembleFile, ModelEnsemble, Scorer, load_scorer
+from rewardproof.stages.align import GOLD, Align, run_evaluations
+from rewardproof.stages.align import run as run_align
+from rewardproof.stages.stress_best_of_n import sharing_trunk
+from rewardproof.stages.stress_pools import PoolSettings, read_pools
+from rewardproof.stages.train import Train
+
+
+def best_of_n_found(model: Path, config: Train, pools: Mapping[str, PoolSettings]) -> dict[str, Any]:
+    """What a model picks from every pool, and what a forward pass of it costs; empty where there is no pool."""
+    if not pools:
+        return {}
+    compute = config.compute
+    scorer = sharing_trunk(str(model), precision=compute.precision, layers=config.layers, limit_gb=compute.trunk_cache_gb)
+    found: dict[str, Any] = {}
+    for name, settings in pools.items():
+        read = read_pools(settings)
+        gold = load_scorer(settings.gold, precision=compute.precision).score(read.groups)
+        keys = [group.prompt_key for group in read.groups]
+        found[name] = {"rows": read.rows, **BestOfNRuns([scorer.score(read.groups)], gold, read.ns, keys).stored()}
+    return {"best_of_n": found, "forward_gflops": round(_forward_gflops(scorer), 4)}
+
+
+def _forward_gflops(scorer: Scorer) -> float:
+    """Operations of the matrix products that one token takes part in, in 10^9; of an ensemble, those of all members."""
+    models = [scorer] if isinstance(scorer, RewardModel) else scorer.models.values() if isinstance(scorer, ModelEnsemble) else []
+    return sum(2 * products_per_token(one.model) for one in models) / 1e9
+
+
+def recombine(ensemble: Path, how: Combine, target: Path) -> None:
+    """Write an ensemble of the same members that judge in another way."""
+    found = parse(EnsembleFile, load_yaml((ensemble / ENSEMBLE_FILE).read_text(), origin=str(ensemble)))
+    members = [entry.model_copy(update={"model": str((ensemble / entry.model).resolve())}) for entry in found.members]
+    target.mkdir(parents=True, exist_ok=True)
+    write_whole(target / ENSEMBLE_FILE, dump_yaml(found.model_copy(update={"combine": how, "members": tuple(members)})))
+
+
+def run_policies(config: Align, runs: int, folder: Path, resolved: Callable[[Align], Align], progress: Progress) -> None:
+    """Optimise so many policies, each with its own seed; those that an interrupted study finished are there, and the others go on."""
+    for number in range(runs):
+        settings = resolved(config).model_copy(update={"seed": config.seed + number})
+        run_align(settings, folder / str(number), resume=(folder / str(number)).exists(), progress=progress)
+
+
+def policies_found(folder: Path, runs: int) -> dict[str, Any]:
+    """What policies came to, and what their steps were spent on."""
+    made = [PolicyRuns([run_evaluations(folder / str(number))], gold=GOLD) for number in range(runs)]
+    together = PolicyRuns.joined([one.stored() for one in made])
+    last = together.summary()
+    records = [record for number in range(runs) for record in map(json.loads, (folder / str(number) / LOG).read_text().splitlines())]
+    seconds: Counter[str] = Counter()
+    for record in records:
+        if record["phase"] == "optimising":
+            seconds.update(record["seconds"])
+    judged = "" if last.end_gold is None else f"gold {format_interval(last.end_gold, percent=False)}, "
+    return {
+        "headline": f"{judged}{last.end_kl:.2f} nats from the start after {together.steps[-1]} updates",
+        "policies": together.stored(),
+        "seconds_by_phase": {name: round(value, 1) for name, value in seconds.items()},
+    }
