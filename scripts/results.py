@@ -5,7 +5,9 @@
     python scripts/results.py publish hh_dense runs/hh-dense '$HH_RLHF=/data/hh-rlhf' 'OUT=runs/hh-dense'     # a single run
 
 A table stands between `<!-- table study=NAME setting=NAME -->` and `<!-- end of table -->`; `methods=a,b` and `columns="minus dense,
-points;seeds"` choose and order its rows and columns. `build` rewrites what is between such lines and nothing else. Where `publish` is
+points;seeds"` choose and order its rows and columns, `pool=NAME` makes it one of best of n, and `of=policies` one of policies. A figure
+of either is drawn for `<!-- figure study=NAME setting=NAME pool=NAME methods=a,b -->`. `build` rewrites what is between such lines and
+nothing else. Where `publish` is
 given further arguments `NAME=PATH`, NAME is written wherever PATH stands, so that results name no machine's folders.
 """
 
@@ -15,6 +17,7 @@ import json
 import re
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,15 @@ import yaml
 from numpy.typing import NDArray
 
 from rewardproof.errors import CheckpointError, ConfigError, RewardproofError
-from rewardproof.report import markdown_table, regimes_figure
+from rewardproof.report import hacking_figure, markdown_table, policy_figure, regimes_figure
+from rewardproof.stages.optimisation_tables import picks, picks_table, policies, policies_table
 from rewardproof.stages.study_settings import first_difference
-from rewardproof.stages.study_tables import load_settings, setting_table
+from rewardproof.stages.study_tables import SettingRows, load_settings, setting_table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "docs/results.md")
 TABLE = re.compile(r"^<!-- table (?P<options>[^\n]*?) -->\n.*?^<!-- end of table -->$", re.MULTILINE | re.DOTALL)
+FIGURE = re.compile(r"^<!-- figure (?P<options>[^\n]*?) -->$", re.MULTILINE)
 KEPT = (
     "headline",
     "rows",
@@ -83,19 +88,44 @@ def built(text: str, results: Path) -> str:
 
 
 def _table(options: str, results: Path) -> str:
-    given = dict(token.split("=", 1) for token in shlex.split(options) if "=" in token)
-    unknown = set(given) - {"study", "setting", "methods", "columns"}
-    if unknown or not {"study", "setting"} <= set(given):
-        raise ConfigError(f"Got the table {options!r}, expected study=, setting= and where wanted methods=, columns=; correct its line.")
-    settings = load_settings(results / given["study"], results / given["study"] / "pairs")
-    if given["setting"] not in settings:
-        raise ConfigError(
-            f"{results / given['study']} has no row of the setting {given['setting']!r}, expected one of {', '.join(settings) or 'none'}; "
-            "collect the study first."
-        )
-    methods = [name for name in given.get("methods", "").split(",") if name]
-    columns = [name.strip() for name in given.get("columns", "").split(";") if name]
-    return markdown_table(setting_table(settings[given["setting"]], methods, columns))
+    asked = _Asked.read(options, results)
+    if asked.pool:
+        return markdown_table(picks_table(asked.rows, asked.pool, asked.methods, asked.columns))
+    if asked.policies:
+        return markdown_table(policies_table(asked.rows, asked.methods, asked.columns))
+    return markdown_table(setting_table(asked.rows, asked.methods, asked.columns))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a document's line asks for."""
+
+    name: str
+    rows: SettingRows
+    pool: str
+    policies: bool
+    methods: list[str]
+    columns: list[str]
+
+    @classmethod
+    def read(cls, options: str, results: Path) -> _Asked:
+        given = dict(token.split("=", 1) for token in shlex.split(options) if "=" in token)
+        unknown = set(given) - {"study", "setting", "methods", "columns", "pool", "of"}
+        if unknown or not {"study", "setting"} <= set(given):
+            raise ConfigError(
+                f"Got {options!r}, expected study=, setting= and where wanted pool= or of=policies, methods=, columns=; correct its line."
+            )
+        settings = load_settings(results / given["study"], results / given["study"] / "pairs")
+        if given["setting"] not in settings:
+            raise ConfigError(
+                f"{results / given['study']} has no row of the setting {given['setting']!r}, expected one of "
+                f"{', '.join(settings) or 'none'}; collect the study first."
+            )
+        methods = [name for name in given.get("methods", "").split(",") if name]
+        columns = [name.strip() for name in given.get("columns", "").split(";") if name]
+        pool, policies = given.get("pool", ""), given.get("of") == "policies"
+        name = f"{given['study']}-{given['setting']}-{pool or 'policies'}".replace("_", "-")
+        return cls(name, settings[given["setting"]], pool, policies, methods, columns)
 
 
 def build(root: Path) -> list[str]:
@@ -121,6 +151,12 @@ def draw(root: Path) -> list[Path]:
                 name = f"regimes-{setting}-{method}.png"
                 if told and name in documents:
                     drawn.append(_regimes(told, root / "docs" / "figures" / name))
+    for found in FIGURE.finditer(documents):
+        asked = _Asked.read(found["options"], root / "results")
+        target = root / "docs" / "figures" / f"{asked.name}.png"
+        figure = hacking_figure(picks(asked.rows, asked.pool, asked.methods)) if asked.pool else None
+        (figure or policy_figure(policies(asked.rows, asked.methods))).savefig(target, dpi=150)
+        drawn.append(target)
     return drawn
 
 

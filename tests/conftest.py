@@ -132,6 +132,25 @@ def toy_file(tmp_path_factory: pytest.TempPathFactory, toy_rows: Callable[..., l
 
 
 @pytest.fixture(scope="session")
+def pool_file(tmp_path_factory: pytest.TempPathFactory, write_jsonl: Callable[..., Path]) -> Path:
+    """20 prompts with 9 answers each, scored by their data."""
+    draw = random.Random(0)
+
+    def words(count: int) -> str:
+        return " ".join(f"w{draw.randrange(90)}" for _ in range(count))
+
+    rows = [
+        {
+            "prompt": f"w{number} {words(3)}",
+            "answers": [words(draw.randint(2, 6)) for _ in range(9)],
+            "scores": [draw.random() for _ in range(9)],
+        }
+        for number in range(20)
+    ]
+    return write_jsonl(tmp_path_factory.mktemp("pools") / "pools.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
 def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama language model on disk, with its tokenizer."""
     folder = tmp_path_factory.mktemp("base")

@@ -16,13 +16,14 @@ from rewardproof.artifacts import Progress, Report, plain, silent, write_whole
 from rewardproof.config import dump_yaml, load_yaml, parse
 from rewardproof.errors import CheckpointError, ConfigError, StorageError
 from rewardproof.merging.experts import Merge
-from rewardproof.report import markdown_table
+from rewardproof.report import Table, markdown_table
 from rewardproof.stages.align import Align
+from rewardproof.stages.optimisation_tables import picks_table, policies_table
 from rewardproof.stages.stress_pools import PoolSettings
 from rewardproof.stages.study_cell import Place, drop_models, finished, needed, run_cell, train_again
 from rewardproof.stages.study_plan import Cell, Study, unfold
 from rewardproof.stages.study_settings import first_difference
-from rewardproof.stages.study_tables import load_settings, setting_table
+from rewardproof.stages.study_tables import SettingRows, load_settings, setting_table
 from rewardproof.stages.train import Train
 
 STUDY_FILE = "study.yaml"
@@ -246,7 +247,16 @@ def _tables(config: Study, out: Path) -> str:
         for name in config.settings
         if name in found
     ]
-    return "\n".join(f"## {name}\n\n{markdown_table(setting_table(rows, methods))}\n" for name, rows, methods in shown if methods)
+    return "\n".join(
+        f"## {name}\n\n" + "\n\n".join(map(markdown_table, _of_setting(rows, methods))) + "\n" for name, rows, methods in shown if methods
+    )
+
+
+def _of_setting(rows: SettingRows, methods: Sequence[str]) -> list[Table]:
+    """The tables of one setting: held-out pairs, and where they were judged so, picks from every pool and policies."""
+    pools = dict.fromkeys(name for method in methods for row in rows.rows[method].values() for name in row.get("best_of_n", {}))
+    found = [setting_table(rows, methods), *(picks_table(rows, pool) for pool in pools)]
+    return [*found, policies_table(rows)] if rows.policies else found
 
 
 def _write_new(file: Path, value: Mapping[str, Any]) -> None:

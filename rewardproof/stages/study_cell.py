@@ -18,13 +18,15 @@ from rewardproof.artifacts import Progress, RunDirectory, plain, provenance, wri
 from rewardproof.config import Section, dump_yaml, parse
 from rewardproof.evaluation import pair_accuracy, pair_outcomes
 from rewardproof.merging.divergence import expert_divergence
+from rewardproof.merging.experts import Merge
 from rewardproof.models.checkpoints import load_reward_model, load_tokenizer
 from rewardproof.models.precision import default_device, resolve_precision
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.report import format_interval
-from rewardproof.scoring import ModelEnsemble
+from rewardproof.scoring import AnyModel, ModelEnsemble
 from rewardproof.stages.member_context import MemberContext
-from rewardproof.stages.study_judging import best_of_n_found, policies_found, recombine, run_policies
+from rewardproof.stages.members import average_members
+from rewardproof.stages.study_judging import best_of_n_found, members_of, policies_found, recombine, run_policies
 from rewardproof.stages.study_plan import PLACEHOLDER, Cell
 from rewardproof.stages.train import prepared_for
 from rewardproof.stages.train import run as run_train
@@ -34,7 +36,7 @@ from rewardproof.stages.weighing import Weighing, merge_mixture
 Settings = TypeVar("Settings", bound=Section)
 KEPT = ("parameters", "forward_gflops", "precision", "rows", "mixture", "merge", "best_of_n")
 """What of a report goes into the row as it is."""
-BULKY = ("model", "moe", "members", "checkpoints")
+BULKY = ("model", "moe", "members", "member_scores", "checkpoints")
 """What of a run is deleted once nothing needs it any more."""
 
 
@@ -110,7 +112,9 @@ def run_cell(cell: Cell, place: Place) -> Found:
         return Found(place.anonymous(plain({"study": place.study, **_head(cell, found.pop("headline")), **found, **_tail(cell)})))
     report = json.loads((folder / "report.json").read_text())
     outcomes = json.loads((folder / "held_out.json").read_text())
-    picks = best_of_n_found(_model(cell, place), cell.config, {name: place.resolved(pool) for name, pool in cell.pools.items()})
+    pools = {name: place.resolved(pool) for name, pool in cell.pools.items()}
+    kept = cell.folder(place.out, cell.of if cell.combine else "") / "member_scores"
+    picks = best_of_n_found(_model(cell, place), place.resolved(cell.config), pools, kept=kept)
     return _found(cell, place, (report if measured else report | {"peak_memory_gb": None}) | picks, outcomes)
 
 
@@ -159,37 +163,45 @@ def _judge_again(cell: Cell, place: Place) -> None:
     """Judge what another method left, as it is, folded or combined in another way, on the same held-out pairs."""
     config, folder = place.resolved(cell.config), cell.folder(place.out)
     spec = needed(cell, cell.of, place.out)
-    tokenizer = load_tokenizer(str(spec if cell.combine is None else config.model))
+    members = [entry.model for entry in members_of(spec).members] if cell.of_ensemble else []
+    tokenizer = load_tokenizer(members[0] if members else str(spec))
     prepared = prepared_for(config, tokenizer)
     directory = RunDirectory(folder, config)
     results: dict[str, Any] = {"rows": prepared.rows}
+    context = MemberContext(config, prepared, tokenizer, directory, False, place.progress)
     if cell.combine is not None:
-        judge: RewardModel | ModelEnsemble = ModelEnsemble.load(spec, precision=config.compute.precision)
         recombine(spec, cell.combine, _model(cell, place))
+        judge: AnyModel = ModelEnsemble.load(_model(cell, place), precision=config.compute.precision)
     else:
-        context = MemberContext(config, prepared, tokenizer, directory, False, place.progress)
-        model = load_reward_model(str(spec))[0].to(default_device())  # pyright: ignore[reportArgumentType]
-        judge = context.reward_model(model)
-        if cell.merge is None:
-            results["mixture"] = {"divergence": expert_divergence(model)}
-        else:
-            work = Weighing(
-                cell.merge,
-                prepared=prepared,
-                compute=config.compute,
-                folder=folder / "checkpoints",
-                seed=config.seed,
-                record=directory.log,
-                progress=place.progress,
-            )
-            results["merge"] = merge_mixture(judge, work)
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        loaded = [load_reward_model(one)[0].to(default_device()) for one in members or [str(spec)]]  # pyright: ignore[reportArgumentType]
+        judge = context.reward_model(average_members(loaded))
+        if cell.merge is not None:
+            results["merge"] = _merged(cell.merge, judge, context)
+        elif not members:
+            results["mixture"] = {"divergence": expert_divergence(judge.model)}
         judge.save(_model(cell, place), dtype=config.compute.weights_dtype)
     results |= {"precision": resolve_precision(config.compute.precision, default_device()), "parameters": judge.parameters}
     rewards = scored(judge, prepared.held_out_tokens, place.progress)
     accuracy = pair_accuracy(prepared.held_out, rewards)
     directory.write_json("held_out.json", pair_outcomes(prepared.held_out, rewards))
     directory.finish(f"held-out accuracy {format_interval(accuracy.overall)}", {**results, "accuracy": accuracy.as_dict()})
+
+
+def _merged(merge: Merge, mixture: RewardModel, context: MemberContext) -> dict[str, Any]:
+    """Fold a mixture in place."""
+    folder = context.directory.path / "checkpoints"
+    work = Weighing(
+        merge,
+        prepared=context.prepared,
+        compute=context.config.compute,
+        folder=folder,
+        seed=context.config.seed,
+        record=context.directory.log,
+        progress=context.progress,
+    )
+    found = merge_mixture(mixture, work)
+    shutil.rmtree(folder, ignore_errors=True)
+    return found
 
 
 def _found(cell: Cell, place: Place, report: Mapping[str, Any], outcomes: dict[str, Any]) -> Found:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rewardproof.artifacts import LOG, Progress, write_whole
 from rewardproof.config import dump_yaml, load_yaml, parse
+from rewardproof.data import Group
 from rewardproof.evaluation import BestOfNRuns, PolicyRuns
 from rewardproof.models.cost import products_per_token
 from rewardproof.models.reward_model import RewardModel
@@ -22,8 +25,15 @@ from rewardproof.stages.stress_pools import PoolSettings, read_pools
 from rewardproof.stages.train import Train
 
 
-def best_of_n_found(model: Path, config: Train, pools: Mapping[str, PoolSettings]) -> dict[str, Any]:
-    """What a model picks from every pool, and what a forward pass of it costs; empty where there is no pool."""
+def best_of_n_found(model: Path, config: Train, pools: Mapping[str, PoolSettings], *, kept: Path) -> dict[str, Any]:
+    """What a model picks from every pool, and what a forward pass of it costs; empty where there is no pool.
+
+    Args:
+        model: A reward model or an ensemble.
+        config: How it was trained.
+        pools: What it picks from.
+        kept: Folder of the scores by an ensemble's members, which other ways to combine them need too.
+    """
     if not pools:
         return {}
     compute = config.compute
@@ -33,8 +43,18 @@ def best_of_n_found(model: Path, config: Train, pools: Mapping[str, PoolSettings
         read = read_pools(settings)
         gold = load_scorer(settings.gold, precision=compute.precision).score(read.groups)
         keys = [group.prompt_key for group in read.groups]
-        found[name] = {"rows": read.rows, **BestOfNRuns([scorer.score(read.groups)], gold, read.ns, keys).stored()}
-    return {"best_of_n": found, "forward_gflops": round(_forward_gflops(scorer), 4)}
+        scores = _combined(scorer, read.groups, kept / f"{name}.json") if isinstance(scorer, ModelEnsemble) else scorer.score(read.groups)
+        found[name] = {"rows": read.rows, **BestOfNRuns([scores], gold, read.ns, keys).stored()}
+    return {"best_of_n": found, "forward_gflops": float(f"{_forward_gflops(scorer):.4g}")}
+
+
+def _combined(ensemble: ModelEnsemble, pools: Sequence[Group], file: Path) -> list[tuple[float, ...]]:
+    """An ensemble's scores, out of its members' where those are known already."""
+    if not file.exists():
+        made = ensemble.by_member(pools)
+        write_whole(file, json.dumps([scores_MN.tolist() for scores_MN in made]))
+        return ensemble.combined(made)
+    return ensemble.combined([np.array(scores_MN) for scores_MN in json.loads(file.read_text())])
 
 
 def _forward_gflops(scorer: Scorer) -> float:
@@ -43,12 +63,17 @@ def _forward_gflops(scorer: Scorer) -> float:
     return sum(2 * products_per_token(one.model) for one in models) / 1e9
 
 
-def recombine(ensemble: Path, how: Combine, target: Path) -> None:
-    """Write an ensemble of the same members that judge in another way."""
+def members_of(ensemble: Path) -> EnsembleFile:
+    """What an ensemble says of itself, its members by their whole paths."""
     found = parse(EnsembleFile, load_yaml((ensemble / ENSEMBLE_FILE).read_text(), origin=str(ensemble)))
     members = [entry.model_copy(update={"model": str((ensemble / entry.model).resolve())}) for entry in found.members]
+    return found.model_copy(update={"members": tuple(members)})
+
+
+def recombine(ensemble: Path, how: Combine, target: Path) -> None:
+    """Write an ensemble of the same members that judge in another way."""
     target.mkdir(parents=True, exist_ok=True)
-    write_whole(target / ENSEMBLE_FILE, dump_yaml(found.model_copy(update={"combine": how, "members": tuple(members)})))
+    write_whole(target / ENSEMBLE_FILE, dump_yaml(members_of(ensemble).model_copy(update={"combine": how})))
 
 
 def run_policies(config: Align, runs: int, folder: Path, resolved: Callable[[Align], Align], progress: Progress) -> None:

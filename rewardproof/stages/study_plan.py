@@ -22,7 +22,7 @@ from rewardproof.stages.train import Train, check_settings
 SEED_STRIDE = 1000
 """Distance of two cells' training seeds, so that the members of one are never the members of the next."""
 OWNED = ("seed", "split_seed")
-DEEDS = ("take", "merge", "combine", "align")
+DEEDS = ("take", "merge", "combine", "average", "align")
 """What may be done with what another method left."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_.]*(?:-[a-z0-9_.]+)*")
 PLACEHOLDER = re.compile(r"\$([A-Za-z_]\w*)")
@@ -39,7 +39,8 @@ class Study(Section):
     methods: dict[str, dict[str, Any]]
     """Either `recipe`, keys of `train`, and `reuse` (a method whose model of the same setting and seed is the first member); or `of` (a
     method) with what to do with what that left: `take: moe` (judge the mixture itself), `merge` (fold it in another way), `combine` (let
-    the members of an ensemble judge in another way), or `align` (optimise `runs` policies against it, by a recipe of `align`)."""
+    the members of an ensemble judge in another way), `average: weights` (make them one model, as WARM does), or `align` (optimise `runs`
+    policies against it, by a recipe of `align`)."""
     seeds: Integers = (0,)
     """Each draws its own split by prompt, its own data order and its own initial weights."""
     common: dict[str, Any] = {}
@@ -69,7 +70,8 @@ class Cell:
         of: The method whose model or mixture is used, or nothing.
         merge: How that mixture is folded.
         combine: How the members of that ensemble judge.
-        align: How policies are optimised against it. Without these three, the mixture is judged as it is.
+        average: Make the members of that ensemble one model.
+        align: How policies are optimised against it. Without any of these, the mixture is judged as it is.
         runs: How many policies.
         pools: What the model picks the best of n from.
     """
@@ -82,6 +84,7 @@ class Cell:
     of: str = ""
     merge: Merge | None = None
     combine: Combine | None = None
+    average: bool = False
     align: Align | None = None
     runs: int = 1
     pools: Mapping[str, PoolSettings] = field(default_factory=dict)
@@ -89,7 +92,12 @@ class Cell:
     @property
     def takes_mixture(self) -> bool:
         """Whether what it needs of `of` is the mixture, not the delivered model."""
-        return bool(self.of) and self.combine is None and self.align is None
+        return bool(self.of) and not self.of_ensemble and self.align is None
+
+    @property
+    def of_ensemble(self) -> bool:
+        """Whether it does something with the members of an ensemble."""
+        return self.average or self.combine is not None
 
     @property
     def name(self) -> str:
@@ -113,6 +121,8 @@ class Cell:
             found["merge"] = self.merge.model_dump(mode="json") if self.merge else None
         if self.combine is not None:
             found["combine"] = self.combine.model_dump(mode="json")
+        if self.average:
+            found["average"] = "weights"
         if self.align is not None:
             found |= {"align": self.align.model_dump(mode="json"), "runs": self.runs}
         if self.pools:
@@ -257,13 +267,11 @@ def _derived(study: Study, where: tuple[str, str, int], made: Mapping[str, Cell]
         raise ConfigError(f"Got take={own['take']!r}, expected moe: that is what a run with experts leaves. Write take: moe.")
     parent = made[str(own["of"])]
     cell = Cell(setting, method, seed, parent.config, (parent.method, *parent.parents), parent.method, pools=_pools(study, setting))
-    keys = cast("dict[str, Any]", own[deeds[0]] or {})
+    keys = cast("Any", own[deeds[0]] or {})
     if deeds[0] == "align":
         return _aligned(study, cell, parent, keys)
-    if deeds[0] == "combine":
-        if parent.of or parent.config.ensemble is None:
-            raise ConfigError(f"of={parent.method} is no ensemble, expected one whose members can judge in another way; name another.")
-        return replace(cell, combine=parse(Combine, deep_merge(parent.config.ensemble.model_dump(), keys)))
+    if deeds[0] in ("combine", "average"):
+        return _of_members(cell, parent, deeds[0], keys)
     if parent.of or parent.config.upcycle is None or parent.config.members > 1:
         raise ConfigError(f"of={parent.method} leaves no mixture, expected a method whose recipe upcycles; name another.")
     if deeds[0] == "take":
@@ -272,6 +280,17 @@ def _derived(study: Study, where: tuple[str, str, int], made: Mapping[str, Cell]
     merge = parse(Merge, deep_merge(base, keys))
     _require_unseen_prompts(parent, merge)
     return replace(cell, merge=merge)
+
+
+def _of_members(cell: Cell, parent: Cell, deed: str, keys: Any) -> Cell:
+    """The members of an ensemble judging in another way, or made one model."""
+    if parent.of or parent.config.ensemble is None:
+        raise ConfigError(f"of={parent.method} is no ensemble, expected one whose members can be joined in another way; name another.")
+    if deed == "combine":
+        return replace(cell, combine=parse(Combine, deep_merge(parent.config.ensemble.model_dump(), keys)))
+    if keys != "weights":
+        raise ConfigError(f"Got average={keys!r}, expected weights: scores are averaged by combine. Write average: weights.")
+    return replace(cell, average=True)
 
 
 def _aligned(study: Study, cell: Cell, parent: Cell, keys: Mapping[str, Any]) -> Cell:

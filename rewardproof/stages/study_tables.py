@@ -140,6 +140,19 @@ def setting_table(setting: SettingRows, methods: Sequence[str] = (), columns: Se
     baselines = [name for name in BASELINES if name in setting.rows]
     records = [_record(setting, method, baselines) for method in shown]
     records.append(_length_record(setting, max(shown, key=lambda method: len(setting.rows[method]))))
+    return chosen_columns(records, columns)
+
+
+def chosen_columns(records: Sequence[Mapping[str, Cell]], columns: Sequence[str]) -> Table:
+    """Records of the same keys as a table: all columns that any record fills, or some.
+
+    Args:
+        records: The first names the columns, "method" among them.
+        columns: Which, beside "method", in which order; all if empty.
+
+    Raises:
+        EvaluationError: There is no such column.
+    """
     names = [name for name in records[0] if name == "method" or any(record.get(name) for record in records)]
     for column in columns:
         if column not in names:

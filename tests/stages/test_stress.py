@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,25 +21,6 @@ from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.scoring import Combine, ModelEnsemble, Scale, load_scorer, method_names
 from rewardproof.stages import stress_pools
 from rewardproof.stages.stress import Stress, run
-
-
-@pytest.fixture(scope="module")
-def pool_file(tmp_path_factory: pytest.TempPathFactory, write_jsonl: Callable[..., Path]) -> Path:
-    """20 prompts with 9 answers each, scored by their data."""
-    draw = random.Random(0)
-
-    def words(count: int) -> str:
-        return " ".join(f"w{draw.randrange(90)}" for _ in range(count))
-
-    rows = [
-        {
-            "prompt": f"w{number} {words(3)}",
-            "answers": [words(draw.randint(2, 6)) for _ in range(9)],
-            "scores": [draw.random() for _ in range(9)],
-        }
-        for number in range(20)
-    ]
-    return write_jsonl(tmp_path_factory.mktemp("pools") / "pools.jsonl", rows)
 
 
 @pytest.fixture(scope="module")

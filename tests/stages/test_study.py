@@ -265,7 +265,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"methods": {"a": {"recipe": "dense", "seed": 4}}}, "Got seed=4, expected none"),
     ({"methods": {"a": {"recipe": "dense", "split": 0}}}, "holds nothing out"),
     ({"methods": {"umm": {"recipe": "umm"}, "a": {"of": "um", "take": "moe"}}}, r"needs 'um' \(did you mean 'umm'\?\)"),
-    ({"methods": {"umm": {"recipe": "umm"}, "a": {"of": "umm"}}}, "of take, merge, combine, align, expected one"),
+    ({"methods": {"umm": {"recipe": "umm"}, "a": {"of": "umm"}}}, "of take, merge, combine, average, align, expected one"),
     ({"methods": {"umm": {"recipe": "umm"}, "a": {"of": "umm", "take": "model"}}}, "Got take='model', expected moe"),
     ({"methods": {"umm": {"recipe": "umm"}, "a": {"of": "umm", "tke": "moe"}}}, r"Unknown key 'tke' \(did you mean 'take'\?\)"),
     ({"methods": {"dense": {"recipe": "dense"}, "a": {"of": "dense", "take": "moe"}}}, "of=dense leaves no mixture"),
