@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rewardproof.policy.rewards import DISAGREEMENT
+
 log = logging.getLogger(__name__)
 
 NAMES = {
     "kl": ("kl", "objective/kl"),
     "reward": ("reward", "objective/scores"),
     "length": ("completions/mean_length", "answer_tokens"),
-    "disagreement": ("ensemble/disagreement",),
+    "disagreement": (DISAGREEMENT,),
 }
 """What is watched, and what trainers call it in their logs."""
 PREFIX = "hacking/"

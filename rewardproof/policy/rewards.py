@@ -14,7 +14,10 @@ from torch import Tensor
 
 from rewardproof.errors import EvaluationError
 from rewardproof.policy.rollouts import Rollouts
-from rewardproof.scoring import Scale, Scorer
+from rewardproof.scoring import Scale, Scorer, score_and_disagreement
+
+DISAGREEMENT = "ensemble/disagreement"
+"""What the log calls how far an ensemble's members are apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class ScoredAnswers:
         self.cut_penalty = cut_penalty
         self.limit = limit
         self._weights = tuple(weights) or (1.0,) * len(scorers)
+        self._apart: list[float] = []
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -97,8 +101,11 @@ class ScoredAnswers:
     def rewards(self, rollouts: Rollouts, moment: Moment) -> Tensor:
         """Each answer's score at its last token."""
         tables: list[Tensor] = []
+        self._apart = []
         for name, scorer in self.scorers.items():
-            reward_B = torch.from_numpy(self.scales[name].standardised(raw_scores(scorer, rollouts, moment, name=name)))
+            found, apart = score_and_disagreement(scorer, rollouts.groups, moment)
+            self._apart += [] if apart is None else [apart]
+            reward_B = torch.from_numpy(self.scales[name].standardised(_checked(found, rollouts, name=name)))
             if self.limit:
                 reward_B = reward_B.clamp(-self.limit, self.limit)
             if not tables:
@@ -111,8 +118,8 @@ class ScoredAnswers:
         return self._weights
 
     def learn(self, rollouts: Rollouts, rewards_SBT: Tensor, moment: Moment) -> Mapping[str, float]:
-        """Nothing: these scorers do not change."""
-        return {}
+        """Nothing, since these scorers do not change; where there are ensembles, how far their members were apart on the answers."""
+        return {DISAGREEMENT: float(np.mean(self._apart))} if self._apart else {}
 
     def state(self) -> Mapping[str, Any]:
         """Empty."""
@@ -128,7 +135,10 @@ def raw_scores(scorer: Scorer, rollouts: Rollouts, moment: Moment, *, name: str)
     Raises:
         EvaluationError: A score is missing or not finite.
     """
-    found = scorer.score(rollouts.groups, context=moment)
+    return _checked(scorer.score(rollouts.groups, context=moment), rollouts, name=name)
+
+
+def _checked(found: Sequence[Sequence[float]], rollouts: Rollouts, *, name: str) -> NDArray[np.float64]:
     counts = [len(group.answers) for group in rollouts.groups]
     if [len(row) for row in found] != counts:
         raise EvaluationError(

@@ -1,7 +1,7 @@
 """Scorers: anything that gives each answer of a group a number."""
 
 from rewardproof.scoring.combination import Combination, Scale, combine, disagreement
-from rewardproof.scoring.ensemble import Combine, Ensemble
+from rewardproof.scoring.ensemble import Combine, Ensemble, score_and_disagreement
 from rewardproof.scoring.gold import CheckableGold
 from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, ModelEnsemble
 from rewardproof.scoring.remote import RemoteScorer
@@ -27,5 +27,6 @@ __all__ = [
     "load_model",
     "load_scorer",
     "method_names",
+    "score_and_disagreement",
     "stream_names",
 ]

@@ -75,7 +75,14 @@ class Ensemble:
 
     def disagreement(self, groups: Sequence[Group], context: object = None) -> list[tuple[float, ...]]:
         """Variance of the members' scores for every answer of every group."""
-        return [tuple(disagreement(scores_MN).tolist()) for scores_MN in self.by_member(groups, context)]
+        return _apart(self.by_member(groups, context))
+
+    def score_with_disagreement(
+        self, groups: Sequence[Group], context: object = None
+    ) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
+        """What `score` and `disagreement` give, for one reading by the members."""
+        by_member = self.by_member(groups, context)
+        return self.combined(by_member), _apart(by_member)
 
     def combined(self, scores: Sequence[Floats]) -> list[tuple[float, ...]]:
         """Members' standardised scores made one, groups of `(M, N)` to groups of N."""
@@ -103,3 +110,15 @@ class Ensemble:
                     "order. Correct that scorer."
                 )
         return [np.stack([self.scales[name].standardised(rows[place]) for name, rows in scores.items()]) for place in range(len(sizes))]
+
+
+def _apart(by_member: Sequence[Floats]) -> list[tuple[float, ...]]:
+    return [tuple(disagreement(scores_MN).tolist()) for scores_MN in by_member]
+
+
+def score_and_disagreement(scorer: Scorer, groups: Sequence[Group], context: object = None) -> tuple[list[tuple[float, ...]], float | None]:
+    """Scores of groups, and how far an ensemble's members are apart on them: the mean over answers of their variance; `None` for others."""
+    if not isinstance(scorer, Ensemble):
+        return scorer.score(groups, context), None
+    scores, apart = scorer.score_with_disagreement(groups, context)
+    return scores, float(np.mean([value for row in apart for value in row]))

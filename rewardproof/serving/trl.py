@@ -16,7 +16,8 @@ from typing import Any
 
 from rewardproof.data.group import Group, Message
 from rewardproof.errors import ConfigError
-from rewardproof.scoring import Scorer, load_scorer, stream_names
+from rewardproof.policy.rewards import DISAGREEMENT
+from rewardproof.scoring import Scorer, load_scorer, score_and_disagreement, stream_names
 
 VARIABLE = "REWARDPROOF_REWARD"
 """Environment variable that names the scorer of `reward`."""
@@ -48,11 +49,15 @@ class TrlReward:
         Args:
             prompts: Texts, which are joined with their completions as they are, or messages, which take the reward model's template.
             completions: As many, of the same kind.
-            columns: The data's other columns; programs find them in a group's `meta`.
+            columns: The data's other columns; programs find them in a group's `meta`. Where TRL hands over its log, it gains how far an
+                ensemble's members are apart, which `HackingCallback` watches.
         """
         known = {name: values for name, values in columns.items() if name not in _OF_TRL and isinstance(values, Sequence)}
         groups = [_group([completions[place] for place in run], prompts[run[0]], run[0], known) for run in _runs(prompts)]
-        return [score for row in self.scorer.score(groups) for score in row]
+        scores, apart = score_and_disagreement(self.scorer, groups)
+        if apart is not None and (log := columns.get("log_metric")) is not None:
+            log(DISAGREEMENT, apart)
+        return [score for row in scores for score in row]
 
 
 def _runs(prompts: Sequence[Text]) -> list[list[int]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewardproof.artifacts import Progress, RunDirectory, writing
+from rewardproof.artifacts import Progress, RunDirectory, silent, writing
 from rewardproof.data import Group
 from rewardproof.errors import EvaluationError
 from rewardproof.evaluation import BestOfNRuns, Hacking
@@ -117,19 +117,29 @@ def _scored(
     started = time.perf_counter()
     if len(kept) < len(pools):
         scorer = sharing_trunk(spec, precision=config.precision, layers=config.layers, limit_gb=config.trunk_cache_gb)
-        with writing(file), file.open("a") as stream:
-            for start in range(len(kept), len(pools), CHUNK):
-                chunk = pools[start : start + CHUNK]
-                made = scorer.score(chunk)
-                stream.write(
-                    "".join(json.dumps({"prompt": group.prompt_key, "scores": row}) + "\n" for group, row in zip(chunk, made, strict=True))
-                )
-                stream.flush()
-                kept += made
-                progress(f"scoring with {spec}", len(kept), len(pools))
+        kept = score_pools(scorer, file, pools, progress=lambda _, done, total: progress(f"scoring with {spec}", done, total))
         if retries := getattr(scorer, "retries", 0):
             directory.log({"phase": "scoring", "scorer": spec, "retries": retries})
     return kept, time.perf_counter() - started
+
+
+def score_pools(scorer: Scorer, file: Path, pools: Sequence[Group], *, progress: Progress = silent) -> Scores:
+    """Scores of all pools, written to a file as they come; those that an interrupted run wrote there are taken as they are.
+
+    Raises:
+        EvaluationError: The file has scores of other pools.
+    """
+    kept = _kept(file, pools)
+    with writing(file), file.open("a") as stream:
+        for start in range(len(kept), len(pools), CHUNK):
+            chunk = pools[start : start + CHUNK]
+            made = scorer.score(chunk)
+            rows = ({"prompt": group.prompt_key, "scores": row} for group, row in zip(chunk, made, strict=True))
+            stream.write("".join(json.dumps(row) + "\n" for row in rows))
+            stream.flush()
+            kept += made
+            progress("scoring", len(kept), len(pools))
+    return kept
 
 
 def _kept(file: Path, pools: Sequence[Group]) -> Scores:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rewardproof.data import Group, Message, read_groups
 from rewardproof.errors import ConfigError
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.policy.rewards import DISAGREEMENT
 from rewardproof.scoring import CheckableGold, Combine, ModelEnsemble, Scale
 from rewardproof.serving import trl as adapter
 from rewardproof.serving.trl import TrlReward, reward
@@ -59,6 +60,15 @@ def test_a_program_finds_its_columns() -> None:
     assert found == pytest.approx([score for group in groups for score in group.scores or ()], abs=1e-4)
 
 
+def test_trls_log_gains_how_far_the_members_are_apart(scorers: dict[str, Any]) -> None:
+    logged: dict[str, float] = {}
+    for name in ("model", "ensemble"):
+        TrlReward(scorers[name])([user("w1"), user("w2")], [says("w3"), says("w4 w5")], log_metric=logged.__setitem__)
+    groups = [Group((Message("user", prompt),), ((Message("assistant", text),),)) for prompt, text in (("w1", "w3"), ("w2", "w4 w5"))]
+    apart = [value for row in scorers["ensemble"].disagreement(groups) for value in row]
+    assert logged == {DISAGREEMENT: pytest.approx(sum(apart) / 2, rel=1e-5)}
+
+
 def test_the_command_lines_reward_is_named_by_the_environment(
     reward_dir: Path, scorers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,3 +107,6 @@ def test_trls_trainer_takes_it(name: str, scorers: dict[str, Any], base_dir: Pat
     logged = [entry["rewards/ours/mean"] for entry in trainer.state.log_history if "rewards/ours/mean" in entry]
     assert len(logged) == 2
     assert all(value == value for value in logged)
+    apart = [entry[DISAGREEMENT] for entry in trainer.state.log_history if DISAGREEMENT in entry]
+    assert len(apart) == (2 if name == "ensemble" else 0)
+    assert all(value > 0 for value in apart)

@@ -134,6 +134,8 @@ def test_a_row_of_policies_has_what_their_runs_found(made: Path) -> None:
     assert {config["reward"][0] for config in configs} == {str(made / "runs" / "toy" / "worst_case" / "0" / "model")}
     assert found["config"]["align"]["reward"] == ["$OUT/runs/toy/worst_case/0/model"]
     assert set(found["seconds_by_phase"]) >= {"generation", "scoring", "update", "all"}
+    told = [json.loads(line) for line in (folders[0] / "log.jsonl").read_text().splitlines()]
+    assert all(record["ensemble/disagreement"] > 0 for record in told if record["phase"] == "optimising")
     assert row(made, "rloo_gentle")["config"]["align"]["optimise"]["kl"]["coefficient"] == 0.5
 
 
