@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 
 import pytest
 
@@ -21,36 +20,6 @@ Answer = Callable[[dict], tuple[int, str]]
 def lengths(body: dict) -> tuple[int, str]:
     rows = [[len(answer[0]["content"]) for answer in group["answers"]] for group in body["groups"]]
     return 200, json.dumps({"rewards": rows})
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., str]]:
-    """`serve(first, second, …)`: an address that answers each request by the next function, the last one for ever."""
-    servers = []
-
-    def start(*answers: Answer) -> str:
-        waiting = list(answers)
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, text = (waiting.pop(0) if len(waiting) > 1 else waiting[0])(body)
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}/score"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def test_groups_go_out_in_batches_and_scores_come_back_in_order(serve) -> None:
