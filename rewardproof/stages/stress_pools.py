@@ -12,7 +12,7 @@ from pydantic import Field
 
 from rewardproof.artifacts import Progress, RunDirectory, writing
 from rewardproof.config import Integers, Section, Strings
-from rewardproof.data import Group, Message, read_groups, split_position
+from rewardproof.data import Group, Message, merge_single_answers, read_groups, split_position
 from rewardproof.errors import ConfigError, DataError, EvaluationError
 from rewardproof.models.checkpoints import load_causal
 from rewardproof.models.precision import default_device, resolve_precision, weights_dtype
@@ -28,7 +28,7 @@ class PoolSettings(Section):
     """Prompts with many answers each, the values of n, and who judges the picks."""
 
     pool: Strings = ("embedded:checkable/pool64",)
-    """Prompts with many answers each: files, folders, hub ids or `embedded:…`."""
+    """Prompts with many answers each, in one row or one row an answer: files, folders, hub ids or `embedded:…`."""
     gold: str = "embedded:checkable"
     """Who judges: `embedded:checkable`, `scores` (those of the data), a reward model, an ensemble, or a server's address."""
     n: Integers = ()
@@ -76,7 +76,7 @@ def read_pools(config: PoolSettings, *, sample: int = 0) -> Pools:
         raise ConfigError(f"gold={GIVEN} with sample={sample}, expected a judge that reads answers: sampled ones have no scores yet.")
     purpose = "answer" if sample else "score"
     found = read_groups(config.pool, format=config.format, text=config.text, on_bad=config.on_bad, purpose=purpose)
-    groups = sorted(_wanted(config, found.groups), key=lambda group: group.prompt_key)
+    groups = sorted(_wanted(config, merge_single_answers(found.groups)), key=lambda group: group.prompt_key)
     if not groups:
         raise DataError(
             f"{', '.join(config.pool)}: none of {len(found.groups)} prompts is left after share= and without=, expected some; widen the "

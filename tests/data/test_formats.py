@@ -301,3 +301,12 @@ def test_bad_rows_are_refused_with_a_plain_reason(name: str, row: dict[str, Any]
         find_format(name).to_group(row)
     assert message in str(caught.value)
     assert caught.value.reason in REASONS
+
+
+def test_the_second_answers_of_a_weighted_judge_alone_make_pools() -> None:
+    row = {"instruction": "Say hi.", "output_1": "Hello.", "output_2": "Hi!", "generator_2": "m", "preference": 1.875}
+    group = find_format("alpaca_eval:answers").to_group(row)
+    assert (group.answer_texts, group.scores, group.meta["generator_2"]) == (("Hi!",), (0.875,), "m")
+    assert find_format("alpaca_eval:answers").to_group({**row, "preference": None}).scores is None
+    with pytest.raises(ConfigError, match="alpaca_eval:answers or one of"):
+        find_format("alpaca_eval:outputs")

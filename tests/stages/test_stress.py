@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -193,3 +195,16 @@ def test_the_command_prints_the_headline(models, pool_file: Path, tmp_path: Path
     assert CliRunner().invoke(app, [*arguments, "--resume"]).exit_code == 0
     rewards = np.array([json.loads(line)["scores"] for line in (tmp_path / "out" / "scores" / "0.jsonl").read_text().splitlines()])
     assert rewards.shape == (20, 9)
+
+
+def test_answers_in_rows_of_their_own_make_pools(models, tmp_path: Path, write_jsonl: Callable[..., Path]) -> None:
+    draw = random.Random(0)
+    rows = [
+        {"instruction": f"w{prompt}", "output_1": "w1", "output_2": f"w{draw.randrange(90)} w{answer}", "preference": 1 + draw.random()}
+        for answer in range(5)
+        for prompt in range(4)
+    ]
+    config = settings(models[:1], write_jsonl(tmp_path / "rows.jsonl", rows), format="alpaca_eval:answers")
+    found = run(config, tmp_path / "out").results
+    assert found["answers"] == {5: 4} or found["answers"] == {"5": 4}
+    assert found["methods"]["a"]["random_gold"]["estimate"] == pytest.approx(sum(row["preference"] - 1 for row in rows) / 20)

@@ -6,7 +6,7 @@ import difflib
 
 from rewardproof.data.checks import BadRow
 from rewardproof.data.formats import dsp
-from rewardproof.data.formats.alpaca_eval import ALPACA_EVAL
+from rewardproof.data.formats.alpaca_eval import ALPACA_ANSWERS, ALPACA_EVAL
 from rewardproof.data.formats.benchmarks import LLMBAR, REWARDBENCH, RM_BENCH, RMB
 from rewardproof.data.formats.dsp import DSP
 from rewardproof.data.formats.fields import Format, JsonRow
@@ -57,7 +57,7 @@ def detect(row: JsonRow) -> Format:
 
 
 def find_format(name: str) -> Format:
-    """The format of that name; `dsp:DOMAIN` is `dsp` with one domain's answer preferred.
+    """The format of that name; `dsp:DOMAIN` is `dsp` with one domain's answer preferred, `alpaca_eval:answers` the second answers alone.
 
     Raises:
         ConfigError: For an unknown name; names the nearest.
@@ -65,10 +65,12 @@ def find_format(name: str) -> Format:
     base, _, argument = name.partition(":")
     if base == "dsp" and argument:
         return dsp.for_domain(argument)
+    if name == ALPACA_ANSWERS.name:
+        return ALPACA_ANSWERS
     if name in FORMATS:
         return FORMATS[name]
     nearest = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0)[0]
     raise ConfigError(
-        f"Unknown data format {name!r}; expected auto, dsp:DOMAIN or one of {', '.join(FORMATS)}. The format says which column holds the "
-        f"preferred answer, so none is guessed from a misspelt name; did you mean {nearest!r}?"
+        f"Unknown data format {name!r}; expected auto, dsp:DOMAIN, alpaca_eval:answers or one of {', '.join(FORMATS)}. The format says "
+        f"which column holds the preferred answer, so none is guessed from a misspelt name; did you mean {nearest!r}?"
     )

@@ -19,6 +19,17 @@ def to_group(row: JsonRow) -> Group:
     return Group(prompt, answers, _scores(row.get("preference")), **shared_columns(row, _USED))
 
 
+def to_answer(row: JsonRow) -> Group:
+    """Read the second answer alone, with the probability that it beats the first: a weighted judge's gold for it."""
+    scores = _scores(row.get("preference"))
+    return Group(
+        user(instruction_of(row)),
+        (assistant(text_of(row, "output_2")),),
+        None if scores is None else scores[1:],
+        **shared_columns(row, _USED),
+    )
+
+
 def instruction_of(row: JsonRow) -> str:
     """The instruction, followed by its input where it has one (the Alpaca convention)."""
     instruction = text_of(row, "instruction")
@@ -40,3 +51,6 @@ def _scores(preference: object) -> tuple[float, float] | None:
 _USED = ("instruction", "input", "output_1", "output_2", "preference")
 
 ALPACA_EVAL = Format("alpaca_eval", "AlpacaEval: instruction, output_1, output_2, preference in [1, 2]", matches, to_group)
+ALPACA_ANSWERS = Format(
+    "alpaca_eval:answers", "AlpacaEval, the second answers alone, each scored against its baseline: pools", matches, to_answer
+)
