@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from rewardproof.config import Section
 from rewardproof.data.encoding import EncodedGroup
-from rewardproof.errors import ModelError
+from rewardproof.errors import ConfigError, ModelError
 from rewardproof.merging.fold import coefficients, fold, fold_deltas
 from rewardproof.models.experts import DeltaExperts, FullExperts, UpcycledSparseMoeBlock, feed_forward
 from rewardproof.models.families import Weights, family_of
@@ -27,8 +27,8 @@ class Merge(Section):
 
     method: Literal["uniform", "routing_mass", "learned"] = "learned"
     """Coefficients of the routed experts: equal, the router's mean weights, or learned from there on held-out preferences."""
-    shared_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Coefficient λ of the shared expert; the routed ones share the rest."""
+    shared_weight: Annotated[float, Field(ge=0, le=1)] | Literal["measured"] = 0.5
+    """Coefficient λ of the shared expert, or `measured`, its mean weight over tokens, layer by layer; the routed ones share the rest."""
     learn_shared_weight: bool = False
     """Learn λ too, as a sigmoid, starting from `shared_weight`."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -43,6 +43,10 @@ class Merge(Section):
     """Evaluations without a lower loss, on the second part of the held-out prompts, before stopping."""
     routing_groups: Annotated[int, Field(ge=1)] = 256
     """Groups on which the router's mean weights are measured."""
+
+    def shared_of(self, mass: RoutingMass) -> float:
+        """The shared expert's coefficient λ in a layer."""
+        return float(mass.weights_E[0]) if self.shared_weight == "measured" else self.shared_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,7 @@ LOGITS: dict[str, Callable[[RoutingMass], Tensor]] = {
 
 def starting_coefficients(masses: Mapping[int, RoutingMass], settings: Merge) -> dict[int, Tensor]:
     """Coefficients by layer before any learning, shape `(E,)` each."""
-    return {layer: coefficients(settings.shared_weight, LOGITS[settings.method](mass)) for layer, mass in masses.items()}
+    return {layer: coefficients(settings.shared_of(mass), LOGITS[settings.method](mass)) for layer, mass in masses.items()}
 
 
 def unmeasured_coefficients(n_experts: Mapping[int, int], settings: Merge) -> dict[int, Tensor]:
@@ -114,7 +118,12 @@ def unmeasured_coefficients(n_experts: Mapping[int, int], settings: Merge) -> di
     Args:
         n_experts: Experts in all, by layer.
         settings: The shared expert's coefficient.
+
+    Raises:
+        ConfigError: That is to be measured.
     """
+    if settings.shared_weight == "measured":
+        raise ConfigError("Got shared_weight=measured without data, expected a number: nothing is measured. Name data=, or write 0.5.")
     return {layer: coefficients(settings.shared_weight, torch.zeros(count - 1)) for layer, count in n_experts.items()}
 
 
@@ -155,7 +164,8 @@ def put_folded_blocks(model: PreTrainedModel, masses: Mapping[int, RoutingMass],
     folded: dict[int, FoldedBlock] = {}
     for index, block in moe_blocks(model).items():
         logits = LOGITS[settings.method](masses[index])
-        folded[index] = FoldedBlock(block, logits, shared_weight=settings.shared_weight, learn_shared=settings.learn_shared_weight)
+        shared = settings.shared_of(masses[index])
+        folded[index] = FoldedBlock(block, logits, shared_weight=shared, learn_shared=settings.learn_shared_weight)
         layers[index].mlp = folded[index]
     return folded
 

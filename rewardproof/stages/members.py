@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from rewardproof.artifacts import is_main
 from rewardproof.merging import average
 from rewardproof.models.checkpoints import load_base, load_reward_model, save_reward_model
+from rewardproof.models.depth import keep_first_layers
 from rewardproof.models.precision import default_device
 from rewardproof.models.upcycling import is_upcycled
 from rewardproof.stages.member_context import Member, MemberContext, fitted, remembered
@@ -65,7 +66,10 @@ def _mixture_or_base(context: MemberContext, folder: Path, seed: int) -> PreTrai
     if context.config.upcycle is not None and context.resume and (folder / "moe").is_dir():
         return _loaded(str(folder / "moe"))
     torch.manual_seed(seed)
-    return load_base(context.config.model, context.tokenizer).to(default_device())  # pyright: ignore[reportArgumentType]
+    model = load_base(context.config.model, context.tokenizer)
+    if context.config.depth:
+        keep_first_layers(model, context.config.depth)
+    return model.to(default_device())  # pyright: ignore[reportArgumentType]
 
 
 def average_members(models: Sequence[PreTrainedModel]) -> PreTrainedModel:

@@ -47,8 +47,8 @@ class MergeModels(Section):
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Fraction of the remaining prompts that the experts did not train on, `merge.held_out` of the training run: `method=learned` learns
     the coefficients there. A mixture trained without a merge (`moe_unmerged`) saw them all."""
-    shared_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Coefficient λ of the shared expert."""
+    shared_weight: Annotated[float, Field(ge=0, le=1)] | Literal["measured"] = 0.5
+    """Coefficient λ of the shared expert, or `measured`, its mean weight over tokens of the data."""
     learn_shared_weight: bool = False
     """Learn λ too."""
     steps: Annotated[int, Field(ge=1)] = 60
@@ -79,10 +79,10 @@ def check_settings(config: MergeModels) -> None:
         raise ConfigError(
             f"Got {len(config.models)} models for method={config.method}, expected one mixture; to average models write method=average."
         )
-    if not config.data and config.method != "uniform":
+    if not config.data and (config.method != "uniform" or config.shared_weight == "measured"):
         raise ConfigError(
             "Missing data=: the router's weights are measured, and coefficients learned, on preferences; name the training data, or write "
-            "method=uniform, which needs none."
+            "method=uniform with a number for shared_weight, which needs none."
         )
 
 

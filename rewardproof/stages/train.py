@@ -57,6 +57,8 @@ class Train(Section):
     """Reward models already trained with these settings, taken as the first members."""
     start: Literal["sft", "rm"] = "sft"
     """Upcycle the language model itself, or a dense reward model trained from it first."""
+    depth: Annotated[int, Field(ge=0)] = 0
+    """Layers of the language model that are kept, from the embeddings up; 0 keeps all."""
     layers: str = "all"
     """Layers that train: `all`, or `top:K` for the K nearest the head."""
     max_length: int = 2048

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.packing import pack
-from rewardproof.errors import ModelError
+from rewardproof.errors import ConfigError, ModelError
 from rewardproof.merging import coefficients
 from rewardproof.merging.divergence import expert_divergence
 from rewardproof.merging.experts import (
@@ -26,6 +26,7 @@ from rewardproof.merging.experts import (
     put_folded_blocks,
     restore_blocks,
     starting_coefficients,
+    unmeasured_coefficients,
 )
 from rewardproof.models.experts import UpcycledSparseMoeBlock
 from rewardproof.models.families import family_of
@@ -211,6 +212,15 @@ def test_a_learned_shared_weight_starts_where_it_was_set(tiny: ModuleType, share
     fixed = FoldedBlock(block, torch.zeros(3), shared_weight=shared_weight, learn_shared=False)
     assert float(fixed.coefficients_E()[0].detach()) == shared_weight
     assert [id(parameter) for parameter in fixed.trainable()] == [id(fixed.logits_n)]
+
+
+def test_a_measured_shared_weight_is_that_layers_own_mean() -> None:
+    masses = {layer: RoutingMass(torch.tensor([shared, 0.7 - shared, 0.3]), torch.ones(2), 0.5) for layer, shared in ((3, 0.2), (4, 0.6))}
+    found = starting_coefficients(masses, Merge(method="routing_mass", shared_weight="measured"))
+    for layer, mass in masses.items():
+        torch.testing.assert_close(found[layer], mass.weights_E)
+    with pytest.raises(ConfigError, match="shared_weight=measured without data"):
+        unmeasured_coefficients({3: 3}, Merge(method="uniform", shared_weight="measured"))
 
 
 def test_starting_coefficients_by_method() -> None:

@@ -372,6 +372,15 @@ def test_bf16_weights_on_request(settings: Callable[..., Train], tmp_path: Path)
     assert json.loads((report.path / "model" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_a_proxy_of_the_first_layers_alone(settings: Callable[..., Train], tmp_path: Path) -> None:
+    whole = run(settings("dense", "trainer.num_train_epochs=0"), tmp_path / "whole").results
+    found = run(settings("dense", "depth=1"), tmp_path / "out").results
+    assert found["parameters"] < whole["parameters"]
+    assert RewardModel.load(tmp_path / "out" / "model").model.config.num_hidden_layers == 1
+    with pytest.raises(ConfigError, match="Got depth=9 for a model of"):
+        run(settings("dense", "depth=9"), tmp_path / "deep")
+
+
 def test_a_run_never_deletes_its_own_inputs(settings: Callable[..., Train], tmp_path: Path) -> None:
     first = run(settings("dense", "trainer.max_steps=1"), tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"lies in the output directory .*Name another"):
