@@ -91,7 +91,7 @@ def fitted(plan: Fit) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "tokens_per_second": round(result.tokens_per_second, 1),
         "trainable_parameters": result.trainable_parameters,
-        "tflops": round(result.tflops, 4),
+        "tflops": float(f"{result.tflops:.4g}"),
         "last": dict(result.last),
     }
 

@@ -67,7 +67,7 @@ def picks_table(setting: SettingRows, pool: str, methods: Sequence[str] = (), co
                 "lost since the peak": _number(one.fall),
                 "peak at n": str(one.peak_n),
                 "promised beyond gold, SD": _number(one.gap, digits=2),
-                "training, TFLOP": f"{setting.mean(method, 'training', 'tflops'):.0f}",
+                "training, TFLOP": f"{setting.mean(method, 'training', 'tflops'):.1f}",
                 "a forward pass, × " + shown[0]: f"{setting.mean(method, 'forward_gflops') / cost:.2f}",
                 "seeds": str(one.n_seeds),
             }

@@ -286,7 +286,7 @@ def _training(cell: Cell, place: Place, report: Mapping[str, Any]) -> dict[str, 
         totals["tokens"] += phase["seconds"] * phase.get("tokens_per_second", 0.0)
         totals["trainable_parameters"] = max(totals["trainable_parameters"], phase.get("trainable_parameters", 0))
     speed = totals["tokens"] / totals["seconds"] if totals["seconds"] else 0.0
-    rounded = {"seconds": round(totals["seconds"], 1), "tokens": round(totals["tokens"]), "tflops": round(totals["tflops"], 3)}
+    rounded = {"seconds": round(totals["seconds"], 1), "tokens": round(totals["tokens"]), "tflops": float(f"{totals['tflops']:.4g}")}
     return {**totals, **rounded, "tokens_per_second": round(speed, 1)}
 
 

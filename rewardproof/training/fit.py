@@ -223,7 +223,8 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
     records = [entry for entry in trainer.state.log_history if "loss" in entry]
     speeds = [entry["tokens_per_second"] for entry in records if "tokens_per_second" in entry]
     speed = float(np.median(speeds)) if speeds else 0.0
-    tflops = speed * seconds * _operations_per_token(run) / 1e12
+    tokens = (trainer.state.epoch or 0.0) * sum(entry.group.n_tokens for entry in run.train.groups)
+    tflops = tokens * _operations_per_token(run) / 1e12
     return FitResult(trainer.state.global_step, seconds, speed, trainable, tflops, records[-1] if records else {})
 
 

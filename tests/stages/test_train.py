@@ -14,10 +14,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rewardproof.artifacts import Report
 from rewardproof.config import apply_overrides, load_recipe, parse, recipe_names
-from rewardproof.data import read_groups
+from rewardproof.data import read_groups, split_by_prompt, split_salt
 from rewardproof.errors import CheckpointError, ConfigError, DataError, ModelError
 from rewardproof.merging import average
 from rewardproof.models.checkpoints import EXPERTS_FILE, load_reward_model
+from rewardproof.models.cost import products_per_token
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import is_upcycled
 from rewardproof.scoring import ModelEnsemble, load_model
@@ -370,6 +371,16 @@ def test_bf16_weights_on_request(settings: Callable[..., Train], tmp_path: Path)
     report = run(settings("umm", "compute.save_dtype=bf16", "trainer.max_steps=2"), tmp_path / "out")
     assert {tensor.dtype for tensor in weights(report.path).values()} == {torch.bfloat16}
     assert json.loads((report.path / "model" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_operations_of_training_are_six_a_weight_and_token(trained: Trained, toy_file: Path) -> None:
+    report = trained("dense").results
+    model = RewardModel.load(trained("dense").path / "model")
+    groups = read_groups(str(toy_file), purpose="train").groups
+    kept, _ = split_by_prompt(groups, fraction=0.25, salt=split_salt(0))
+    tokens = sum(group.n_tokens for group in model.encode(kept)[0])
+    expected = 6 * products_per_token(model.model) * 3 * tokens / 1e12
+    assert report["members"][0]["dense"]["tflops"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_proxy_of_the_first_layers_alone(settings: Callable[..., Train], tmp_path: Path) -> None:
