@@ -6,9 +6,9 @@
 
 A table stands between `<!-- table study=NAME setting=NAME -->` and `<!-- end of table -->`; `methods=a,b` and `columns="minus dense,
 points;seeds"` choose and order its rows and columns, `pool=NAME` makes it one of best of n, and `of=policies` one of policies. A figure
-of either is drawn for `<!-- figure study=NAME setting=NAME pool=NAME methods=a,b -->`. `build` rewrites what is between such lines and
-nothing else. Where `publish` is
-given further arguments `NAME=PATH`, NAME is written wherever PATH stands, so that results name no machine's folders.
+of either is drawn for `<!-- figure study=NAME setting=NAME pool=NAME methods=a,b name=FILE -->`. `build` rewrites what is between such
+lines and nothing else. Where `publish` is given further arguments `NAME=PATH`, NAME is written wherever PATH stands, so that results name
+no machine's folders.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import json
 import re
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -62,7 +61,7 @@ def collect(study: Path, results: Path) -> list[Path]:
     if not rows:
         raise CheckpointError(f"{study} has no rows in cells/, expected the directory of a study; run `rewardproof study` first.")
     target = results / json.loads(rows[0].read_text())["study"]
-    wanted = {f"pairs/{json.loads(file.read_text())['pairs']}.json" for file in rows}
+    wanted = {f"pairs/{row['pairs']}.json" for row in (json.loads(file.read_text()) for file in rows) if "pairs" in row}
     files = {target / file.name: file for file in rows} | {target / name: study / name for name in sorted(wanted)}
     for place, file in files.items():
         found = first_difference(json.loads(place.read_text()), json.loads(file.read_text())) if place.exists() else None
@@ -96,8 +95,7 @@ def _table(options: str, results: Path) -> str:
     return markdown_table(setting_table(asked.rows, asked.methods, asked.columns))
 
 
-@dataclass(frozen=True)
-class _Asked:
+class _Asked(NamedTuple):
     """What a document's line asks for."""
 
     name: str
@@ -110,8 +108,9 @@ class _Asked:
     @classmethod
     def read(cls, options: str, results: Path) -> _Asked:
         given = dict(token.split("=", 1) for token in shlex.split(options) if "=" in token)
-        unknown = set(given) - {"study", "setting", "methods", "columns", "pool", "of"}
-        if unknown or not {"study", "setting"} <= set(given):
+        unknown = set(given) - {"study", "setting", "methods", "columns", "pool", "of", "name"}
+        of = given.get("of", "")
+        if unknown or not {"study", "setting"} <= set(given) or of not in ("", "policies") or (of and "pool" in given):
             raise ConfigError(
                 f"Got {options!r}, expected study=, setting= and where wanted pool= or of=policies, methods=, columns=; correct its line."
             )
@@ -123,9 +122,9 @@ class _Asked:
             )
         methods = [name for name in given.get("methods", "").split(",") if name]
         columns = [name.strip() for name in given.get("columns", "").split(";") if name]
-        pool, policies = given.get("pool", ""), given.get("of") == "policies"
-        name = f"{given['study']}-{given['setting']}-{pool or 'policies'}".replace("_", "-")
-        return cls(name, settings[given["setting"]], pool, policies, methods, columns)
+        pool = given.get("pool", "")
+        name = given.get("name") or f"{given['study']}-{given['setting']}-{pool or 'policies'}".replace("_", "-")
+        return cls(name, settings[given["setting"]], pool, of == "policies", methods, columns)
 
 
 def build(root: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rewardproof.errors import CheckpointError, ConfigError
+from rewardproof.errors import CheckpointError, ConfigError, EvaluationError
 from rewardproof.stages.study_cell import digest
 
 ROOT = Path(__file__).parents[1]
@@ -91,14 +91,17 @@ def test_columns_are_chosen(script: ModuleType, out: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("study=small", "Got the table 'study=small', expected study=, setting="),
-        ("study=small setting=mixed sort=yes", "Got the table .*sort"),
+        ("study=small", "Got 'study=small', expected study=, setting="),
+        ("study=small setting=mixed sort=yes", "Got .*sort=yes', expected study="),
+        ("study=small setting=mixed of=everything", "Got .*of=everything', expected study="),
+        ("study=small setting=mixed of=policies", "No policies, expected those of one method"),
+        ("study=small setting=mixed pool=p", "No row with the pool 'p'"),
         ("study=small setting=pure", "has no row of the setting 'pure', expected one of mixed"),
     ],
 )
 def test_a_table_that_cannot_be_is_named(options: str, message: str, script: ModuleType, out: Path, tmp_path: Path) -> None:
     script.collect(out, tmp_path / "results")
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, EvaluationError), match=message):
         script.built(document(options), tmp_path / "results")
 
 

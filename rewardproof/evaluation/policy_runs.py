@@ -226,7 +226,7 @@ class PolicyRuns:
             return None
         return self._interval(self.gold_SEP[:, -1] - other.gold_SEP[:, -1])
 
-    def summary(self, *, farthest: float = 0.0, seed: int = 0) -> PolicyHacking:
+    def summary(self, *, farthest: float | None = None, seed: int = 0) -> PolicyHacking:
         """Curves, losses and the law, with intervals.
 
         Args:
@@ -234,7 +234,7 @@ class PolicyRuns:
             seed: Of the resampling behind the law's ranges.
         """
         distance_SE = self.distance_SE
-        grid_G = np.linspace(0.0, min(farthest or self.reach, self.reach), POINTS)
+        grid_G = np.linspace(0.0, self.reach if farthest is None else min(farthest, self.reach), POINTS)
         weights_SGE = np.stack([local_linear(row, grid_G, BANDWIDTH * (grid_G[-1] or 1.0)) for row in distance_SE])
         proxy_SPG = np.einsum("sge,sep->spg", weights_SGE, self.proxy_SEP - self.proxy_SEP[:, :1])
         gold_SPG = None if self.gold_SEP is None else np.einsum("sge,sep->spg", weights_SGE, self.gold_SEP)

@@ -143,6 +143,7 @@ class FoldedBlock(nn.Module):
         start = torch.logit(torch.tensor(clipped)) if learn_shared else torch.tensor(clipped)
         self.shared = nn.Parameter(start.to(device), requires_grad=learn_shared)
         self.learn_shared = learn_shared
+        self._products = block.experts.products_with(0)
 
     def coefficients_E(self) -> Tensor:
         """The present coefficients, shape `(E,)`."""
@@ -151,6 +152,10 @@ class FoldedBlock(nn.Module):
     def trainable(self) -> list[nn.Parameter]:
         """The coefficients' parameters."""
         return [self.logits_n, self.shared] if self.learn_shared else [self.logits_n]
+
+    def products(self) -> int:
+        """Multiplications of one token with the folded matrices; the fold itself, once a pass, is left out."""
+        return self._products
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Feed-forward output of the folded block, same shape as the input."""

@@ -26,6 +26,8 @@ from rewardproof.models.precision import computing_dtype
 SEGMENTS = "rewardproof_segments"
 FLEX = "rewardproof_flex"
 VARLEN = "rewardproof_varlen"
+AMPERE = (8, 0)
+"""The compute capability from which FlashAttention runs."""
 QUERY_BLOCK = {torch.bfloat16: 256, torch.float32: 128}
 """Queries in one block of written-out attention, where it was fastest."""
 
@@ -355,4 +357,4 @@ def default_backend(device: torch.device) -> str:
     """On CUDA one call for the whole stream, FlashAttention's where torch has it; the loop over segments elsewhere."""
     if device.type != "cuda":
         return SEGMENTS
-    return VARLEN if varlen_is_there() else FLEX
+    return VARLEN if varlen_is_there() and torch.cuda.get_device_capability(device) >= AMPERE else FLEX

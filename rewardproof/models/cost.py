@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Protocol, runtime_checkable
+
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rewardproof.models.experts import DeltaExperts, FullExperts, UpcycledSparseMoeBlock
-
 HEADS = ("score", "lm_head")
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A block whose products are not those of linear layers inside it."""
+
+    def products(self) -> int:
+        """Multiplications of a forward pass for one token."""
+        ...
 
 
 def products_per_token(model: nn.Module) -> int:
     """Multiplications of a forward pass for one token, heads left out: twice as many floating-point operations.
 
-    A token of a mixture takes part in the shared expert's products and in those of the routed experts that it chooses.
+    A token of a mixture takes part in the shared expert's products and in those of the routed experts that it chooses; of low-rank experts,
+    in the differences of all of them, as they are computed.
     """
     total = 0
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] not in HEADS:
             total += module.weight.numel()
-        elif isinstance(module, UpcycledSparseMoeBlock):
-            total += _of_experts(module.experts, module.router.n_routed)
+        elif isinstance(module, Counted):
+            total += module.products()
     return total
-
-
-def _of_experts(experts: FullExperts | DeltaExperts, routed: int) -> int:
-    """Products of one token with the shared expert and so many routed ones."""
-    if isinstance(experts, FullExperts):
-        return sum(_size(experts.expert(0)[name]) for name in experts.names) * (routed + 1)
-    low_rank = [experts.get_parameter(f"{name}_{side}") for name in experts.names if experts.get_parameter(name).ndim == 2 for side in "ab"]
-    return sum(_size(experts.get_parameter(name)) for name in experts.names) + routed * sum(map(Tensor.numel, low_rank))
-
-
-def _size(matrix: Tensor) -> int:
-    return matrix.numel() if matrix.ndim == 2 else 0

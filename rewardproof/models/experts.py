@@ -77,6 +77,10 @@ class FullExperts(nn.Module):
         """The matrices of one expert."""
         return {name: self.matrix(name, index) for name in self.names}
 
+    def products_with(self, n_routed: int) -> int:
+        """Multiplications of one token with the shared expert and so many routed ones."""
+        return (n_routed + 1) * sum(matrix.numel() for matrix in self.expert(0).values() if matrix.ndim == 2)
+
     def forward(self, hidden_TD: Tensor, routing: Routing, activation: Activation) -> Tensor:
         """Mix the shared expert with each token's routed experts, without dropping any token."""
         n_tokens = len(hidden_TD)
@@ -146,6 +150,12 @@ class DeltaExperts(nn.Module):
         delta = self.get_parameter(f"{name}_b") @ self.get_parameter(f"{name}_a")
         return torch.cat((base[None], base[None] + delta))
 
+    def products_with(self, n_routed: int) -> int:
+        """Multiplications of one token with the base and, for each routed expert it chooses, the differences of all of them."""
+        matrices = [name for name in self.names if self.get_parameter(name).ndim == 2]
+        low_rank = sum(self.get_parameter(f"{name}_{side}").numel() for name in matrices for side in "ab")
+        return sum(self.get_parameter(name).numel() for name in matrices) + n_routed * low_rank
+
     def forward(self, hidden_TD: Tensor, routing: Routing, activation: Activation) -> Tensor:
         """Mix as `FullExperts` would, with the base's products computed once for shared and routed experts.
 
@@ -190,6 +200,10 @@ class UpcycledSparseMoeBlock(nn.Module):
         self.experts = experts
         self.router = router
         self.activation = activation
+
+    def products(self) -> int:
+        """Multiplications of one token with the shared expert and the routed ones that it chooses."""
+        return self.experts.products_with(self.router.n_routed)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Feed-forward output of the same shape as the input, `(…, D)`."""

@@ -149,6 +149,16 @@ def select_layers(spec: str, n_layers: int) -> range:
     return range(n_layers - int(match.group(1)), n_layers)
 
 
+def first_differing(spec: str, n_layers: int) -> int:
+    """The first layer in which models that trained these layers differ; 0 where no layer below is shared, or none is above.
+
+    Example:
+        >>> first_differing("all", 4), first_differing("top:1", 4), first_differing("top:0", 4)
+        (0, 3, 0)
+    """
+    return select_layers(spec, n_layers).start % n_layers
+
+
 def is_upcycled(model: PreTrainedModel) -> bool:
     """Whether the model's configuration says that it holds experts."""
     return hasattr(model.config, CONFIG_KEY)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rewardproof.artifacts import Progress, RunDirectory
 from rewardproof.models.families import family_of
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.models.upcycling import select_layers
+from rewardproof.models.upcycling import first_differing, select_layers
 from rewardproof.training.fit import Fit, fit
 from rewardproof.training.preparation import Prepared
 
@@ -39,7 +39,7 @@ class MemberContext:
         """The model ready to score, its frozen layers' activations shared with the run's other models."""
         compute = self.config.compute
         wrapped = RewardModel(model, self.tokenizer, precision=compute.precision, tokens_per_batch=compute.tokens_per_batch)
-        first = select_layers(self.config.layers, len(family_of(model).layer_list(model))).start if self.config.layers != "top:0" else 0
+        first = first_differing(self.config.layers, len(family_of(model).layer_list(model)))
         return wrapped.share_trunk(first, limit_gb=compute.trunk_cache_gb)
 
     def folder(self, number: int) -> Path:
@@ -61,6 +61,8 @@ class MemberContext:
             loss=config.loss,
             compute=config.compute,
             head=head,
+            # The weights of members that are averaged have to belong to one head; members that judge together each have their own.
+            head_seed=config.seed if config.ensemble is None else seed,
             router_learning_rate=config.upcycle.router_learning_rate if config.upcycle else 0.0,
             expert_learning_rate=config.upcycle.expert_learning_rate if config.upcycle else 0.0,
             lora=config.lora,
@@ -91,6 +93,7 @@ def fitted(plan: Fit) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "tokens_per_second": round(result.tokens_per_second, 1),
         "trainable_parameters": result.trainable_parameters,
+        "tokens": result.tokens,
         "tflops": float(f"{result.tflops:.4g}"),
         "last": dict(result.last),
     }

@@ -35,10 +35,17 @@ def policies_of(setting: SettingRows, method: str, seeds: Sequence[int] = ()) ->
 
 
 def policies(setting: SettingRows, methods: Sequence[str] = ()) -> dict[str, PolicyHacking]:
-    """How methods fare while policies optimise against them, over the range of distances that all of them covered."""
-    runs = {method: policies_of(setting, method) for method in methods or setting.policies}
-    farthest = min(one.reach for one in runs.values())
-    return {method: one.summary(farthest=farthest) for method, one in runs.items()}
+    """How methods fare while policies optimise against them, each over the range of distances that its own runs covered.
+
+    Raises:
+        EvaluationError: A method has no policies, or there are none.
+    """
+    for method in methods:
+        if method not in setting.policies:
+            raise EvaluationError(f"No policies of {method!r}, expected one of {', '.join(setting.policies) or 'none'}; run it.")
+    if not setting.policies:
+        raise EvaluationError("No policies, expected those of one method at least; run the cells of a method that has align.")
+    return {method: policies_of(setting, method).summary() for method in methods or setting.policies}
 
 
 def picks_table(setting: SettingRows, pool: str, methods: Sequence[str] = (), columns: Sequence[str] = ()) -> Table:
@@ -78,7 +85,7 @@ def picks_table(setting: SettingRows, pool: str, methods: Sequence[str] = (), co
 
 
 def policies_table(setting: SettingRows, methods: Sequence[str] = (), columns: Sequence[str] = ()) -> Table:
-    """One row a method: gold before and after, distance, what was lost on the way, and what was promised.
+    """One row a method: gold before and after, distance, what was lost on the way, and what was promised at a distance that all reached.
 
     Args:
         setting: The rows.
@@ -88,15 +95,14 @@ def policies_table(setting: SettingRows, methods: Sequence[str] = (), columns: S
     Raises:
         EvaluationError: A method has no policies, or there is no such column.
     """
-    for method in methods:
-        if method not in setting.policies:
-            raise EvaluationError(f"No policies of {method!r}, expected one of {', '.join(setting.policies) or 'none'}; run it.")
     found = policies(setting, methods)
     first = next(iter(found))
+    farthest = min(policies_of(setting, method).reach for method in found)
     records: list[dict[str, Cell]] = []
     for method, one in found.items():
         seeds = sorted(set(setting.policies[method]) & set(setting.policies[first]))
         gain = policies_of(setting, method, seeds).minus(policies_of(setting, first, seeds)) if seeds and method != first else None
+        gap = policies_of(setting, method).summary(farthest=farthest).gap
         judged = {"gold at first": one.start_gold, "gold at last": one.end_gold, "lost since the peak": one.fall}
         records.append(
             {
@@ -104,7 +110,7 @@ def policies_table(setting: SettingRows, methods: Sequence[str] = (), columns: S
                 **{name: "–" if value is None else _number(value) for name, value in judged.items()},
                 f"minus {first}": "–" if gain is None else format_gain(gain),
                 "falls from KL, nats": "–" if one.onset_kl is None else f"{one.onset_kl:.1f}",
-                "promised beyond gold, SD": "–" if one.gap is None else _number(one.gap, digits=2),
+                f"promised beyond gold at KL {farthest**2:.1f}, SD": "–" if gap is None else _number(gap, digits=2),
                 "KL at last, nats": f"{one.end_kl:.2f}",
                 "tokens": f"{one.tokens[0]:.0f} → {one.tokens[1]:.0f}",
                 "runs": str(one.n_runs),

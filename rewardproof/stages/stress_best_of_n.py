@@ -19,7 +19,7 @@ from rewardproof.errors import EvaluationError
 from rewardproof.evaluation import BestOfNRuns, Hacking
 from rewardproof.models.precision import Precision
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.models.upcycling import select_layers
+from rewardproof.models.upcycling import first_differing
 from rewardproof.report import format_interval
 from rewardproof.scoring import ModelEnsemble, Scorer, load_scorer
 from rewardproof.stages.stress_pools import Pools, whole_rows
@@ -164,6 +164,5 @@ def sharing_trunk(spec: str, *, precision: Precision, layers: str, limit_gb: flo
     scorer = load_scorer(spec, precision=precision)
     models = [scorer] if isinstance(scorer, RewardModel) else list(scorer.models.values()) if isinstance(scorer, ModelEnsemble) else []
     for model in models:
-        first = select_layers(layers, model.model.config.num_hidden_layers).start if layers != "all" else 0
-        model.share_trunk(first, limit_gb=limit_gb)
+        model.share_trunk(first_differing(layers, model.model.config.num_hidden_layers), limit_gb=limit_gb)
     return scorer

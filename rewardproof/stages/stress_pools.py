@@ -85,7 +85,8 @@ def read_pools(config: PoolSettings, *, sample: int = 0) -> Pools:
     if sample:
         groups = list({group.prompt_key: replace(group, answers=(), scores=None) for group in groups}.values())
     kept = tuple(groups[: config.prompts or None])
-    return Pools(kept, _sizes(config, kept, sample), {"read": found.counts.read, "used": len(kept), "dropped": dict(found.counts.bad)})
+    rows = {"read": found.counts.read, "used": len(kept), "dropped": dict(found.counts.bad)}
+    return Pools(kept, _sizes(config, kept, sample), rows)
 
 
 def _wanted(config: PoolSettings, groups: Sequence[Group]) -> list[Group]:

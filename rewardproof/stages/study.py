@@ -17,6 +17,7 @@ from rewardproof.config import dump_yaml, load_yaml, parse
 from rewardproof.errors import CheckpointError, ConfigError, StorageError
 from rewardproof.merging.experts import Merge
 from rewardproof.report import Table, markdown_table
+from rewardproof.scoring import Combine
 from rewardproof.stages.align import Align
 from rewardproof.stages.optimisation_tables import picks_table, policies_table
 from rewardproof.stages.stress_pools import PoolSettings
@@ -170,6 +171,8 @@ def _filled(settings: Mapping[str, Any]) -> dict[str, Any]:
     filled = {**settings, "train": parse(Train, settings["train"]).model_dump(mode="json")}
     if settings.get("merge"):
         filled["merge"] = parse(Merge, settings["merge"]).model_dump(mode="json")
+    if "combine" in settings:
+        filled["combine"] = parse(Combine, settings["combine"]).model_dump(mode="json")
     if "align" in settings:
         filled["align"] = parse(Align, settings["align"]).model_dump(mode="json")
     if "pools" in settings:
@@ -248,15 +251,21 @@ def _tables(config: Study, out: Path) -> str:
         if name in found
     ]
     return "\n".join(
-        f"## {name}\n\n" + "\n\n".join(map(markdown_table, _of_setting(rows, methods))) + "\n" for name, rows, methods in shown if methods
+        f"## {name}\n\n" + "\n\n".join(map(markdown_table, _of_setting(rows, methods, list(config.methods)))) + "\n"
+        for name, rows, methods in shown
+        if methods
     )
 
 
-def _of_setting(rows: SettingRows, methods: Sequence[str]) -> list[Table]:
+def _of_setting(rows: SettingRows, methods: Sequence[str], order: Sequence[str]) -> list[Table]:
     """The tables of one setting: held-out pairs, and where they were judged so, picks from every pool and policies."""
     pools = dict.fromkeys(name for method in methods for row in rows.rows[method].values() for name in row.get("best_of_n", {}))
-    found = [setting_table(rows, methods), *(picks_table(rows, pool) for pool in pools)]
-    return [*found, policies_table(rows)] if rows.policies else found
+    found = [setting_table(rows, methods)]
+    for pool in pools:
+        judged = [method for method in methods if all(pool in row.get("best_of_n", {}) for row in rows.rows[method].values())]
+        found += [picks_table(rows, pool, judged)] if judged else []
+    aligned = [method for method in order if method in rows.policies]
+    return [*found, policies_table(rows, aligned)] if aligned else found
 
 
 def _write_new(file: Path, value: Mapping[str, Any]) -> None:

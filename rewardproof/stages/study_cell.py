@@ -96,10 +96,10 @@ def run_cell(cell: Cell, place: Place) -> Found:
     gc.collect()
     measured = _forget_peak_memory()
     folder = cell.folder(place.out)
-    if not finished(cell, place):
-        if not cell.align:
+    if not finished(cell, place) or (cell.pools and not _model(cell, place).is_dir()):
+        if cell.align is None:
             shutil.rmtree(folder, ignore_errors=True)
-        if cell.align:
+        if cell.align is not None:
             run_policies(cell.align, cell.runs, folder, place.resolved, place.progress)
         elif cell.of:
             _judge_again(cell, place)
@@ -107,8 +107,8 @@ def run_cell(cell: Cell, place: Place) -> Found:
             run_train(place.resolved(cell.config), folder, progress=place.progress)
         if cell.of:
             write_whole(folder / "cell.yaml", yaml.safe_dump(cell.settings(), sort_keys=False))
-    if cell.align:
-        found = policies_found(folder, cell.runs)
+    if cell.align is not None:
+        found = policies_found(folder, cell.align, cell.runs)
         return Found(place.anonymous(plain({"study": place.study, **_head(cell, found.pop("headline")), **found, **_tail(cell)})))
     report = json.loads((folder / "report.json").read_text())
     outcomes = json.loads((folder / "held_out.json").read_text())
@@ -130,8 +130,9 @@ def train_again(cell: Cell, place: Place) -> None:
 
 def drop_models(cell: Cell, out: Path) -> None:
     """Delete the weights of a cell's run; each folder disappears at once, so that half of one is never mistaken for a model."""
-    for name in BULKY:
-        bulky = cell.folder(out) / name
+    folder = cell.folder(out)
+    for bulky in [part / name for part in (folder, *folder.glob("[0-9]*")) for name in BULKY]:
+        name = bulky.name
         going = bulky.with_name(f"{name}.deleted")
         shutil.rmtree(going, ignore_errors=True)
         if bulky.is_dir():
@@ -225,11 +226,7 @@ def _found(cell: Cell, place: Place, report: Mapping[str, Any], outcomes: dict[s
         "training": _training(cell, place, report),
         "seconds": report["seconds"],
         "peak_memory_gb": report["peak_memory_gb"],
-        **{
-            key: report[key]
-            for key in ("parameters", "forward_gflops", "precision", "rows", "mixture", "merge", "best_of_n")
-            if key in report
-        },
+        **{key: report[key] for key in KEPT if key in report},
         **_members(report),
         **_tail(cell),
     }
@@ -283,7 +280,7 @@ def _training(cell: Cell, place: Place, report: Mapping[str, Any]) -> dict[str, 
         totals["seconds"] += phase["seconds"]
         totals["steps"] += phase["steps"]
         totals["tflops"] += phase.get("tflops", 0.0)
-        totals["tokens"] += phase["seconds"] * phase.get("tokens_per_second", 0.0)
+        totals["tokens"] += phase.get("tokens", phase["seconds"] * phase.get("tokens_per_second", 0.0))
         totals["trainable_parameters"] = max(totals["trainable_parameters"], phase.get("trainable_parameters", 0))
     speed = totals["tokens"] / totals["seconds"] if totals["seconds"] else 0.0
     rounded = {"seconds": round(totals["seconds"], 1), "tokens": round(totals["tokens"]), "tflops": float(f"{totals['tflops']:.4g}")}

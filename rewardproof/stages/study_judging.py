@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,12 +50,14 @@ def best_of_n_found(model: Path, config: Train, pools: Mapping[str, PoolSettings
 
 
 def _combined(ensemble: ModelEnsemble, pools: Sequence[Group], file: Path) -> list[tuple[float, ...]]:
-    """An ensemble's scores, out of its members' where those are known already."""
-    if not file.exists():
+    """An ensemble's scores, out of its members' where those of the same answers are known already."""
+    answers = [f"{group.prompt_key} {len(group.answers)}" for group in pools]
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    if kept.get("answers") != answers:
         made = ensemble.by_member(pools)
-        write_whole(file, json.dumps([scores_MN.tolist() for scores_MN in made]))
+        write_whole(file, json.dumps({"answers": answers, "scores": [scores_MN.tolist() for scores_MN in made]}))
         return ensemble.combined(made)
-    return ensemble.combined([np.array(scores_MN) for scores_MN in json.loads(file.read_text())])
+    return ensemble.combined([np.array(scores_MN) for scores_MN in kept["scores"]])
 
 
 def _forward_gflops(scorer: Scorer) -> float:
@@ -77,25 +80,28 @@ def recombine(ensemble: Path, how: Combine, target: Path) -> None:
 
 
 def run_policies(config: Align, runs: int, folder: Path, resolved: Callable[[Align], Align], progress: Progress) -> None:
-    """Optimise so many policies, each with its own seed; those that an interrupted study finished are there, and the others go on."""
+    """Optimise so many policies, each with its own seed; those of an interrupted study go on, those of other settings start anew."""
     for number in range(runs):
         settings = resolved(config).model_copy(update={"seed": config.seed + number})
-        run_align(settings, folder / str(number), resume=(folder / str(number)).exists(), progress=progress)
+        out = folder / str(number)
+        written = out / "config.yaml"
+        if out.exists() and (not written.is_file() or written.read_text() != dump_yaml(settings)):
+            shutil.rmtree(out)
+        run_align(settings, out, resume=out.exists(), progress=progress)
 
 
-def policies_found(folder: Path, runs: int) -> dict[str, Any]:
+def policies_found(folder: Path, config: Align, runs: int) -> dict[str, Any]:
     """What policies came to, and what their steps were spent on."""
-    made = [PolicyRuns([run_evaluations(folder / str(number))], gold=GOLD) for number in range(runs)]
-    together = PolicyRuns.joined([one.stored() for one in made])
-    last = together.summary()
-    records = [record for number in range(runs) for record in map(json.loads, (folder / str(number) / LOG).read_text().splitlines())]
+    folders = [folder / str(number) for number in range(runs)]
+    together = PolicyRuns([run_evaluations(one) for one in folders], weights=config.weights, gold=GOLD if config.gold else "")
+    found = together.summary()
     seconds: Counter[str] = Counter()
-    for record in records:
+    for record in (json.loads(line) for one in folders for line in (one / LOG).read_text().splitlines()):
         if record["phase"] == "optimising":
             seconds.update(record["seconds"])
-    judged = "" if last.end_gold is None else f"gold {format_interval(last.end_gold, percent=False)}, "
+    judged = "" if found.end_gold is None else f"gold {format_interval(found.end_gold, percent=False)}, "
     return {
-        "headline": f"{judged}{last.end_kl:.2f} nats from the start after {together.steps[-1]} updates",
+        "headline": f"{judged}{found.end_kl:.2f} nats from the start after {together.steps[-1]} updates",
         "policies": together.stored(),
         "seconds_by_phase": {name: round(value, 1) for name, value in seconds.items()},
     }

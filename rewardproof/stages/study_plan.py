@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rewardproof.config import Integers, Section, Strings, load_recipe, nearest_hint, parse, recipe_names
 from rewardproof.errors import ConfigError
@@ -237,7 +237,10 @@ def _trained(study: Study, where: tuple[str, str, int], made: Mapping[str, Cell]
 
 
 def _pools(study: Study, setting: str) -> dict[str, PoolSettings]:
-    return {name: parse(PoolSettings, keys) for name, keys in study.settings[setting].get("pools", {}).items()}
+    pools = study.settings[setting].get("pools", {})
+    if not isinstance(pools, Mapping) or not all(isinstance(keys, Mapping) for keys in pools.values()):
+        raise ConfigError(f"Got pools={pools!r}, expected settings by name; write pools: {{NAME: {{pool: …}}}}.")
+    return {name: parse(PoolSettings, keys) for name, keys in pools.items()}
 
 
 def _require_alike(parent: Cell, config: Train) -> None:
@@ -267,7 +270,11 @@ def _derived(study: Study, where: tuple[str, str, int], made: Mapping[str, Cell]
         raise ConfigError(f"Got take={own['take']!r}, expected moe: that is what a run with experts leaves. Write take: moe.")
     parent = made[str(own["of"])]
     cell = Cell(setting, method, seed, parent.config, (parent.method, *parent.parents), parent.method, pools=_pools(study, setting))
-    keys = cast("Any", own[deeds[0]] or {})
+    keys: Any = own[deeds[0]] or {}
+    if "runs" in own and deeds[0] != "align":
+        raise ConfigError(f"Got runs={own['runs']!r} with {deeds[0]}, expected it with align alone: only policies are several. Drop it.")
+    if deeds[0] in ("merge", "combine", "align") and not isinstance(keys, Mapping):
+        raise ConfigError(f"Got {deeds[0]}={keys!r}, expected settings; write {deeds[0]}: {{…}}.")
     if deeds[0] == "align":
         return _aligned(study, cell, parent, keys)
     if deeds[0] in ("combine", "average"):
@@ -290,6 +297,11 @@ def _of_members(cell: Cell, parent: Cell, deed: str, keys: Any) -> Cell:
         return replace(cell, combine=parse(Combine, deep_merge(parent.config.ensemble.model_dump(), keys)))
     if keys != "weights":
         raise ConfigError(f"Got average={keys!r}, expected weights: scores are averaged by combine. Write average: weights.")
+    if parent.config.head.init == "normal":
+        raise ConfigError(
+            f"Got average=weights of {parent.method}, whose members drew a head each (head.init=normal), expected one head for all: "
+            "weights learned for different heads do not average. Use recipe warm, or head.init=zero or probe."
+        )
     return replace(cell, average=True)
 
 
@@ -300,7 +312,7 @@ def _aligned(study: Study, cell: Cell, parent: Cell, keys: Mapping[str, Any]) ->
     settings = deep_merge(study.align, keys)
     if "recipe" not in settings:
         raise ConfigError(f"Missing align.recipe, expected one of {', '.join(recipe_names('align'))}; add it.")
-    for key in (*OWNED, "reward"):
+    for key in ("seed", "reward"):
         if key in settings:
             raise ConfigError(f"Got align.{key}={settings[key]!r}, expected none: the study sets it. Drop it.")
     settings = deep_merge(load_recipe(str(settings.pop("recipe")), verb="align"), settings)
@@ -310,7 +322,8 @@ def _aligned(study: Study, cell: Cell, parent: Cell, keys: Mapping[str, Any]) ->
     runs = study.methods[cell.method].get("runs", 1)
     if not isinstance(runs, int) or runs < 1:
         raise ConfigError(f"Got runs={runs!r}, expected how many policies, 1 or more; correct it.")
-    return replace(cell, align=align, runs=runs, pools={})
+    of = {"merge": parent.merge, "combine": parent.combine, "average": parent.average}
+    return replace(cell, align=align, runs=runs, pools={}, **of)
 
 
 def _require_unseen_prompts(parent: Cell, merge: Merge) -> None:

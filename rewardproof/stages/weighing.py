@@ -122,6 +122,8 @@ def _learning_summary(found: LearnedCoefficients) -> dict[str, Any]:
         "loss_before": found.loss_before,
         "loss_after": found.loss_after,
         "seconds": round(found.seconds, 1),
+        "tokens": found.tokens,
+        "tflops": float(f"{found.tflops:.4g}"),
     }
 
 

@@ -43,6 +43,8 @@ class LearnedCoefficients:
     loss_before: float | None = None
     loss_after: float | None = None
     seconds: float = 0.0
+    tokens: int = 0
+    tflops: float = 0.0
 
 
 def find_coefficients(
@@ -100,7 +102,9 @@ def find_coefficients(
     finally:
         restore_blocks(model, mixtures)
     keeper = watcher.keeper
-    return LearnedCoefficients(by_layer, result.steps, keeper.best_step, watcher.losses[0], keeper.best_loss, result.seconds)
+    return LearnedCoefficients(
+        by_layer, result.steps, keeper.best_step, watcher.losses[0], keeper.best_loss, result.seconds, result.tokens, result.tflops
+    )
 
 
 class _Watcher:

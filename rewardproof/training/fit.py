@@ -73,6 +73,7 @@ class Fit:
         loss: The objective.
         compute: Precision, budgets, cache.
         head: How the head starts and its learning rate, or `None` where it does not train.
+        head_seed: Of a head that is drawn; `seed` where left out.
         trunk_precision: Of the frozen layers, where it differs from that of the layers that train; empty where it does not.
         router_learning_rate: The routers' own rate.
         expert_learning_rate: The experts' own rate; 0 is the trainer's.
@@ -95,6 +96,7 @@ class Fit:
     loss: Loss
     compute: Compute
     head: Head | None = None
+    head_seed: int | None = None
     trunk_precision: Precision | Literal[""] = ""
     router_learning_rate: float = 1e-3
     expert_learning_rate: float = 0.0
@@ -116,6 +118,7 @@ class FitResult:
         seconds: Wall time of the optimisation.
         tokens_per_second: Trained tokens (shared prompts once) by second of it.
         trainable_parameters: How many numbers trained.
+        tokens: Tokens trained on, a prompt that a group shares once.
         tflops: Floating-point operations of the matrix products, in 10^12: six a token in layers that train, two in frozen ones that run.
         last: The last training record of the log.
     """
@@ -124,6 +127,7 @@ class FitResult:
     seconds: float
     tokens_per_second: float
     trainable_parameters: int
+    tokens: int
     tflops: float
     last: Mapping[str, float]
 
@@ -186,7 +190,7 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
         owned["eval_strategy"] = "no"
     arguments = training_arguments(run.folder, {**owned, **run.trainer})
     if arguments.num_train_epochs == 0 and arguments.max_steps <= 0:
-        return FitResult(0, 0.0, 0.0, trainable, 0.0, {})
+        return FitResult(0, 0.0, 0.0, trainable, 0, 0.0, {})
     if arguments.eval_strategy != "no" and not has_held_out:
         raise ConfigError(
             f"trainer.eval_strategy={run.trainer.get('eval_strategy')}: nothing is held out to evaluate on; give eval_data= or split=, "
@@ -223,9 +227,9 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
     records = [entry for entry in trainer.state.log_history if "loss" in entry]
     speeds = [entry["tokens_per_second"] for entry in records if "tokens_per_second" in entry]
     speed = float(np.median(speeds)) if speeds else 0.0
-    tokens = (trainer.state.epoch or 0.0) * sum(entry.group.n_tokens for entry in run.train.groups)
+    tokens = round((trainer.state.epoch or 0.0) * sum(entry.group.n_tokens for entry in run.train.groups))
     tflops = tokens * _operations_per_token(run) / 1e12
-    return FitResult(trainer.state.global_step, seconds, speed, trainable, tflops, records[-1] if records else {})
+    return FitResult(trainer.state.global_step, seconds, speed, trainable, tokens, tflops, records[-1] if records else {})
 
 
 def _operations_per_token(run: Fit) -> int:
@@ -274,7 +278,7 @@ def _start_head(run: Fit, module: PackedRewardModule, collator: Collator) -> Non
     if run.head.init == "zero":
         set_head(run.model, np.zeros(run.model.config.hidden_size))
     elif run.head.init == "normal":
-        set_normal_head(run.model, seed=run.seed)
+        set_normal_head(run.model, seed=run.seed if run.head_seed is None else run.head_seed)
     elif run.head.init == "probe":
         differences = feature_differences(module, run.train.groups, collator=collator, precision=run.compute.precision)
         set_head(run.model, fit_probe(differences, penalty=run.head.probe_penalty))

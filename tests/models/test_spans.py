@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 
 @pytest.mark.parametrize("seed", range(5))
 def test_each_segment_has_its_prefix_and_itself_as_keys(seed: int) -> None:
-    random.seed(seed)
     batch = pack(tiny.random_groups(seed))
     plan = AttentionPlan(batch, torch.device("cpu"))
     spans = plan.spans

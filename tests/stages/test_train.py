@@ -383,6 +383,14 @@ def test_the_operations_of_training_are_six_a_weight_and_token(trained: Trained,
     assert report["members"][0]["dense"]["tflops"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_members_that_are_averaged_share_the_head_they_start_from(settings: Callable[..., Train], tmp_path: Path) -> None:
+    still = ["members=2", "head.init=normal", "head.learning_rate=0", "trainer.learning_rate=0"]
+    for recipe, alike in (("warm", True), ("ensemble", False)):
+        run(settings(recipe, *still), tmp_path / recipe)
+        first, second = (weights(tmp_path / recipe / "members" / name)["score.weight"] for name in "01")
+        assert torch.equal(first, second) == alike
+
+
 def test_a_proxy_of_the_first_layers_alone(settings: Callable[..., Train], tmp_path: Path) -> None:
     whole = run(settings("dense", "trainer.num_train_epochs=0"), tmp_path / "whole").results
     found = run(settings("dense", "depth=1"), tmp_path / "out").results
