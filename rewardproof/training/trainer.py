@@ -362,7 +362,8 @@ class BestStateCallback(TrainerCallback):
             self.best = {name: whole(tensor).detach().clone() for name, tensor in trained_state(self.module).items()}
             return
         self.waited += 1
-        control.should_training_stop = self.waited >= self.patience
+        # Never set back: at the last step transformers has asked for the stop already.
+        control.should_training_stop |= self.waited >= self.patience
 
     def restore(self) -> None:
         """Put the best parameters back into the module."""

@@ -118,6 +118,18 @@ def test_learning_stops_when_patience_ends(
 
 
 @pytest.mark.parametrize("method", ["uniform", "routing_mass"])
+def test_learning_stops_at_its_last_step_without_a_new_best(
+    mixture: tuple[PreTrainedModel, dict[int, RoutingMass]], random_set: Callable[..., TrainingSet], tmp_path: Path
+) -> None:
+    """The evaluation at the last step is inside an epoch: the stop that transformers asked for must stand."""
+    model, masses = mixture
+    sets, settings = (random_set(12, seed=1), random_set(8, seed=2)), Merge(steps=5, learning_rate=0.0, groups_per_step=4)
+    found = find_coefficients(model, masses, settings, sets=sets, compute=COMPUTE, folder=tmp_path)
+    assert (found.steps, found.best_step) == (5, 0)
+    assert found.tokens > 0
+    assert found.tflops > 0
+
+
 def test_methods_that_learn_nothing_need_no_data(
     method: str, mixture: tuple[PreTrainedModel, dict[int, RoutingMass]], tmp_path: Path
 ) -> None:
