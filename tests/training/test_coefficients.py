@@ -117,7 +117,6 @@ def test_learning_stops_when_patience_ends(
     torch.testing.assert_close(found.by_layer, starting_coefficients(masses, Merge()))
 
 
-@pytest.mark.parametrize("method", ["uniform", "routing_mass"])
 def test_learning_stops_at_its_last_step_without_a_new_best(
     mixture: tuple[PreTrainedModel, dict[int, RoutingMass]], random_set: Callable[..., TrainingSet], tmp_path: Path
 ) -> None:
@@ -130,6 +129,7 @@ def test_learning_stops_at_its_last_step_without_a_new_best(
     assert found.tflops > 0
 
 
+@pytest.mark.parametrize("method", ["uniform", "routing_mass"])
 def test_methods_that_learn_nothing_need_no_data(
     method: str, mixture: tuple[PreTrainedModel, dict[int, RoutingMass]], tmp_path: Path
 ) -> None:
