@@ -29,6 +29,7 @@ class Hacking:
         ns: Values of n.
         kl: Upper bound of the KL divergence at each n, in nats; loose where scores tie, and no measure for a trained policy.
         gold: Gold score of the pick at each n.
+        gain: The same above that of an answer picked at random, prompt by prompt, which leaves out what only prompts differ in.
         proxy: Proxy score of the pick at each n, in each proxy's own standard deviations above its own mean over all pools.
         ceiling: Gold score at each n if gold did the picking.
         random_gold: Gold score of an answer picked at random.
@@ -45,6 +46,7 @@ class Hacking:
     ns: tuple[int, ...]
     kl: tuple[float, ...]
     gold: tuple[Interval, ...]
+    gain: tuple[Interval, ...]
     proxy: tuple[Interval, ...]
     ceiling: tuple[float, ...]
     random_gold: Interval
@@ -60,7 +62,7 @@ class Hacking:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values = dataclasses.asdict(self)
-        for name in ("gold", "proxy"):
+        for name in ("gold", "gain", "proxy"):
             values[name] = [interval.as_dict() for interval in getattr(self, name)]
         for name in ("random_gold", "fall", "gap"):
             values[name] = getattr(self, name).as_dict()
@@ -161,6 +163,7 @@ class BestOfNRuns:
             ns=self.ns,
             kl=tuple(kl_L.tolist()),
             gold=tuple(self._interval(gold_SPL[:, :, place]) for place in range(len(self.ns))),
+            gain=tuple(self._interval(gold_SPL[:, :, place] - self.random_P) for place in range(len(self.ns))),
             proxy=tuple(self._interval(proxy_SPL[:, :, place]) for place in range(len(self.ns))),
             ceiling=tuple(self.columns_SP3L[0, :, CEILING].mean(axis=0).tolist()),
             random_gold=self._interval(self.random_P[None]),

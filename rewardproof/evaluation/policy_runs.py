@@ -63,6 +63,7 @@ class PolicyHacking:
         distance: Square roots of KL, nats.
         proxy: Proxy above its start at each.
         gold: Gold at each; empty where nobody judged.
+        gain: The same above the initial policy's, prompt by prompt.
         start_gold: Gold of the initial policy.
         end_gold: Gold at the last evaluation, wherever that is.
         peak_kl: KL at the curve's highest gold; `None` without gold.
@@ -80,6 +81,7 @@ class PolicyHacking:
     distance: tuple[float, ...]
     proxy: tuple[Interval, ...]
     gold: tuple[Interval, ...]
+    gain: tuple[Interval, ...]
     start_gold: Interval | None
     end_gold: Interval | None
     peak_kl: float | None
@@ -96,7 +98,7 @@ class PolicyHacking:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values = dataclasses.asdict(self)
-        for name in ("proxy", "gold"):
+        for name in ("proxy", "gold", "gain"):
             values[name] = [interval.as_dict() for interval in getattr(self, name)]
         for name in ("start_gold", "end_gold", "fall", "gap"):
             one = getattr(self, name)
@@ -252,13 +254,14 @@ class PolicyRuns:
     def _of_gold(self, grid_G: FloatArray, proxy_SPG: FloatArray, gold_SPG: FloatArray | None, seed: int) -> dict[str, Any]:
         names = ("start_gold", "end_gold", "peak_kl", "fall", "gap", "onset_kl", "law", "law_range")
         if gold_SPG is None or self.gold_SEP is None:
-            return {"gold": (), **dict.fromkeys(names)}
+            return {"gold": (), "gain": (), **dict.fromkeys(names)}
         peak = int(gold_SPG.mean(axis=(0, 1)).argmax())
         fall = self._interval(gold_SPG[:, :, peak] - gold_SPG[:, :, -1])
         peak_kl = float(grid_G[peak] ** 2)
         law, ranges = law_with_range(self.distance_SE, self.gold_SEP.transpose(0, 2, 1), self.prompts, "rl", seed=seed, models=self.models)
         return {
             "gold": tuple(self._interval(gold_SPG[:, :, place]) for place in range(POINTS)),
+            "gain": tuple(self._interval(gold_SPG[:, :, place] - self.gold_SEP[:, 0]) for place in range(POINTS)),
             "start_gold": self._interval(self.gold_SEP[:, 0]),
             "end_gold": self._interval(self.gold_SEP[:, -1]),
             "peak_kl": peak_kl,

@@ -59,7 +59,7 @@ def hacking_figure(methods: Mapping[str, Hacking]) -> Figure:
         methods: Name of the method to how it fared.
 
     Returns:
-        Two panels; the grey dotted line of the gold panel is the ceiling (gold picks).
+        Two panels; gold is shown above a random answer's, so that methods part and prompts do not.
 
     Raises:
         EvaluationError: If there is no method.
@@ -76,11 +76,10 @@ def hacking_figure(methods: Mapping[str, Hacking]) -> Figure:
         gold, proxy = _panels(figure)
         for i, (name, one) in enumerate(methods.items()):
             distances = [value**0.5 for value in one.kl]
-            for axes, intervals in ((gold, one.gold), (proxy, one.proxy)):
+            for axes, intervals in ((gold, one.gain), (proxy, one.proxy)):
                 _band(axes, distances, intervals, index=i, name=name)
-        first = next(iter(methods.values()))
-        ceiling = {"color": MUTED, "linestyle": ":", "linewidth": 1.2, "label": "ceiling (gold picks)"}
-        gold.plot([value**0.5 for value in first.kl], first.ceiling, **ceiling)
+        gold.axhline(0.0, color=MUTED, linestyle=":", linewidth=1.2)
+        gold.set_ylabel("above a random answer")
         _distance_axes(figure)
         legend_above(figure, gold)
     return figure
@@ -104,11 +103,12 @@ def policy_figure(methods: Mapping[str, PolicyHacking]) -> Figure:
         figure = new_figure(6.6 if judged else 3.6, 3.6)
         gold, proxy = _panels(figure) if judged else (None, figure.subplots())
         for i, (name, one) in enumerate(methods.items()):
-            for axes, intervals in ((gold, one.gold), (proxy, one.proxy)):
+            for axes, intervals in ((gold, one.gain), (proxy, one.proxy)):
                 if axes is not None:
                     _band(axes, one.distance, intervals, index=i, name=name, every=4)
         if gold is not None:
-            gold.set_ylabel("mean gold score of an answer")
+            gold.axhline(0.0, color=MUTED, linestyle=":", linewidth=1.2)
+            gold.set_ylabel("above the start")
         proxy.set_title("Proxy: what is optimised")
         proxy.set_ylabel("standard deviations above the start")
         _distance_axes(figure)

@@ -70,6 +70,7 @@ def picks_table(setting: SettingRows, pool: str, methods: Sequence[str] = (), co
             {
                 "method": f"`{method}`",
                 f"gold of best of {one.ns[-1]}": _number(one.gold[-1]),
+                "above a random answer": format_gain(one.gain[-1]),
                 f"minus {shown[0]}": "–" if method == shown[0] else _difference(setting, pool, method, shown[0]),
                 "lost since the peak": _number(one.fall),
                 "peak at n": str(one.peak_n),

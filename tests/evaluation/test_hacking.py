@@ -111,6 +111,17 @@ def test_few_values_of_n_have_no_law_and_mistakes_stop_with_a_sentence() -> None
         BestOfNRuns([GOLD, np.full_like(GOLD, 2.0)], GOLD, NS, PROMPTS)
 
 
+def test_gain_is_over_a_random_answer_prompt_by_prompt() -> None:
+    found = BestOfNRuns([honest(0), honest(1)], GOLD, NS, PROMPTS).summary()
+    for gold, gain in zip(found.gold, found.gain, strict=True):
+        assert gain.estimate == pytest.approx(gold.estimate - GOLD.mean())
+    assert found.gain[0].high == pytest.approx(0.0, abs=1e-12), "the best of one is a random answer"
+    apart = 10.0 * np.arange(len(GOLD))[:, None]
+    other = BestOfNRuns([honest(0), honest(1)], GOLD + apart, NS, PROMPTS).summary()
+    assert (other.gain[-1].low, other.gain[-1].high) == pytest.approx((found.gain[-1].low, found.gain[-1].high))
+    assert other.gold[-1].high - other.gold[-1].low > 10 * (found.gold[-1].high - found.gold[-1].low)
+
+
 def test_runs_survive_being_stored_and_joined() -> None:
     both = BestOfNRuns([honest(0), honest(1)], GOLD, NS, PROMPTS)
     joined = BestOfNRuns.joined([BestOfNRuns([honest(seed)], GOLD, NS, PROMPTS).stored() for seed in (0, 1)])
