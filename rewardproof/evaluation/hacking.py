@@ -18,7 +18,8 @@ from rewardproof.evaluation.law import LawRange, law_with_range
 from rewardproof.statistics import GoldLaw, Interval, crossed_interval, kl_upper_bound
 from rewardproof.statistics.checks import FloatArray
 
-GOLD, PROXY, CEILING = range(3)
+COLUMNS = ("gold", "proxy", "ceiling")
+GOLD, PROXY, CEILING = range(len(COLUMNS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,6 @@ class BestOfNRuns:
 
     def stored(self) -> dict[str, Any]:
         """Plain values from which `joined` makes the same runs, to five digits: rows of numbers as text, one a prompt."""
-        names = ("gold", "proxy", "ceiling")
         return {
             "ns": list(self.ns),
             "pool": self.pool,
@@ -115,7 +115,7 @@ class BestOfNRuns:
             "gold_mean": self.gold_mean,
             "gold_std": self.gold_std,
             "random": as_text(self.random_P[None])[0],
-            **{name: [as_text(seed_PL) for seed_PL in self.columns_SP3L[:, :, place]] for place, name in enumerate(names)},
+            **{name: [as_text(seed_PL) for seed_PL in self.columns_SP3L[:, :, place]] for place, name in enumerate(COLUMNS)},
         }
 
     @classmethod
@@ -137,7 +137,7 @@ class BestOfNRuns:
         made.ns, made.pool, made.prompts = tuple(first["ns"]), first["pool"], tuple(first["prompts"].split())
         made.gold_mean, made.gold_std = first["gold_mean"], first["gold_std"]
         made.random_P = random_P
-        columns = [np.stack([[of_text(seed) for seed in part[name]] for name in ("gold", "proxy", "ceiling")], axis=2) for part in parts]
+        columns = [np.stack([[of_text(seed) for seed in part[name]] for name in COLUMNS], axis=2) for part in parts]
         made.columns_SP3L = np.concatenate(columns)
         return made
 

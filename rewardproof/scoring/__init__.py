@@ -3,7 +3,7 @@
 from rewardproof.scoring.combination import Combination, Scale, combine, disagreement
 from rewardproof.scoring.ensemble import Combine, Ensemble, score_and_disagreement
 from rewardproof.scoring.gold import CheckableGold
-from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, ModelEnsemble
+from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, ModelEnsemble, models_of
 from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.scorer import Scorer
 from rewardproof.scoring.sources import GIVEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
@@ -27,6 +27,7 @@ __all__ = [
     "load_model",
     "load_scorer",
     "method_names",
+    "models_of",
     "score_and_disagreement",
     "stream_names",
 ]

@@ -19,6 +19,7 @@ from rewardproof.models.precision import Precision
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.scoring.combination import Scale
 from rewardproof.scoring.ensemble import Combine, Ensemble
+from rewardproof.scoring.scorer import Scorer
 
 ENSEMBLE_FILE = "ensemble.yaml"
 
@@ -125,6 +126,11 @@ class ModelEnsemble(Ensemble):
     @property
     def _first(self) -> RewardModel:
         return min(self.models.values(), key=lambda model: model.longest or float("inf"))
+
+
+def models_of(scorer: Scorer) -> list[RewardModel]:
+    """The reward models behind a scorer: itself, an ensemble's members, or none."""
+    return [scorer] if isinstance(scorer, RewardModel) else list(scorer.models.values()) if isinstance(scorer, ModelEnsemble) else []
 
 
 def _reading(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], str]:

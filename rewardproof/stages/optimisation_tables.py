@@ -98,12 +98,13 @@ def policies_table(setting: SettingRows, methods: Sequence[str] = (), columns: S
     """
     found = policies(setting, methods)
     first = next(iter(found))
-    farthest = min(policies_of(setting, method).reach for method in found)
+    runs = {method: policies_of(setting, method) for method in found}
+    farthest = min(one.reach for one in runs.values())
     records: list[dict[str, Cell]] = []
     for method, one in found.items():
         seeds = sorted(set(setting.policies[method]) & set(setting.policies[first]))
         gain = policies_of(setting, method, seeds).minus(policies_of(setting, first, seeds)) if seeds and method != first else None
-        gap = policies_of(setting, method).summary(farthest=farthest).gap
+        gap = runs[method].summary(farthest=farthest).gap
         judged = {"gold at first": one.start_gold, "gold at last": one.end_gold, "lost since the peak": one.fall}
         records.append(
             {

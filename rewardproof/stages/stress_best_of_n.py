@@ -18,10 +18,9 @@ from rewardproof.data import Group
 from rewardproof.errors import EvaluationError
 from rewardproof.evaluation import BestOfNRuns, Hacking
 from rewardproof.models.precision import Precision
-from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import first_differing
 from rewardproof.report import format_interval
-from rewardproof.scoring import ModelEnsemble, Scorer, load_scorer
+from rewardproof.scoring import Scorer, load_scorer, models_of
 from rewardproof.stages.stress_pools import Pools, whole_rows
 from rewardproof.statistics import Interval
 
@@ -162,7 +161,6 @@ def _kept(file: Path, pools: Sequence[Group]) -> Scores:
 def sharing_trunk(spec: str, *, precision: Precision, layers: str, limit_gb: float) -> Scorer:
     """A scorer whose layers below those that `layers` names are computed once for all models that have them in common."""
     scorer = load_scorer(spec, precision=precision)
-    models = [scorer] if isinstance(scorer, RewardModel) else list(scorer.models.values()) if isinstance(scorer, ModelEnsemble) else []
-    for model in models:
+    for model in models_of(scorer):
         model.share_trunk(first_differing(layers, model.model.config.num_hidden_layers), limit_gb=limit_gb)
     return scorer

@@ -21,7 +21,7 @@ from rewardproof.scoring import Combine
 from rewardproof.stages.align import Align
 from rewardproof.stages.optimisation_tables import picks_table, policies_table
 from rewardproof.stages.stress_pools import PoolSettings
-from rewardproof.stages.study_cell import Place, drop_models, finished, needed, run_cell, train_again
+from rewardproof.stages.study_cell import Place, drop_models, finished, make, needed, run_cell
 from rewardproof.stages.study_plan import Cell, Study, unfold
 from rewardproof.stages.study_settings import first_difference
 from rewardproof.stages.study_tables import SettingRows, load_settings, setting_table
@@ -217,7 +217,7 @@ def _provide(course: _Course, cell: Cell) -> None:
         if not (needed(cell, parent, course.place.out).is_dir() and finished(by_name[name], course.place)):
             course.say(f"{name} once more, since {cell.name} needs its model")
             _provide(course, by_name[name])
-            train_again(by_name[name], course.place)
+            make(by_name[name], course.place)
 
 
 def _drop_unneeded(course: _Course, cell: Cell) -> None:

@@ -97,16 +97,7 @@ def run_cell(cell: Cell, place: Place) -> Found:
     measured = _forget_peak_memory()
     folder = cell.folder(place.out)
     if not finished(cell, place) or (cell.pools and not _model(cell, place).is_dir()):
-        if cell.align is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        if cell.align is not None:
-            run_policies(cell.align, cell.runs, folder, place.resolved, place.progress)
-        elif cell.of:
-            _judge_again(cell, place)
-        else:
-            run_train(place.resolved(cell.config), folder, progress=place.progress)
-        if cell.of:
-            write_whole(folder / "cell.yaml", yaml.safe_dump(cell.settings(), sort_keys=False))
+        make(cell, place)
     if cell.align is not None:
         found = policies_found(folder, cell.align, cell.runs)
         return Found(place.anonymous(plain({"study": place.study, **_head(cell, found.pop("headline")), **found, **_tail(cell)})))
@@ -118,14 +109,19 @@ def run_cell(cell: Cell, place: Place) -> Found:
     return _found(cell, place, (report if measured else report | {"peak_memory_gb": None}) | picks, outcomes)
 
 
-def train_again(cell: Cell, place: Place) -> None:
-    """Make the models of a cell again, whose row is written but whose models are gone."""
-    shutil.rmtree(cell.folder(place.out), ignore_errors=True)
-    if cell.of:
-        _judge_again(cell, place)
-        write_whole(cell.folder(place.out) / "cell.yaml", yaml.safe_dump(cell.settings(), sort_keys=False))
+def make(cell: Cell, place: Place) -> None:
+    """Make what a cell delivers: anew, but for policies of an interrupted study, which go on."""
+    folder = cell.folder(place.out)
+    if cell.align is not None:
+        run_policies(cell.align, cell.runs, folder, place.resolved, place.progress)
     else:
-        run_train(place.resolved(cell.config), cell.folder(place.out), progress=place.progress)
+        shutil.rmtree(folder, ignore_errors=True)
+        if cell.of:
+            _judge_again(cell, place)
+        else:
+            run_train(place.resolved(cell.config), folder, progress=place.progress)
+    if cell.of:
+        write_whole(folder / "cell.yaml", yaml.safe_dump(cell.settings(), sort_keys=False))
 
 
 def drop_models(cell: Cell, out: Path) -> None:
