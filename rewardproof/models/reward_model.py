@@ -21,7 +21,7 @@ from rewardproof.models.families import is_padded_only
 from rewardproof.models.packed import PackedRewards, packed_rewards, position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_budget, default_device, resolve_precision
 from rewardproof.models.routing import Routing
-from rewardproof.models.trunk import FrozenTrunk, TrunkCache
+from rewardproof.models.trunk import FrozenTrunk, TrunkCache, TrunkStore
 
 
 class RewardModel:
@@ -57,6 +57,7 @@ class RewardModel:
         self.backend = backend
         self._trunk_layers = 0
         self._trunk_limit_gb = 0.0
+        self._lent: TrunkStore | None = None
 
     def share_trunk(self, first_layer: int, *, limit_gb: float) -> RewardModel:
         """Keep what enters layer `first_layer` on disk, for models that share the layers below and score the same answers.
@@ -71,6 +72,21 @@ class RewardModel:
         self._trunk_layers = 0 if is_padded_only(self.model) else first_layer
         self._trunk_limit_gb = limit_gb
         return self
+
+    @property
+    def shares_trunk(self) -> bool:
+        """Whether it keeps what its lower layers put out on disk."""
+        return bool(self._trunk_layers and self._trunk_limit_gb)
+
+    @contextlib.contextmanager
+    def borrowing(self, store: TrunkStore, first_layer: int) -> Iterator[None]:
+        """While the context is open, take what enters layer `first_layer` from another model's store."""
+        kept = self._trunk_layers
+        self._lent, self._trunk_layers = store, first_layer
+        try:
+            yield
+        finally:
+            self._lent, self._trunk_layers = None, kept
 
     @classmethod
     def load(cls, path: str | Path, *, precision: Precision = "fp32", device: torch.device | None = None) -> RewardModel:
@@ -162,19 +178,19 @@ class RewardModel:
         for entry in parts:
             long = boundary is not None and max(len(tokens) for tokens in entry[1].conversations) > boundary
             streams[int(long)].append(entry)
-        with self._shared_trunk([part for _, part in parts]) as (trunk, cache):
+        with self._shared_trunk([part for _, part in parts]) as (trunk, store):
             for stream in streams:
-                self._score_stream(stream, rewards, names, trunk=trunk, cache=cache)
+                self._score_stream(stream, rewards, names, trunk=trunk, store=store)
         return [tuple(found[tokens] for tokens in group.conversations) for found, group in zip(rewards, wanted, strict=True)]
 
     def routings(self, groups: Sequence[EncodedGroup]) -> Iterator[tuple[PackedBatch, tuple[Routing, ...]]]:
         """Streams of encoded groups, in order, with what each router of a mixture decides on them, lowest layer first."""
         device = self.model.device
         self.model.eval()
-        with self._shared_trunk(groups) as (trunk, cache):
+        with self._shared_trunk(groups) as (trunk, store):
             for run in fill(groups, tokens_per_batch=self.tokens_per_batch):
                 batch = pack(run).to(device)
-                yield batch, self._forward(run, batch, trunk, cache).routings
+                yield batch, self._forward(run, batch, trunk, store).routings
 
     def _refuse_too_long(self, groups: Sequence[EncodedGroup], names: Sequence[str]) -> None:
         longest = self.longest
@@ -200,31 +216,33 @@ class RewardModel:
         return str(self.model.config.model_type)
 
     @contextlib.contextmanager
-    def _shared_trunk(self, groups: Sequence[EncodedGroup]) -> Iterator[tuple[FrozenTrunk | None, TrunkCache | None]]:
-        if not self._trunk_layers or not self._trunk_limit_gb:
+    def _shared_trunk(self, groups: Sequence[EncodedGroup]) -> Iterator[tuple[FrozenTrunk | None, TrunkStore | None]]:
+        store = self._lent or self._own_store()
+        if store is None or not store.fits(groups):
             yield None, None
             return
-        precision = resolve_precision(self.precision, self.model.device)
-        cache = TrunkCache(self.model, self._trunk_layers, precision=precision, limit_gb=self._trunk_limit_gb)
-        if not cache.fits(groups):
-            yield None, None
-            return
-        for _ in cache.add(groups, tokens_per_batch=self.tokens_per_batch):
+        for _ in store.add(groups, tokens_per_batch=self.tokens_per_batch):
             pass
         trunk = FrozenTrunk(self.model, self._trunk_layers)
         with trunk.detached():
-            yield trunk, cache
+            yield trunk, store
+
+    def _own_store(self) -> TrunkStore | None:
+        if not self.shares_trunk:
+            return None
+        precision = resolve_precision(self.precision, self.model.device)
+        return TrunkCache(self.model, self._trunk_layers, precision=precision, limit_gb=self._trunk_limit_gb)
 
     def _parts(self, group: EncodedGroup, boundary: int | None) -> list[EncodedGroup]:
         sides = [group] if boundary is None else split_at_position(group, boundary)
         return [part for side in sides for part in split_large(side, tokens_per_batch=self.tokens_per_batch)]
 
     def _forward(
-        self, run: Sequence[EncodedGroup], batch: PackedBatch, trunk: FrozenTrunk | None, cache: TrunkCache | None
+        self, run: Sequence[EncodedGroup], batch: PackedBatch, trunk: FrozenTrunk | None, store: TrunkStore | None
     ) -> PackedRewards:
         """One stream, from the activations that are stored of it where they are."""
         device = self.model.device
-        feed = trunk.feeding(cache.read(run).to(device)) if trunk is not None and cache is not None else contextlib.nullcontext()
+        feed = trunk.feeding(store.read(run).to(device)) if trunk is not None and store is not None else contextlib.nullcontext()
         with torch.inference_mode(), computing_in(self.precision, device), feed:
             return packed_rewards(self.model, batch, backend=self.backend)
 
@@ -235,12 +253,12 @@ class RewardModel:
         names: Sequence[str],
         *,
         trunk: FrozenTrunk | None,
-        cache: TrunkCache | None,
+        store: TrunkStore | None,
     ) -> None:
         owners = iter(parts)
         device = self.model.device
         for run in fill((part for _, part in parts), tokens_per_batch=self.tokens_per_batch):
-            values = iter(self._forward(run, pack(run).to(device), trunk, cache).rewards_C.tolist())
+            values = iter(self._forward(run, pack(run).to(device), trunk, store).rewards_C.tolist())
             for group in run:
                 place, _ = next(owners)
                 for tokens in group.conversations:

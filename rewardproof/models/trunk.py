@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from rewardproof.artifacts import writing
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.packing import fill, pack
 from rewardproof.models.embedded import cache_dir
-from rewardproof.models.families import family_of
+from rewardproof.models.families import family_of, is_padded_only
 from rewardproof.models.packed import hidden_states, position_boundary
 from rewardproof.models.precision import Precision, computing_in
 
@@ -117,6 +118,67 @@ class FrozenTrunk:
             yield
         finally:
             self.stand_ins[-1].hidden = None
+
+
+class TrunkStore(Protocol):
+    """Where activations of a trunk are kept."""
+
+    def fits(self, groups: Sequence[EncodedGroup]) -> bool:
+        """Whether these groups can be kept too."""
+        ...
+
+    def add(self, groups: Sequence[EncodedGroup], *, tokens_per_batch: int) -> Iterator[int]:
+        """Compute and keep what is missing; yields the number of groups done so far."""
+        ...
+
+    def read(self, groups: Sequence[EncodedGroup]) -> Tensor:
+        """Activations of a packed stream of these groups, shape `(T, D)`."""
+        ...
+
+
+class TrunkMemory:
+    """Activations in memory, for models that have these layers in common and score the same groups one after the other."""
+
+    def __init__(self, model: PreTrainedModel, first_layer: int, *, precision: Precision) -> None:
+        """Take the model that computes them, and the first layer in which the models differ."""
+        self.model = model
+        self.first_layer = first_layer
+        self.precision: Precision = precision
+        self.states: dict[str, Tensor] = {}
+
+    def fits(self, groups: Sequence[EncodedGroup]) -> bool:
+        """Always: whoever scores decides how many groups there are at a time."""
+        return True
+
+    def add(self, groups: Sequence[EncodedGroup], *, tokens_per_batch: int) -> Iterator[int]:
+        """Compute what is missing."""
+        missing = [group for group in groups if group_key(group) not in self.states]
+        for side in _sides(missing, position_boundary(self.model)):
+            for run in fill(side, tokens_per_batch=tokens_per_batch):
+                states = trunk_states(self.model, run, self.first_layer, precision=self.precision)
+                self.states |= {group_key(group): hidden_TD for group, hidden_TD in zip(run, states, strict=True)}
+        yield len(groups)
+
+    def read(self, groups: Sequence[EncodedGroup]) -> Tensor:
+        """Activations of a packed stream of these groups, shape `(T, D)`."""
+        return torch.cat([self.states[group_key(group)] for group in groups])
+
+
+def layers_in_common(models: Sequence[PreTrainedModel]) -> int:
+    """Layers from the first on that models have in common, embeddings included; the last layer never counts.
+
+    Zero where configurations differ in more than names, or a model needs padding.
+    """
+    first, *others = models
+    if any(is_padded_only(model) or _trunk_settings(model) != _trunk_settings(first) for model in models):
+        return 0
+    if not all(_equal(_embeddings(first), _embeddings(other)) for other in others):
+        return 0
+    layers = [list(family_of(model).layer_list(model)) for model in models]
+    for depth, (ours, *theirs) in enumerate(zip(*layers, strict=True)):
+        if depth == len(layers[0]) - 1 or not all(_equal([ours], [layer]) for layer in theirs):
+            return depth
+    return 0
 
 
 class TrunkCache:
@@ -228,11 +290,9 @@ def group_key(group: EncodedGroup) -> str:
 
 def _trunk_key(model: PreTrainedModel, first_layer: int, precision: Precision) -> str:
     """Name of a trunk's store; remembered on the model until one of the tensors below `first_layer` changes."""
-    settings = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_THE_TRUNK}
-    asked = json.dumps([first_layer, precision, settings], sort_keys=True, default=str)
+    asked = json.dumps([first_layer, precision, _trunk_settings(model)], sort_keys=True, default=str)
     lower = list(family_of(model).layer_list(model)[:first_layer])
-    embeddings = [module for module in model.base_model.modules() if isinstance(module, nn.Embedding)]
-    tensors = [entry for module in [*embeddings, *lower] for entry in module.state_dict(keep_vars=True).items()]
+    tensors = [entry for module in [*_embeddings(model), *lower] for entry in module.state_dict(keep_vars=True).items()]
     known: dict[str, tuple[Versions | None, str]] = model.__dict__.setdefault(_KNOWN_KEYS, {})
     versions = _versions(tensors)
     if asked not in known or versions is None or known[asked][0] != versions:
@@ -242,6 +302,23 @@ def _trunk_key(model: PreTrainedModel, first_layer: int, precision: Precision) -
             digest.update(memoryview(tensor.detach().to("cpu", torch.float32).contiguous().numpy()).cast("B"))
         known[asked] = (versions, digest.hexdigest()[:32])
     return known[asked][1]
+
+
+def _trunk_settings(model: PreTrainedModel) -> dict[str, Any]:
+    return {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_THE_TRUNK}
+
+
+def _embeddings(model: PreTrainedModel) -> list[nn.Module]:
+    return [module for module in model.base_model.modules() if isinstance(module, nn.Embedding)]
+
+
+def _equal(ours: Sequence[nn.Module], theirs: Sequence[nn.Module]) -> bool:
+    """Whether modules hold the same tensors under the same names."""
+    both = [[entry for module in modules for entry in module.state_dict().items()] for modules in (ours, theirs)]
+    return [name for name, _ in both[0]] == [name for name, _ in both[1]] and all(
+        one.shape == other.shape and one.device == other.device and torch.equal(one, other)
+        for (_, one), (_, other) in zip(*both, strict=True)
+    )
 
 
 def _versions(tensors: Sequence[tuple[str, Tensor]]) -> Versions | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +16,18 @@ from rewardproof.artifacts import write_whole
 from rewardproof.config import Section, dump_yaml, load_yaml, parse
 from rewardproof.data.encoding import EncodedGroup, Overlong
 from rewardproof.data.group import Group
+from rewardproof.data.packing import fill
 from rewardproof.errors import CheckpointError, ConfigError
-from rewardproof.models.precision import Precision
+from rewardproof.models.precision import Precision, resolve_precision
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.scoring.combination import Scale
+from rewardproof.models.trunk import TrunkMemory, layers_in_common
+from rewardproof.scoring.combination import Floats, Scale
 from rewardproof.scoring.ensemble import Combine, Ensemble
 from rewardproof.scoring.scorer import Scorer
 
 ENSEMBLE_FILE = "ensemble.yaml"
+TOKENS_AT_ONCE = 131072
+"""Tokens whose shared activations are in memory at a time: a quarter of a gigabyte at width 512."""
 
 
 class MemberEntry(Section):
@@ -119,9 +125,44 @@ class ModelEnsemble(Ensemble):
 
     def score_encoded(self, groups: Iterable[EncodedGroup], *, origins: Sequence[str] = ()) -> list[tuple[float, ...]]:
         """Combined scores of encoded groups, in order; as `RewardModel.score_encoded`."""
-        wanted = list(groups)
-        found = {name: model.score_encoded(wanted, origins=origins) for name, model in self.models.items()}
-        return self.combined(self.standardised(found, [len(group.conversations) for group in wanted]))
+        return self.combined(self._by_member_encoded(list(groups), origins))
+
+    def by_member(self, groups: Sequence[Group], context: object = None) -> list[Floats]:
+        """Every member's standardised score of every answer, one array `(M, N)` a group."""
+        return self._by_member_encoded(self.encode(groups)[0], [group.origin or group.id for group in groups])
+
+    def _by_member_encoded(self, groups: Sequence[EncodedGroup], origins: Sequence[str]) -> list[Floats]:
+        """Every member's standardised scores; layers that all members have in common run once."""
+        found: dict[str, list[tuple[float, ...]]] = {name: [] for name in self.models}
+        done = 0
+        for run in fill(groups, tokens_per_batch=TOKENS_AT_ONCE):
+            names = origins[done : done + len(run)]
+            with self._one_trunk():
+                for name, model in self.models.items():
+                    found[name] += model.score_encoded(run, origins=names)
+            done += len(run)
+        return self.standardised(found, [len(group.conversations) for group in groups])
+
+    @contextlib.contextmanager
+    def _one_trunk(self) -> Iterator[None]:
+        """Let all members read what the first one's lower layers put out, unless they share it on disk already."""
+        models = list(self.models.values())
+        with contextlib.ExitStack() as stack:
+            if self._in_common and not any(model.shares_trunk for model in models):
+                first = models[0]
+                precision = resolve_precision(first.precision, first.model.device)
+                store = TrunkMemory(first.model, self._in_common, precision=precision)
+                for model in models:
+                    stack.enter_context(model.borrowing(store, self._in_common))
+            yield
+
+    @functools.cached_property
+    def _in_common(self) -> int:
+        """Layers that need to run only once; members of other precision or on another device need their own."""
+        models = list(self.models.values())
+        if len(models) == 1 or len({(model.precision, model.model.device) for model in models}) > 1:
+            return 0
+        return layers_in_common([model.model for model in models])
 
     @property
     def _first(self) -> RewardModel:

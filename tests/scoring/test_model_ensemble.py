@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from rewardproof.data.group import Group, Message
 from rewardproof.errors import CheckpointError, ConfigError, DataError
+from rewardproof.models.families import family_of
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.trunk import layers_in_common
 from rewardproof.scoring import (
     CheckableGold,
     Combine,
@@ -46,6 +50,33 @@ def test_tokens_and_texts_are_scored_alike_and_as_by_the_general_ensemble(models
     encoded, _ = ensemble.encode(GROUPS)
     assert ensemble.score_encoded(encoded) == ensemble.score(GROUPS)
     np.testing.assert_allclose(ensemble.score(GROUPS), Ensemble.measured(models, GROUPS).score(GROUPS), atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_layers_that_members_have_in_common_run_once_and_change_nothing(tiny: ModuleType, family: str) -> None:
+    models = {}
+    for number in range(3):
+        model = tiny.classifier(family, seed=0)
+        with torch.no_grad():
+            for parameter in [*family_of(model).layer_list(model)[-1].parameters(), *model.score.parameters()]:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+        models[str(number)] = RewardModel(model, tiny.word_tokenizer(), tokens_per_batch=40)
+    depth = models["0"].model.config.num_hidden_layers - 1
+    assert layers_in_common([one.model for one in models.values()]) == depth
+    alone = [np.array(model.score(GROUPS)) for model in models.values()]
+    runs: Counter[str] = Counter()
+    for name, model in models.items():
+        family_of(model.model).layer_list(model.model)[0].register_forward_hook(lambda *_, name=name: runs.update([name]))
+    together = np.stack([*joined(models).by_member(GROUPS)], axis=1)
+    for scores, raw in zip(together, alone, strict=True):
+        np.testing.assert_allclose(scores, (raw - raw.mean()) / raw.std(), atol=1e-5)
+    measured = 3 * [runs["0"] // 2]
+    assert runs["0"] == 2 * measured[0] > 0  # once to measure its units, once for all members
+    assert [runs["1"], runs["2"]] == measured[:2]  # to measure their units alone
+
+
+def test_members_that_differ_below_share_nothing(models) -> None:
+    assert layers_in_common([one.model for one in models.values()]) == 0
 
 
 def test_an_ensemble_is_a_directory_that_can_be_moved_with_its_members(models, tmp_path: Path) -> None:
