@@ -29,6 +29,7 @@ PAIR = {"chosen": GOOD, "rejected": POOR}
 ROWS: list[tuple[str, dict[str, Any]]] = [
     ("rows", {"prompt": ASK, "answers": [GOOD, POOR], "scores": [1, 0.0], "margin": 2, "subset": "s", "category": "c", "reference": 7}),
     ("rows", {"prompt": [USER], "answers": [[says(GOOD)], [says(POOR)]], "scores": [1, 0], "id": 3, "meta": {"kind": "k"}}),
+    ("rows", {"prompt": ASK, "answers": [GOOD, POOR], "rewards": [0.5, -0.5]}),
     ("rmb", {"conversation_input": [USER], "chosen": {"llm_name": "a", "answer": GOOD}, "reject": {"llm_name": "b", "answer": POOR}}),
     (
         "rmb",

@@ -1,4 +1,7 @@
-"""Our own rows: `id, prompt, answers, scores, margin, subset, category, reference, meta`; all but prompt and answers are optional."""
+"""Our own rows: `id, prompt, answers, scores, margin, subset, category, reference, meta`; all but prompt and answers are optional.
+
+Rows without scores that `score` has written `rewards` into have those for scores, so that one model's judgement is another's data.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,12 @@ def matches(row: JsonRow) -> bool:
 
 def to_group(row: JsonRow) -> Group:
     """Read one of our rows."""
+    judged = "scores" if row.get("scores") is not None else "rewards"
     return Group(
         prompt=turns_of(field_of(row, "prompt"), "prompt", role="user"),
         answers=texts_of(field_of(row, "answers"), "answers"),
-        scores=None if row.get("scores") is None else numbers_of(row["scores"], "scores"),
-        **shared_columns(row, ("prompt", "answers", "scores")),
+        scores=None if row.get(judged) is None else numbers_of(row[judged], judged),
+        **shared_columns(row, ("prompt", "answers", judged)),
     )
 
 
