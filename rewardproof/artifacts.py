@@ -274,7 +274,7 @@ def provenance(*, elapsed: float = 0.0) -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name.replace("__main__.py", "rewardproof"), *sys.argv[1:]]),
         "commit": _commit(),
         "versions": versions,
-        "machine": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "machine": {"platform": platform.platform(), "processor": processor(), "cores": os.cpu_count()},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - elapsed)),
     }
 
@@ -288,7 +288,8 @@ def _commit() -> str | None:
     return shown.stdout.strip()
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as it gives it itself."""
     listing = Path("/proc/cpuinfo")
     if listing.exists():
         for line in listing.read_text().splitlines():

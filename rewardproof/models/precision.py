@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from typing import Literal
 
 import torch
+
+from rewardproof.artifacts import processor
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
@@ -18,9 +21,18 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return "bf16"
-    return "fp32"
+    return "bf16" if device.type == "cpu" and _cpu_gains_by_bf16() else "fp32"
+
+
+@functools.cache
+def _cpu_gains_by_bf16() -> bool:
+    """Whether this processor multiplies bf16 faster than fp32.
+
+    With AMX it does. AVX512-BF16 alone doubles the speed of AMD's processors; on Intel's products took 1.6 to 1.9 times as long as in fp32.
+    """
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    return torch.cpu._is_avx512_bf16_supported() and "Intel" not in processor()
 
 
 @contextlib.contextmanager
