@@ -148,9 +148,10 @@ def test_plain_values() -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == expected
 
 
-def test_provenance_says_how_to_make_it_again() -> None:
+def test_provenance_says_how_to_make_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/rewardproof", "train", "umm"])
     found = provenance()
-    assert found["command"] == " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    assert found["command"] == "rewardproof train umm"
     assert {"python", "rewardproof", "torch", "transformers", "numpy"} <= found["versions"].keys()
     assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["machine"]["cores"] == os.cpu_count()

@@ -16,11 +16,12 @@ from rewardproof.errors import ConfigError, DataError
 
 
 class Pair(NamedTuple):
-    """Indices of two answers of a group, and the strength of the preference where the data gives one."""
+    """Indices of two answers of a group, the strength of the preference where the data gives one, and how likely its label is wrong."""
 
     winner: int
     loser: int
     margin: float | None
+    doubt: float = 0.0
 
 
 def ordered_pairs(group: Group, *, limit: int = 0) -> tuple[Pair, ...]:
@@ -78,7 +79,12 @@ def with_label_noise(group: Group, pairs: Sequence[Pair], *, rate: float, seed: 
         return tuple(pairs)
     texts, key = group.answer_texts, group.prompt_key
     draws = (int(_pair_hash(key, texts, pair, f"noise {seed}")[:13], 16) / 16**13 for pair in pairs)
-    return tuple(Pair(pair.loser, pair.winner, pair.margin) if draw < rate else pair for pair, draw in zip(pairs, draws, strict=True))
+    return tuple(swapped(pair) if draw < rate else pair for pair, draw in zip(pairs, draws, strict=True))
+
+
+def swapped(pair: Pair) -> Pair:
+    """The pair with the other answer preferred."""
+    return pair._replace(winner=pair.loser, loser=pair.winner)
 
 
 def merge_single_answers(groups: Iterable[Group]) -> list[Group]:

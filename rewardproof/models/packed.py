@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -23,16 +23,34 @@ _WARNED = "_rewardproof_warned_of_padding"
 """Set on a model whose user has been told that it is scored padded."""
 
 
+class Auxiliary(NamedTuple):
+    """What a further term of the objective found on a stream.
+
+    Attributes:
+        loss: Sum over the stream's groups of each group's loss, the term's weight included; a scalar with a gradient.
+        metrics: Quantities for the log, `room/quantity`, each summed over the stream's groups.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, float]
+
+
 class PackedRewards(NamedTuple):
     """Result of a packed forward.
 
     Attributes:
         rewards_C: One reward a conversation, shape `(C,)`, float32.
         routings: What each router decided, lowest layer first; empty for a dense model.
+        states_CD: What the head read, the final hidden state of each conversation's last token, shape `(C, D)`.
+        answer_states_LD: Final hidden states from which a language model predicts the answers' tokens, shape `(L, D)`, where asked for.
+        auxiliary: What further terms of the objective found, while training.
     """
 
     rewards_C: Tensor
     routings: tuple[Routing, ...]
+    states_CD: Tensor
+    answer_states_LD: Tensor | None = None
+    auxiliary: tuple[Auxiliary, ...] = ()
 
 
 def hidden_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "") -> Tensor:
@@ -59,13 +77,26 @@ def end_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "")
     return hidden_states(model, batch, backend=backend)[batch.end_index_C]
 
 
-def packed_rewards(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "") -> PackedRewards:
-    """Rewards of every conversation in the stream."""
+def packed_rewards(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "", answers: bool = False) -> PackedRewards:
+    """Rewards of every conversation in the stream, and with `answers` what a language model's head would read of the same pass.
+
+    Raises:
+        ModelError: `answers` of a model that has to be padded.
+    """
+    if answers and is_padded_only(model):
+        raise ModelError(
+            f"Got {model.config.model_type}, expected a model whose streams are packed: log-probabilities are read from packed ones. Use "
+            "another base model."
+        )
     with capture_routing(model) as routings:
-        states_CD = end_states(model, batch, backend=backend)
+        if is_padded_only(model):
+            states_CD, answer_states_LD = _padded_end_states(model, batch), None
+        else:
+            states_TD = hidden_states(model, batch, backend=backend)
+            states_CD, answer_states_LD = states_TD[batch.end_index_C], states_TD[batch.logit_index_L] if answers else None
     head = model.get_submodule("score")
-    rewards_C = head(states_CD.to(head.get_parameter("weight").dtype))[:, 0].float()
-    return PackedRewards(rewards_C, tuple(routings))
+    rewards_C = head(states_CD.to(next(head.parameters()).dtype))[:, 0].float()
+    return PackedRewards(rewards_C, tuple(routings), states_CD, answer_states_LD)
 
 
 @contextlib.contextmanager

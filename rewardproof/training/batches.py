@@ -27,7 +27,7 @@ def keep_paired(group: EncodedGroup, pairs: Sequence[Pair]) -> TrainingGroup:
     """Drop the answers that no pair names, so that no computation is spent on them."""
     used = sorted({index for pair in pairs for index in (pair.winner, pair.loser)})
     place = {index: number for number, index in enumerate(used)}
-    renamed = tuple(Pair(place[pair.winner], place[pair.loser], pair.margin) for pair in pairs)
+    renamed = tuple(pair._replace(winner=place[pair.winner], loser=place[pair.loser]) for pair in pairs)
     return TrainingGroup(group.select(used), renamed)
 
 
@@ -48,14 +48,15 @@ class TrainingSet(Dataset[TrainingGroup]):
 
 
 class Stream(NamedTuple):
-    """One forward pass: a packed batch, and its trunk activations `(T, D)` where they are stored."""
+    """One forward pass: a packed batch, its trunk activations `(T, D)` where they are stored, and the groups that it is of."""
 
     batch: PackedBatch
     trunk_TD: Tensor | None
+    groups: tuple[EncodedGroup, ...] = ()
 
     def to(self, device: torch.device | str) -> Stream:
         """The same stream on `device`."""
-        return Stream(self.batch.to(device), None if self.trunk_TD is None else self.trunk_TD.to(device))
+        return self._replace(batch=self.batch.to(device), trunk_TD=None if self.trunk_TD is None else self.trunk_TD.to(device))
 
 
 @dataclass(slots=True)
@@ -98,7 +99,7 @@ class Collator:
         pairs = {id(entry.group): entry.pairs for entry in groups}
         for run in fill((entry.group for entry in groups), tokens_per_batch=self.tokens_per_batch):
             batch = pack(run, [pairs[id(group)] for group in run])
-            yield Stream(batch, self.cache.read(run) if self.cache else None)
+            yield Stream(batch, self.cache.read(run) if self.cache else None, tuple(run))
 
     def share(self, groups: Sequence[TrainingGroup], process: int, n_processes: int) -> StepBatch:
         """The streams of one process's share of a step's groups; the shares differ by one group at most."""

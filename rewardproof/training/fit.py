@@ -26,6 +26,7 @@ from rewardproof.models.packed import position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, resolve_precision, weights_dtype
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache
 from rewardproof.training.arguments import training_arguments
+from rewardproof.training.auxiliary import AuxiliaryTerm
 from rewardproof.training.batches import Collator, TrainingGroup, TrainingSet
 from rewardproof.training.checkpoints import latest_whole
 from rewardproof.training.freezing import add_adapters, freeze_all_but
@@ -78,6 +79,7 @@ class Fit:
         router_learning_rate: The routers' own rate.
         expert_learning_rate: The experts' own rate; 0 is the trainer's.
         lora: Settings for peft's `LoraConfig`; empty trains the weights themselves.
+        auxiliaries: Further terms of the objective, made for the model that trains.
         trainable: Chooses parameters by module instead of by layer (merge coefficients); `None` trains the layers.
         callbacks: More callbacks, given the module that trains.
         resume: Go on from the last checkpoint in `folder`.
@@ -101,6 +103,7 @@ class Fit:
     router_learning_rate: float = 1e-3
     expert_learning_rate: float = 0.0
     lora: Mapping[str, Any] = field(default_factory=dict)
+    auxiliaries: Callable[[PreTrainedModel], Sequence[AuxiliaryTerm]] = lambda _: ()
     trainable: Callable[[PreTrainedModel], Sequence[nn.Parameter]] | None = None
     callbacks: Callable[[PackedRewardModule], list[TrainerCallback]] = lambda _: []
     resume: bool = False
@@ -162,7 +165,8 @@ def fit(run: Fit) -> FitResult:
 def fed_module(run: Fit) -> Iterator[tuple[PackedRewardModule, Collator]]:
     """The model in its packed form and the collator that feeds it, its frozen layers' activations stored where the settings say so."""
     with _detached_trunk(run) as (trunk, cache):
-        module = PackedRewardModule(run.model, trunk=trunk, backend=run.compute.attention)
+        auxiliaries = [term.to(run.model.device) for term in run.auxiliaries(run.model)]
+        module = PackedRewardModule(run.model, trunk=trunk, backend=run.compute.attention, auxiliaries=auxiliaries)
         yield module, Collator(tokens_per_batch=run.compute.tokens_per_batch, cache=cache)
 
 

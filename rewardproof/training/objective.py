@@ -3,7 +3,8 @@
 # C conversations of a stream, P pairs of a group, T tokens, E routed experts.
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal, NamedTuple
 
@@ -11,8 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rewardproof.config import Section
+from rewardproof.config import Section, nearest_hint
 from rewardproof.data.packing import PackedBatch
+from rewardproof.errors import ConfigError
 from rewardproof.losses import Total, bradley_terry, centering, importance_load_balance, own_part, reward_l2, switch_balance
 from rewardproof.models.packed import PackedRewards
 from rewardproof.models.routing import Routing
@@ -21,8 +23,10 @@ from rewardproof.models.routing import Routing
 class Loss(Section):
     """The training objective."""
 
+    pair: str = "bradley_terry"
+    """The loss of a pair: a name of `PAIR_LOSSES`, or `module:function` of your own, called as those are."""
     label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Probability that a recorded preference is wrong."""
+    """Probability that a recorded preference is wrong; a pair whose own doubt is known has that instead."""
     margin: Literal["none", "data"] = "none"
     """`data` demands that the gap exceed the pair's own margin column."""
     reward_l2: Annotated[float, Field(ge=0)] = 1e-3
@@ -57,6 +61,7 @@ class StepTotals:
     lengths: list[int] = field(default_factory=list)
     balance: float = 0.0
     routings: list[RoutingTotals] = field(default_factory=list)
+    auxiliary: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def joined(cls, parts: Iterable[StepTotals]) -> StepTotals:
@@ -64,8 +69,15 @@ class StepTotals:
         whole = cls()
         for part in parts:
             for entry in fields(cls):
-                setattr(whole, entry.name, getattr(whole, entry.name) + getattr(part, entry.name))
+                if entry.name != "auxiliary":
+                    setattr(whole, entry.name, getattr(whole, entry.name) + getattr(part, entry.name))
+            whole.add(part.auxiliary)
         return whole
+
+    def add(self, auxiliary: Mapping[str, float]) -> None:
+        """Add sums over groups that a term found."""
+        for name, value in auxiliary.items():
+            self.auxiliary[name] = self.auxiliary.get(name, 0.0) + value
 
     def metrics(self) -> dict[str, float]:
         """The totals as the quantities of the log: accuracy and gap over pairs, reward mean and spread, length correlation, routing."""
@@ -87,7 +99,7 @@ class StepTotals:
                 "loss/balance": self.balance / self.groups,
             }
             values |= {f"router/load_{number}": load for number, load in enumerate(loads, start=1)}
-        return values
+        return values | {name: value / max(self.groups, 1) for name, value in self.auxiliary.items()}
 
 
 def _correlation(left: Tensor, right: Tensor) -> float:
@@ -110,10 +122,12 @@ def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals:
         totals: Is added to, for the log.
         total: Makes the sums over all processes' streams of those over this one, for the terms that are not linear in the batch.
     """
-    winner_P, loser_P, weight_P, margin_P = _pair_index(batch, output.rewards_C.device)
+    index = PairIndex.of(batch, output.rewards_C.device)
+    winner_P, loser_P, weight_P = index.winner_P, index.loser_P, index.weight_P
     chosen_P, rejected_P = output.rewards_C[winner_P], output.rewards_C[loser_P]
-    margin = margin_P if settings.margin == "data" else 0.0
-    losses_P = bradley_terry(chosen_P, rejected_P, margin_B=margin, label_smoothing=settings.label_smoothing, reduction="none")
+    margin_P = index.margin_P if settings.margin == "data" else torch.zeros_like(index.margin_P)
+    doubt_P = torch.where(index.doubt_P > 0, index.doubt_P, settings.label_smoothing)
+    losses_P = doubted(pair_loss(settings.pair), chosen_P, rejected_P, margin_P, doubt_P)
     if settings.reward_l2:
         squares_2P = reward_l2(torch.stack((chosen_P, rejected_P)), reduction="none")
         losses_P = losses_P + settings.reward_l2 * squares_2P.mean(dim=0)
@@ -125,8 +139,51 @@ def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals:
         balance = balance_loss(output.routings, settings.balance, token_weight_T=weight_T, total=total)
         loss = loss + settings.router_balance * balance * batch.n_groups
         totals.balance += float(balance.detach()) * batch.n_groups
+    for term in output.auxiliary:
+        loss = loss + term.loss
+        totals.add(term.metrics)
     _count(output, batch, (winner_P, loser_P), totals)
     return loss
+
+
+def doubted(loss: PairLoss, chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor, doubt_P: Tensor) -> Tensor:
+    r"""The loss of pairs whose labels may be wrong, :math:`(1 - s) \ell(c, r, m) + s \, \ell(r, c, m)`, `s = 1` being a flip."""
+    losses_P = loss(chosen_P, rejected_P, margin_P)
+    if not bool(doubt_P.any()):
+        return losses_P
+    return (1 - doubt_P) * losses_P + doubt_P * loss(rejected_P, chosen_P, margin_P)
+
+
+def _bradley_terry(chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor) -> Tensor:
+    return bradley_terry(chosen_P, rejected_P, margin_B=margin_P, reduction="none")
+
+
+PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Rewards of the preferred answers, of the others, and margins in reward units, each `(P,)`, to one loss a pair, `(P,)`."""
+
+PAIR_LOSSES: Mapping[str, PairLoss] = {"bradley_terry": _bradley_terry}
+
+
+def pair_loss(name: str) -> PairLoss:
+    """The loss of that name, or one of the user's own by `module:function`.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name in PAIR_LOSSES:
+        return PAIR_LOSSES[name]
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"Unknown loss.pair={name!r}{nearest_hint(name, PAIR_LOSSES)}; expected one of {', '.join(PAIR_LOSSES)}, or module:function of "
+            "your own. Correct it."
+        )
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"loss.pair={name}: {error}. Expected a function of a module that Python finds; correct it, or extend PYTHONPATH."
+        ) from error
 
 
 def balance_loss(
@@ -138,26 +195,26 @@ def balance_loss(
     return torch.stack(losses).sum()
 
 
-def _pair_index(batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    winners: list[int] = []
-    losers: list[int] = []
-    weights: list[float] = []
-    margins: list[float] = []
-    first = 0
-    for size, pairs in zip(batch.conversations_per_group, batch.pairs, strict=True):
-        for pair in pairs:
-            winners.append(first + pair.winner)
-            losers.append(first + pair.loser)
-            weights.append(1 / len(pairs))
-            margins.append(pair.margin or 0.0)
-        first += size
-    index = {"dtype": torch.long, "device": device}
-    return (
-        torch.tensor(winners, **index),
-        torch.tensor(losers, **index),
-        torch.tensor(weights, device=device),
-        torch.tensor(margins, device=device),
-    )
+class PairIndex(NamedTuple):
+    """The ordered pairs of a stream: places of both answers among its conversations, weight in the group, margin and doubt."""
+
+    winner_P: Tensor
+    loser_P: Tensor
+    weight_P: Tensor
+    margin_P: Tensor
+    doubt_P: Tensor
+
+    @classmethod
+    def of(cls, batch: PackedBatch, device: torch.device) -> PairIndex:
+        """Those of a packed batch."""
+        rows: list[tuple[int, int, float, float, float]] = []
+        first = 0
+        for size, pairs in zip(batch.conversations_per_group, batch.pairs, strict=True):
+            rows += [(first + pair.winner, first + pair.loser, 1 / len(pairs), pair.margin or 0.0, pair.doubt) for pair in pairs]
+            first += size
+        winners, losers, *numbers = zip(*rows, strict=True)
+        places = [torch.tensor(column, dtype=torch.long, device=device) for column in (winners, losers)]
+        return cls(*places, *(torch.tensor(column, dtype=torch.float32, device=device) for column in numbers))
 
 
 def _count(output: PackedRewards, batch: PackedBatch, index: tuple[Tensor, Tensor], totals: StepTotals) -> None:

@@ -31,6 +31,7 @@ from rewardproof.models.packed import PackedRewards, end_states, packed_rewards
 from rewardproof.models.precision import Precision, computing_in
 from rewardproof.models.routing import Router
 from rewardproof.models.trunk import FrozenTrunk
+from rewardproof.training.auxiliary import AuxiliaryTerm
 from rewardproof.training.batches import Collator, StepBatch, Stream, TrainingGroup, TrainingSet
 from rewardproof.training.checkpoints import STATE, WEIGHTS
 from rewardproof.training.objective import Loss, RoutingTotals, StepTotals, step_loss
@@ -44,19 +45,24 @@ SINCE_LOG = "since_log.json"
 class PackedRewardModule(nn.Module):
     """What data-parallel wrappers wrap: a model whose forward takes a packed stream."""
 
-    def __init__(self, model: PreTrainedModel, *, trunk: FrozenTrunk | None, backend: str = "") -> None:
-        """Join a reward model and, where its activations are stored, its detached trunk."""
+    def __init__(
+        self, model: PreTrainedModel, *, trunk: FrozenTrunk | None, backend: str = "", auxiliaries: Sequence[AuxiliaryTerm] = ()
+    ) -> None:
+        """Join a reward model, where its activations are stored its detached trunk, and further terms of the objective."""
         super().__init__()
         self.model = model
+        self.auxiliaries = nn.ModuleList(auxiliaries)
         self.config = model.config
         self.trunk = trunk
         self.backend = backend
         self._no_split_modules = model._no_split_modules
 
     def forward(self, stream: Stream) -> PackedRewards:
-        """Rewards of the stream's conversations."""
+        """Rewards of the stream's conversations, and what the further terms found on the same pass."""
+        terms = cast("Sequence[AuxiliaryTerm]", self.auxiliaries)
         with self._fed(stream):
-            return packed_rewards(self.model, stream.batch, backend=self.backend)
+            output = packed_rewards(self.model, stream.batch, backend=self.backend, answers=any(term.needs_answers for term in terms))
+        return output._replace(auxiliary=tuple(term(output, stream) for term in terms))
 
     def features(self, stream: Stream) -> Tensor:
         """What the head sees: final hidden states of the conversations' last tokens, shape `(C, D)`."""
@@ -95,7 +101,7 @@ class RewardTrainer(Trainer):
             collator: Packs groups into streams.
             loss: Weights of the objective's terms.
             precision: Of the forward pass during evaluation (training follows `arguments`).
-            rates: Learning rates by part: `head`, `router`, `experts`.
+            rates: Learning rates by part: `head`, `router`, `experts`, `auxiliaries`; those left out are the trainer's.
             record: Receives every log record, on every process.
         """
         try:
@@ -136,11 +142,11 @@ class RewardTrainer(Trainer):
                 if isinstance(module, kinds)
                 for parameter in module.parameters()
             }
-            parts: dict[str, list[nn.Parameter]] = {"backbone": [], "experts": [], "head": [], "router": []}
+            parts: dict[str, list[nn.Parameter]] = {"backbone": [], "experts": [], "head": [], "router": [], "auxiliaries": []}
             for name, parameter in wrapped.named_parameters():
                 if parameter.requires_grad:
-                    part = owner_of.get(id(parameter), "head" if ".score." in f".{name}" else "backbone")
-                    parts[part].append(parameter)
+                    named = [part for part, path in (("head", "score"), ("auxiliaries", "auxiliaries")) if f".{path}." in f".{name}"]
+                    parts[owner_of.get(id(parameter), (*named, "backbone")[0])].append(parameter)
             decay = {"backbone": self.args.weight_decay, "experts": self.args.weight_decay}
             groups = [
                 {"params": found, "lr": self.rates.get(part, self.args.learning_rate), "weight_decay": decay.get(part, 0.0)}

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from rewardproof.data.packing import PackedBatch, pack
+from rewardproof.errors import ConfigError
 from rewardproof.models.packed import PackedRewards
 from rewardproof.models.routing import Routing, route
 from rewardproof.training.batches import TrainingSet
-from rewardproof.training.objective import Loss, StepTotals, step_loss
+from rewardproof.training.objective import Loss, StepTotals, pair_loss, step_loss
 
+STATES = torch.zeros(1, 1)
 ZERO = {"reward_l2": 0.0, "centering": 0.0, "router_balance": 0.0}
 SETTINGS = {
     "plain": Loss(**ZERO),
@@ -51,7 +53,7 @@ def written_out(rewards: list[float], batch: PackedBatch, settings: Loss, routin
     total, first = 0.0, 0
     for size, pairs in zip(batch.conversations_per_group, batch.pairs, strict=True):
         of_group = 0.0
-        for winner, loser, margin in pairs:
+        for winner, loser, margin, _ in pairs:
             chosen, rejected = rewards[first + winner], rewards[first + loser]
             demanded = (margin or 0.0) if settings.margin == "data" else 0.0
             s = settings.label_smoothing
@@ -72,10 +74,55 @@ def test_step_loss_is_the_sum_over_groups(name: str, seed: int, random_set: Call
     rewards = torch.randn(sum(batch.conversations_per_group), generator=generator) * 2
     routings = tuple(route(torch.randn(20, 4, generator=generator), 2, mixing="s_max", shared_weight=0.5) for _ in range(3))
     assert {len(pairs) for pairs in batch.pairs} == {1, 2, 3}, "the sample must hold groups with several pairs"
-    loss = step_loss(PackedRewards(rewards, routings), batch, SETTINGS[name], StepTotals())
+    loss = step_loss(PackedRewards(rewards, routings, STATES), batch, SETTINGS[name], StepTotals())
     assert float(loss) == pytest.approx(written_out(rewards.tolist(), batch, SETTINGS[name], routings), rel=1e-5)
     if name != "plain":
         assert float(loss) != pytest.approx(written_out(rewards.tolist(), batch, SETTINGS["plain"], routings), rel=1e-3)
+
+
+def squared_gap(chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
+    return (chosen - rejected - margin - 1).square()
+
+
+def test_a_function_of_the_users_own_is_the_loss_of_a_pair(random_set: Callable[..., TrainingSet]) -> None:
+    entries = random_set(5).groups
+    batch = pack([entry.group for entry in entries], [entry.pairs for entry in entries])
+    rewards = torch.randn(sum(batch.conversations_per_group), generator=torch.Generator().manual_seed(0))
+    loss = step_loss(PackedRewards(rewards, (), STATES), batch, Loss(**ZERO, pair=f"{__name__}:squared_gap"), StepTotals())
+    expected, first = 0.0, 0
+    for size, pairs in zip(batch.conversations_per_group, batch.pairs, strict=True):
+        gaps = [float(rewards[first + pair.winner] - rewards[first + pair.loser]) - 1 for pair in pairs]
+        expected += sum(gap**2 for gap in gaps) / len(gaps)
+        first += size
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bradley", "did you mean 'bradley_terry'"),
+        ("no_such_module:loss", "No module named"),
+        (f"{__name__}:nothing", "no attribute 'nothing'"),
+    ],
+)
+def test_a_loss_that_is_not_there_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pair_loss(name)
+
+
+def test_a_pair_s_own_doubt_comes_before_that_of_all(random_set: Callable[..., TrainingSet]) -> None:
+    entries = random_set(4, sizes=(2,)).groups
+    rewards = torch.randn(8, generator=torch.Generator().manual_seed(0))
+
+    def loss(doubts: list[float], smoothing: float) -> float:
+        pairs = [(entry.pairs[0]._replace(doubt=doubt),) for entry, doubt in zip(entries, doubts, strict=True)]
+        batch = pack([entry.group for entry in entries], pairs)
+        return float(step_loss(PackedRewards(rewards, (), STATES), batch, Loss(**ZERO, label_smoothing=smoothing), StepTotals()))
+
+    assert loss([0.2] * 4, 0.0) == pytest.approx(loss([0.0] * 4, 0.2))
+    assert loss([0.2] * 4, 0.4) == pytest.approx(loss([0.0] * 4, 0.2))
+    flipped = -sum(log_sigmoid(float(rewards[2 * number + 1] - rewards[2 * number])) for number in range(4))
+    assert loss([1.0] * 4, 0.0) == pytest.approx(flipped, rel=1e-5)
 
 
 def test_default_weights_are_the_brief_s() -> None:
@@ -86,7 +133,9 @@ def test_a_dense_model_has_no_balance_loss(random_set: Callable[..., TrainingSet
     entries = random_set(3).groups
     batch = pack([entry.group for entry in entries], [entry.pairs for entry in entries])
     rewards = torch.randn(sum(batch.conversations_per_group))
-    heavy, none = (step_loss(PackedRewards(rewards, ()), batch, Loss(router_balance=weight), StepTotals()) for weight in (100.0, 0.0))
+    heavy, none = (
+        step_loss(PackedRewards(rewards, (), STATES), batch, Loss(router_balance=weight), StepTotals()) for weight in (100.0, 0.0)
+    )
     assert torch.equal(heavy, none)
 
 
@@ -96,7 +145,7 @@ def test_totals_are_counts_of_pairs_and_answers(random_set: Callable[..., Traini
     rewards = torch.tensor([1.0, 0.0, 0.0, 3.0, 2.0, 2.0, 5.0, 1.0])
     totals = StepTotals()
     routing = route(torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 1.0]]), 1, mixing="s_max", shared_weight=0.5)
-    step_loss(PackedRewards(rewards, (routing,)), batch, Loss(), totals)
+    step_loss(PackedRewards(rewards, (routing,), STATES), batch, Loss(), totals)
     assert (totals.groups, totals.pairs) == (4, 4)
     metrics = totals.metrics()
     assert metrics["pair/accuracy"] == pytest.approx((1 + 0 + 0.5 + 1) / 4)
