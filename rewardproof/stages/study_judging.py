@@ -18,11 +18,15 @@ from rewardproof.evaluation import BestOfNRuns, PolicyRuns
 from rewardproof.models.cost import products_per_token
 from rewardproof.report import format_interval
 from rewardproof.scoring import ENSEMBLE_FILE, Combine, EnsembleFile, ModelEnsemble, Scorer, load_scorer, models_of
+from rewardproof.scoring.combination import Floats
 from rewardproof.stages.align import GOLD, Align, run_evaluations
 from rewardproof.stages.align import run as run_align
 from rewardproof.stages.stress_best_of_n import sharing_trunk
 from rewardproof.stages.stress_pools import PoolSettings, read_pools
 from rewardproof.stages.train import Train
+
+Known = dict[tuple[str, str], Floats]
+"""Scores by a model or by an ensemble's members, `(M,)`, of an answer to a prompt."""
 
 
 def best_of_n_found(model: Path, config: Train, pools: Mapping[str, PoolSettings], *, kept: Path) -> dict[str, Any]:
@@ -39,24 +43,38 @@ def best_of_n_found(model: Path, config: Train, pools: Mapping[str, PoolSettings
     compute = config.compute
     scorer = sharing_trunk(str(model), precision=compute.precision, layers=config.layers, limit_gb=compute.trunk_cache_gb)
     found: dict[str, Any] = {}
+    known: Known = {}
     for name, settings in pools.items():
         read = read_pools(settings)
         gold = load_scorer(settings.gold, precision=compute.precision).score(read.groups)
         keys = [group.prompt_key for group in read.groups]
-        scores = _combined(scorer, read.groups, kept / f"{name}.json") if isinstance(scorer, ModelEnsemble) else scorer.score(read.groups)
+        if isinstance(scorer, ModelEnsemble):
+            scores = _combined(scorer, read.groups, kept / f"{name}.json", known)
+        else:
+            alone = _unless_known(lambda groups: [np.array([row]) for row in scorer.score(groups)], read.groups, known)
+            scores = [tuple(scores_1N[0].tolist()) for scores_1N in alone]
         found[name] = {"rows": read.rows, **BestOfNRuns([scores], gold, read.ns, keys).stored()}
     return {"best_of_n": found, "forward_gflops": float(f"{_forward_gflops(scorer):.4g}")}
 
 
-def _combined(ensemble: ModelEnsemble, pools: Sequence[Group], file: Path) -> list[tuple[float, ...]]:
+def _combined(ensemble: ModelEnsemble, pools: Sequence[Group], file: Path, known: Known) -> list[tuple[float, ...]]:
     """An ensemble's scores, out of its members' where those of the same answers are known already."""
     answers = [f"{group.prompt_key} {len(group.answers)}" for group in pools]
     kept = json.loads(file.read_text()) if file.exists() else {}
     if kept.get("answers") != answers:
-        made = ensemble.by_member(pools)
+        made = _unless_known(ensemble.by_member, pools, known)
         write_whole(file, json.dumps({"answers": answers, "scores": [scores_MN.tolist() for scores_MN in made]}))
         return ensemble.combined(made)
     return ensemble.combined([np.array(scores_MN) for scores_MN in kept["scores"]])
+
+
+def _unless_known(by_member: Callable[[Sequence[Group]], list[Floats]], pools: Sequence[Group], known: Known) -> list[Floats]:
+    """Scores `(M, N)` of pools; one whose answers other pools had too is not read again."""
+    names = [[(group.prompt_key, text) for text in group.answer_texts] for group in pools]
+    new = [place for place, own in enumerate(names) if not all(name in known for name in own)]
+    for place, scores_MN in zip(new, by_member([pools[place] for place in new]), strict=True):
+        known.update(zip(names[place], scores_MN.T, strict=True))
+    return [np.stack([known[name] for name in own], axis=1) for own in names]
 
 
 def _forward_gflops(scorer: Scorer) -> float:

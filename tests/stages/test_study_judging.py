@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ import yaml
 from safetensors.torch import load_file
 
 from rewardproof.config import load_yaml, parse
-from rewardproof.data import read_groups
+from rewardproof.data import Group, Message, read_groups
 from rewardproof.errors import ConfigError, DataError
 from rewardproof.evaluation import BestOfNRuns, PolicyRuns
 from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.scoring import ModelEnsemble, combine, load_scorer
-from rewardproof.stages import study_cell
+from rewardproof.stages import study_cell, study_judging
 from rewardproof.stages.align import GOLD, run_evaluations
 from rewardproof.stages.study import run
 from rewardproof.stages.study_plan import Study, unfold
@@ -93,6 +94,25 @@ def test_a_row_has_what_the_model_picks(method: str, made: Path, pool_file: Path
     assert found.ns == (1, 2, 4, 8)
     np.testing.assert_allclose(found.columns_SP3L, expected.columns_SP3L, atol=2e-4)
     assert row(made, method)["best_of_n"]["few"]["ns"] == [1, 3]
+
+
+def test_an_answer_that_several_pools_have_is_read_once(pool_file: Path) -> None:
+    groups = read_groups((str(pool_file),), purpose="score").groups
+    read: list[str] = []
+
+    def by_member(asked: Sequence[Group]) -> list[np.ndarray]:
+        read.extend(group.prompt_key for group in asked)
+        return [np.array([[float(len(text)) for text in group.answer_texts], [1.0] * len(group.answers)]) for group in asked]
+
+    fewer = [replace(group, answers=group.answers[1:], scores=None) for group in groups]
+    other = replace(groups[0], answers=(*groups[0].answers, (Message("assistant", "one more"),)), scores=None)
+    known: study_judging.Known = {}
+    whole = study_judging._unless_known(by_member, groups, known)
+    part = study_judging._unless_known(by_member, [*fewer, other], known)
+    assert read == [group.prompt_key for group in (*groups, other)]
+    for all_MN, some_MN in zip(whole, part[:-1], strict=True):
+        np.testing.assert_array_equal(some_MN, all_MN[:, 1:])
+    assert part[-1].shape == (2, len(other.answers))
 
 
 def test_the_worst_case_is_that_of_the_ensembles_members(made: Path, pool_file: Path) -> None:
