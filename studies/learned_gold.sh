@@ -9,7 +9,7 @@ preferences+=,$data/webgpt_comparisons,$data/helpsteer2_gold,$data/llamafactory/
 gold=$out/gold/model
 
 [[ -f $out/gold/report.json ]] || rewardproof train dense "$out/gold" --overwrite model=embedded:smollm2-135m data="$preferences" split=0.05 \
-  layers=top:12 max_length=384 read.on_bad=drop_unfit read.overlong=drop read.max_groups=6000 read.max_held_out=500 head.init=normal \
+  layers=top:12 max_length=320 read.on_bad=drop_unfit read.overlong=drop read.max_groups=4000 read.max_held_out=300 head.init=normal \
   trainer.learning_rate=1e-4 trainer.num_train_epochs=1 trainer.per_device_train_batch_size=16
 
 # Answers to the prompts of two ranges that share none; the gold model is the one judged here, which costs a pass and nothing else.
