@@ -12,7 +12,7 @@ from rewardproof.report.figures import (
     routing_figure,
     training_figure,
 )
-from rewardproof.report.optimisation_figures import best_of_n_figure, course_figure, hacking_figure, policy_figure
+from rewardproof.report.optimisation_figures import course_figure, hacking_figure, policy_figure
 from rewardproof.report.page import Page, PageFigure, Section, provenance_rows, write_page
 from rewardproof.report.tables import Cell, Table, console_table, format_cell, format_gain, format_interval, markdown_table
 
@@ -24,7 +24,6 @@ __all__ = [
     "Section",
     "Table",
     "accuracy_figure",
-    "best_of_n_figure",
     "coefficients_figure",
     "console_table",
     "course_figure",
