@@ -2,6 +2,7 @@
 
 from rewardproof.evaluation.accuracy import AccuracyReport, PairOutcomes, pair_accuracy, pair_outcomes
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
+from rewardproof.evaluation.hidden_states import StateSimilarity, state_similarities
 from rewardproof.evaluation.law import LawRange
 from rewardproof.evaluation.policy_runs import Evaluation, PolicyHacking, PolicyRuns, read_evaluation
 
@@ -14,7 +15,9 @@ __all__ = [
     "PairOutcomes",
     "PolicyHacking",
     "PolicyRuns",
+    "StateSimilarity",
     "pair_accuracy",
     "pair_outcomes",
     "read_evaluation",
+    "state_similarities",
 ]

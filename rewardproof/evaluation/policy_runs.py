@@ -46,6 +46,10 @@ class Evaluation:
         """One quantity by prompt and answer, shape `(P, K)`."""
         return np.array([row[name] for row in self.rows], dtype=np.float64)
 
+    def standardised(self, first: Evaluation, names: Sequence[str]) -> FloatArray:
+        """Scores in standard deviations of the first evaluation's, about their mean, summed over the named columns, shape `(P, K)`."""
+        return np.sum([(self.table(name) - first.table(name).mean()) / (first.table(name).std() or 1.0) for name in names], axis=0)
+
 
 def read_evaluation(file: Path) -> Evaluation:
     """The evaluation in `evaluations/STEP.jsonl`."""

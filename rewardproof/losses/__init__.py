@@ -7,6 +7,7 @@ from rewardproof.losses.advantages import gae, group_relative, leave_one_out, wh
 from rewardproof.losses.bradley_terry import bradley_terry
 from rewardproof.losses.centering import centering, reward_l2
 from rewardproof.losses.divergence import KL, exact_kl, sampled_kl
+from rewardproof.losses.group_entropy import group_entropy
 from rewardproof.losses.policy_gradient import Aggregate, clipped_surrogate, clipped_value_loss, token_weights
 from rewardproof.losses.reduction import Reduction
 from rewardproof.losses.router_balance import importance_load_balance, smooth_load, squared_variation, switch_balance
@@ -23,6 +24,7 @@ __all__ = [
     "clipped_value_loss",
     "exact_kl",
     "gae",
+    "group_entropy",
     "group_relative",
     "importance_load_balance",
     "leave_one_out",

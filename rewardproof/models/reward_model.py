@@ -6,10 +6,12 @@ import contextlib
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewardproof.data.encoding import EncodedGroup, Overlong, encode_groups
@@ -22,6 +24,21 @@ from rewardproof.models.packed import PackedRewards, packed_rewards, position_bo
 from rewardproof.models.precision import Precision, computing_in, default_budget, default_device, resolve_precision
 from rewardproof.models.routing import Routing
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache, TrunkStore
+
+# B answers, D hidden width.
+Read = TypeVar("Read")
+
+
+class RewardsAndStates(NamedTuple):
+    """What a reward model makes of answers, group by group.
+
+    Attributes:
+        rewards_B: The rewards, float32, on the CPU.
+        states_BD: What the head read, float32, on the model's device, without gradient.
+    """
+
+    rewards_B: Tensor
+    states_BD: Tensor
 
 
 class RewardModel:
@@ -169,19 +186,32 @@ class RewardModel:
             EvaluationError: A reward is not finite.
         """
         wanted = list(groups)
-        boundary = position_boundary(self.model)
         names = [origin or f"answer group {group.index}" for group, origin in zip(wanted, origins or [""] * len(wanted), strict=True)]
+        rewards = self._read(wanted, names, lambda out: out.rewards_C.tolist())
+        return [tuple(_finite(value, name) for value in found) for found, name in zip(rewards, names, strict=True)]
+
+    def rewards_and_states(self, groups: Sequence[Group]) -> RewardsAndStates:
+        """Rewards of every answer and the states that the head reads them from, for what else reads these; raises as `score`."""
+        encoded = self.encode(groups)[0]
+        names = [group.origin or group.id for group in groups]
+        found = self._read(encoded, names, lambda out: list(zip(out.rewards_C.tolist(), out.states_CD.float(), strict=True)))
+        flat = [(_finite(reward, name), state_D) for part, name in zip(found, names, strict=True) for reward, state_D in part]
+        return RewardsAndStates(torch.tensor([reward for reward, _ in flat]), torch.stack([state_D for _, state_D in flat]))
+
+    def _read(self, wanted: Sequence[EncodedGroup], names: Sequence[str], read: Callable[[PackedRewards], list[Read]]) -> list[list[Read]]:
+        """One reading of every conversation of every group, in order; `read` gives those of a stream."""
+        boundary = position_boundary(self.model)
         self._refuse_too_long(wanted, names)
         parts = [(place, part) for place, group in enumerate(wanted) for part in self._parts(group, boundary)]
-        rewards: list[dict[tuple[int, ...], float]] = [{} for _ in wanted]
+        readings: list[dict[tuple[int, ...], Read]] = [{} for _ in wanted]
         streams = [[], []] if boundary is not None else [[]]
         for entry in parts:
             long = boundary is not None and max(len(tokens) for tokens in entry[1].conversations) > boundary
             streams[int(long)].append(entry)
         with self._shared_trunk([part for _, part in parts]) as (trunk, store):
             for stream in streams:
-                self._score_stream(stream, rewards, names, trunk=trunk, store=store)
-        return [tuple(found[tokens] for tokens in group.conversations) for found, group in zip(rewards, wanted, strict=True)]
+                self._read_stream(stream, readings, read, trunk=trunk, store=store)
+        return [[found[tokens] for tokens in group.conversations] for found, group in zip(readings, wanted, strict=True)]
 
     def routings(self, groups: Sequence[EncodedGroup]) -> Iterator[tuple[PackedBatch, tuple[Routing, ...]]]:
         """Streams of encoded groups, in order, with what each router of a mixture decides on them, lowest layer first."""
@@ -246,11 +276,11 @@ class RewardModel:
         with torch.inference_mode(), computing_in(self.precision, device), feed:
             return packed_rewards(self.model, batch, backend=self.backend)
 
-    def _score_stream(
+    def _read_stream(
         self,
         parts: list[tuple[int, EncodedGroup]],
-        rewards: list[dict[tuple[int, ...], float]],
-        names: Sequence[str],
+        readings: list[dict[tuple[int, ...], Read]],
+        read: Callable[[PackedRewards], list[Read]],
         *,
         trunk: FrozenTrunk | None,
         store: TrunkStore | None,
@@ -258,11 +288,11 @@ class RewardModel:
         owners = iter(parts)
         device = self.model.device
         for run in fill((part for _, part in parts), tokens_per_batch=self.tokens_per_batch):
-            values = iter(self._forward(run, pack(run).to(device), trunk, store).rewards_C.tolist())
+            values = iter(read(self._forward(run, pack(run).to(device), trunk, store)))
             for group in run:
                 place, _ = next(owners)
                 for tokens in group.conversations:
-                    rewards[place][tokens] = _finite(next(values), names[place])
+                    readings[place][tokens] = next(values)
 
 
 def _finite(value: float, name: str) -> float:

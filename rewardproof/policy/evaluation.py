@@ -3,6 +3,7 @@
 # B answers, T tokens of the longest.
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ def evaluate_policy(
     sampling: Sampling,
     passes: Passes,
     exact: bool,
+    states: bool = False,
     step: int,
     steps: int,
 ) -> list[dict[str, Any]]:
@@ -50,21 +52,24 @@ def evaluate_policy(
         sampling: How to draw; the same seed gives the same random numbers to every policy.
         passes: How passes over the answers are made.
         exact: Measure the divergence over the whole vocabulary at each token too.
+        states: Keep the mean of the policy's final hidden states over each answer's tokens.
         step: Updates that the policy has had.
         steps: Updates of the whole run.
 
     Returns:
         A row a prompt: its key and text, and by answer its text, tokens, whether it was finished, each judge's number, its log-ratio
-        (`kl`), `kl_k3`, and where asked `kl_exact` and `entropy`, sums over its tokens in nats.
+        (`kl`), `kl_k3`, and where asked `kl_exact` and `entropy`, sums over its tokens in nats, and `states`, four digits a number.
     """
     sampler.follow(policy)
     own = range(process_number(), len(prompts), n_processes())
     rollouts = roll_out(sampler.model, tokenizer, [prompts[place] for place in own], list(own), answers=answers, sampling=sampling)
     streams = passes.streams(policy, rollouts, range(len(rollouts.encoded)))
-    moment = Moment(step, steps, lambda: passes.states(policy, streams))
+    moment = Moment(step, steps, functools.cache(lambda: passes.states(policy, streams)))
     columns: dict[str, Sequence[Any]] = {name: raw_scores(judge, rollouts, moment, name=name).tolist() for name, judge in judges.items()}
     columns |= {name: values_B.tolist() for name, values_B in _distances(policy, reference, rollouts, streams, passes, exact=exact).items()}
     columns |= {"tokens": rollouts.lengths_B.tolist(), "finished": rollouts.finished_B.tolist()}
+    if states:
+        columns["states"] = _answer_means(rollouts, moment.policy_states())
     rows = {
         place: {
             "prompt": group.prompt_key,
@@ -76,6 +81,12 @@ def evaluate_policy(
     }
     everything = {place: row for part in gathered(rows) for place, row in part.items()}
     return [everything[place] for place in range(len(prompts))]
+
+
+def _answer_means(rollouts: Rollouts, states: Sequence[Tensor]) -> list[list[float]]:
+    starts = [start for group in rollouts.encoded for start in group.answer_starts]
+    means = (states_TD[start:].float().mean(dim=0).tolist() for states_TD, start in zip(states, starts, strict=True))
+    return [[float(f"{value:.4g}") for value in mean] for mean in means]
 
 
 def _distances(

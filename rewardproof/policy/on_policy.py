@@ -8,6 +8,7 @@ tokens, read the policy's hidden states, and learn after every update.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections import defaultdict
@@ -26,11 +27,11 @@ from rewardproof.losses import clipped_surrogate, clipped_value_loss, over_proce
 from rewardproof.models.precision import computing_in
 from rewardproof.policy.estimators import Advantages, by_comparison, by_values
 from rewardproof.policy.kl_penalty import Coefficient
-from rewardproof.policy.policy import Policy
+from rewardproof.policy.policy import Policy, PolicyOutput
 from rewardproof.policy.rewards import Moment, RewardSource
 from rewardproof.policy.rollouts import Prompt, Rollouts, as_table, roll_out
 from rewardproof.policy.settings import OnPolicy, check
-from rewardproof.policy.streams import Passes, Stream
+from rewardproof.policy.streams import Passes, Stream, by_streams
 from rewardproof.training.processes import gathered
 
 
@@ -88,6 +89,7 @@ class OnPolicyLoop:
             num_training_steps=settings.steps * self._per_step,
         )
         self.done = 0
+        self.kept: list[Tensor] = []
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def _check(self, settings: OnPolicy, n_prompts: int) -> None:
@@ -126,18 +128,17 @@ class OnPolicyLoop:
         with self._timed("reference"):
             streams = [self.passes.streams(self.policy, rollouts, groups) for groups in self._minibatches()]
             flat = [stream for part in streams for stream in part]
-            sampled_LX = self.passes.over(self.policy, flat, lambda out: torch.cat((out.log_probs_L[:, None], out.values_LS), dim=1))
+            sampled_LX = self.passes.over(self.policy, flat, self._read)
             reference_BT = rollouts.table(self.passes.over(self.reference, flat, lambda out: out.log_probs_L))
         sampled_BT, *values = (rollouts.table(column) for column in sampled_LX.unbind(dim=1))
-        moment = Moment(self.done, self.settings.steps, lambda: self.passes.states(self.policy, flat))
         with self._timed("scoring"):
-            rewards_SBT = self.source.rewards(rollouts, moment)
+            rewards_SBT = self.source.rewards(rollouts, self._moment(flat))
         log_ratio_BT = sampled_BT - reference_BT
         advantages = self._advantages(rollouts, rewards_SBT, log_ratio_BT, values)
         with self._timed("update"):
             told = self._optimise(rollouts, streams, advantages, (sampled_BT, reference_BT, *values))
         with self._timed("learning"):
-            learnt = self.source.learn(rollouts, rewards_SBT, moment)
+            learnt = self.source.learn(rollouts, rewards_SBT, self._moment(flat))
         kl = self._mean(log_ratio_BT.sum(dim=1))
         metrics = {
             "step": self.done + 1,
@@ -188,6 +189,21 @@ class OnPolicyLoop:
         prompts = [self.prompts[chosen[place]] for place in own]
         return roll_out(self.sampler.model, self.tokenizer, prompts, streams, answers=self.settings.answers, sampling=self.sampling)
 
+    def _read(self, out: PolicyOutput) -> Tensor:
+        self._keep(out.states_TD)
+        return torch.cat((out.log_probs_L[:, None], out.values_LS), dim=1)
+
+    def _keep(self, states_TD: Tensor) -> None:
+        """Keep a stream's states for who reads them."""
+        if self.source.reads_states:
+            self.kept.append(states_TD.detach())
+
+    def _moment(self, streams: Sequence[Stream]) -> Moment:
+        """This step, with the states that were kept since the last call, or else of a pass made when they are asked for."""
+        kept, self.kept = self.kept, []
+        states = functools.cache(lambda: by_streams(streams, kept) if kept else self.passes.states(self.policy, streams))
+        return Moment(self.done, self.settings.steps, states)
+
     def _advantages(self, rollouts: Rollouts, rewards_SBT: Tensor, log_ratio_BT: Tensor, values: Sequence[Tensor]) -> Advantages:
         settings, mask_BT = self.settings, rollouts.mask_BT
         weights_S = torch.tensor(self.source.weights(), dtype=rewards_SBT.dtype)
@@ -220,6 +236,7 @@ class OnPolicyLoop:
         totals: defaultdict[str, float] = defaultdict(float)
         norms = 0.0
         for _ in range(self.settings.epochs):
+            self.kept = []
             for groups, part in zip(self._minibatches(), streams, strict=True):
                 rows = slice(groups.start * self.settings.answers, groups.stop * self.settings.answers)
                 n_tokens = float(self._total(rollouts.mask_BT[rows].sum().float()))
@@ -251,21 +268,23 @@ class OnPolicyLoop:
             last, repeated = number == passes - 1, number >= len(streams)
             stream = streams[min(number, len(streams) - 1)]
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss, told = self._loss(rollouts, stream, advantages, tables, n_tokens)
+                with computing_in(self.passes.precision, self.accelerator.device):
+                    out = self.wrapped(stream.batch, stream.trunk_TD)
+                loss, told = self._loss(rollouts, stream, out, advantages, tables, n_tokens)
                 self.accelerator.backward(loss * (0.0 if repeated else world))
-            for name, value in told.items() if not repeated else ():
-                totals[name] += value
+            if not repeated:
+                self._keep(out.states_TD)
+                for name, value in told.items():
+                    totals[name] += value
 
     def _loss(
-        self, rollouts: Rollouts, stream: Stream, advantages: Advantages, tables: Sequence[Tensor], n_tokens: float
+        self, rollouts: Rollouts, stream: Stream, out: PolicyOutput, advantages: Advantages, tables: Sequence[Tensor], n_tokens: float
     ) -> tuple[Tensor, dict[str, float]]:
         settings, device, rows = self.settings, self.accelerator.device, stream.rows
         n_answers = self._per_minibatch * settings.answers
         mask_BT = rollouts.mask_BT[rows].to(device)
         sampled_BT, reference_BT, *values = (table[rows].to(device) for table in tables)
         weights_BT = token_weights(mask_BT, settings.aggregate, n_tokens=n_tokens, n_answers=n_answers)
-        with computing_in(self.passes.precision, device):
-            out = self.wrapped(stream.batch, stream.trunk_TD)
         log_probs_BT = as_table(out.log_probs_L, mask_BT)
         advantages_BT = advantages.advantages_BT[rows].to(device)
         loss, clipped = clipped_surrogate(

@@ -32,11 +32,13 @@ class PolicyOutput(NamedTuple):
         log_probs_L: Log-probability of each answer token, at the sampling temperature.
         states_LD: Final hidden state from which each answer token is chosen.
         values_LS: Value of that state, one a stream; `S` is 0 without value heads.
+        states_TD: Final hidden states of the whole stream.
     """
 
     log_probs_L: Tensor
     states_LD: Tensor
     values_LS: Tensor
+    states_TD: Tensor
 
 
 class Policy(nn.Module):
@@ -68,9 +70,10 @@ class Policy(nn.Module):
 
     def forward(self, batch: PackedBatch, trunk_TD: Tensor | None = None) -> PolicyOutput:
         """One pass over a stream, from the frozen layers' output where it is given."""
-        states_LD = self.states(batch, trunk_TD)[batch.logit_index_L]
+        states_TD = self.states(batch, trunk_TD)
+        states_LD = states_TD[batch.logit_index_L]
         log_probs_L = target_log_probs(self.model, states_LD, batch.target_L, temperature=self.temperature)
-        return PolicyOutput(log_probs_L, states_LD, self._values(states_LD))
+        return PolicyOutput(log_probs_L, states_LD, self._values(states_LD), states_TD)
 
     def _values(self, states_LD: Tensor) -> Tensor:
         """In full precision: advantages are differences of values."""

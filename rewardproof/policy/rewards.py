@@ -27,8 +27,9 @@ class Moment:
     Attributes:
         step: Update that the answers are for, counted from 0.
         steps: Updates of the whole run.
-        policy_states: Gives the policy's final hidden states of every conversation, prompt and answer, `(tokens, D)` each; computed when
-            called.
+        policy_states: Gives the policy's final hidden states of every conversation, prompt and answer, `(tokens, D)` each. `rewards` is
+            given those of the policy that sampled, `learn` those of the update's last epoch; where the source does not say that it
+            `reads_states`, they are the policy's as it is when they are asked for, and cost a pass.
     """
 
     step: int
@@ -42,6 +43,11 @@ class RewardSource(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the streams, each with a value head of its own under PPO."""
+        ...
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether it asks for the policy's states, which the loop then keeps of passes that it makes anyway."""
         ...
 
     def rewards(self, rollouts: Rollouts, moment: Moment) -> Tensor:
@@ -67,6 +73,8 @@ class RewardSource(Protocol):
 
 class ScoredAnswers:
     """Scorers as they are, one stream each, in units of their spread over the initial policy's answers."""
+
+    reads_states = False
 
     def __init__(
         self,

@@ -61,4 +61,9 @@ class Passes:
     def states(self, policy: Policy, streams: Sequence[Stream]) -> list[Tensor]:
         """The policy's final hidden states of every conversation, `(tokens, D)` each."""
         with evaluating(policy), computing_in(self.precision, policy.model.device):
-            return [part for one in streams for part in by_conversation(one.batch, policy.states(one.batch, one.trunk_TD))]
+            return by_streams(streams, [policy.states(one.batch, one.trunk_TD) for one in streams])
+
+
+def by_streams(streams: Sequence[Stream], states: Sequence[Tensor]) -> list[Tensor]:
+    """What belongs to every conversation, `(tokens, D)` each, of what passes gave for all tokens of each stream."""
+    return [part for one, states_TD in zip(streams, states, strict=True) for part in by_conversation(one.batch, states_TD)]

@@ -12,7 +12,7 @@ from rewardproof.report.figures import (
     routing_figure,
     training_figure,
 )
-from rewardproof.report.optimisation_figures import course_figure, hacking_figure, policy_figure
+from rewardproof.report.optimisation_figures import course_figure, hacking_figure, policy_figure, similarity_figure
 from rewardproof.report.page import Page, PageFigure, Section, provenance_rows, write_page
 from rewardproof.report.tables import Cell, Table, console_table, format_cell, format_gain, format_interval, markdown_table
 
@@ -38,6 +38,7 @@ __all__ = [
     "reliability_figure",
     "routing_figure",
     "save_figure",
+    "similarity_figure",
     "training_figure",
     "write_page",
 ]

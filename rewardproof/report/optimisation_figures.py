@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rewardproof.evaluation import Hacking, PolicyHacking
+    from rewardproof.evaluation import Hacking, PolicyHacking, StateSimilarity
 
 
 def hacking_figure(methods: Mapping[str, Hacking]) -> Figure:
@@ -110,6 +110,26 @@ def course_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
             axes.set_title(title)
             axes.set_ylabel(label)
             axes.set_xlabel("update")
+    return figure
+
+
+def similarity_figure(found: Sequence[StateSimilarity]) -> Figure:
+    """How alike the policy's states are, within hacked answers, within the others and across, over the updates.
+
+    Raises:
+        EvaluationError: If there is no evaluation.
+    """
+    require(found, "evaluations")
+    with figure_style():
+        figure = new_figure(5.2, 3.4)
+        axes = figure.subplots()
+        for index, (kind, name) in enumerate((("marked", "hacked"), ("others", "normal"), ("across", "one of each"))):
+            intervals = [getattr(one.similarity, kind) for one in found]
+            _band(axes, [one.step for one in found], intervals, index=index, name=name)
+        axes.set_title("Hidden states of answers to different prompts")
+        axes.set_ylabel("cosine similarity")
+        axes.set_xlabel("update")
+        legend_above(figure, axes)
     return figure
 
 

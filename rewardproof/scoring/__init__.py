@@ -4,6 +4,7 @@ from rewardproof.scoring.combination import Combination, Scale, combine, disagre
 from rewardproof.scoring.ensemble import Combine, Ensemble, score_and_disagreement
 from rewardproof.scoring.gold import CheckableGold
 from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, ModelEnsemble, models_of
+from rewardproof.scoring.policy_feedback import PolicyFeedbackReward, PolicyMoment, own_weight
 from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.scorer import Scorer
 from rewardproof.scoring.sources import GIVEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
@@ -19,6 +20,8 @@ __all__ = [
     "EnsembleFile",
     "GivenScores",
     "ModelEnsemble",
+    "PolicyFeedbackReward",
+    "PolicyMoment",
     "RemoteScorer",
     "Scale",
     "Scorer",
@@ -28,6 +31,7 @@ __all__ = [
     "load_scorer",
     "method_names",
     "models_of",
+    "own_weight",
     "score_and_disagreement",
     "stream_names",
 ]

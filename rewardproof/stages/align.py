@@ -35,15 +35,17 @@ from rewardproof.models.precision import Precision, default_device, resolve_prec
 from rewardproof.models.upcycling import select_layers
 from rewardproof.policy.checkpoints import load_loop, save_loop
 from rewardproof.policy.evaluation import evaluate_policy
+from rewardproof.policy.feedback import LearningFeedback, PolicyFeedback, check_feedback
 from rewardproof.policy.monitor import HackingMonitor, watched
 from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.policy.policy import Policy
-from rewardproof.policy.rewards import ScoredAnswers
+from rewardproof.policy.rewards import RewardSource, ScoredAnswers
 from rewardproof.policy.settings import OnPolicy
 from rewardproof.policy.settings import check as check_optimise
 from rewardproof.policy.streams import Passes
 from rewardproof.report import format_gain
-from rewardproof.scoring import GIVEN, Scale, Scorer, load_scorer, stream_names
+from rewardproof.scoring import GIVEN, PolicyFeedbackReward, Scale, Scorer, load_scorer, stream_names
+from rewardproof.stages.align_feedback import feedback_results, following
 from rewardproof.stages.align_prompts import Prompts, read_prompts, refuse_too_long
 from rewardproof.training.checkpoints import latest_whole
 from rewardproof.training.freezing import add_adapters, freeze_all_but
@@ -65,6 +67,8 @@ class Evaluations(Section):
     exact: bool = True
     """Measure the divergence over the whole vocabulary at every token of an answer: the same mean as the log-ratio of the answer, with far
     less noise, for one more pass of the heads."""
+    states: bool = False
+    """Keep the mean of the policy's final hidden states over each answer, and compare hacked answers with normal ones by them."""
 
 
 class PolicyCompute(Section):
@@ -111,6 +115,8 @@ class Align(Section):
     """Of the prompts' order and of sampling."""
     optimise: OnPolicy = OnPolicy()
     """How."""
+    feedback: PolicyFeedback | None = None
+    """How the reward models read the policy's hidden states and learn with it (R2M); absent where they stay as they are."""
     evaluate: Evaluations = Evaluations()
     """How the policy is judged on the way."""
     compute: PolicyCompute = PolicyCompute()
@@ -152,6 +158,8 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
     prompts = read_prompts(config, tokenizer)
     words = zip(stream_names(config.reward), config.reward, strict=True)
     scorers = {name: load_scorer(spec, precision=config.compute.precision) for name, spec in words}
+    if config.feedback is not None:
+        scorers = following(scorers, config.feedback, policy_width=model.config.hidden_size, seed=config.seed)
     gold = load_scorer(config.gold, precision=config.compute.precision) if config.gold else None
     directory = run_directory(out, config, overwrite=overwrite, resume=resume, started=started)
     directory.log({"phase": "data", **prompts.rows})
@@ -172,6 +180,7 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
             "signs_without_gold": _signs(directory.path / LOG),
             "retries": sum(getattr(scorer, "retries", 0) for scorer in (*scorers.values(), gold)),
             "evaluations": runs.table(),
+            **feedback_results(directory.path / LOG, scorers, evaluations),
         },
     )
     write_align_page(directory, config, runs, evaluations, report)
@@ -220,6 +229,8 @@ def check_settings(config: Align) -> None:
             "model, embedded:checkable or a server."
         )
     check_optimise(config.optimise)
+    if config.feedback is not None:
+        check_feedback(config.feedback, config.optimise)
 
 
 class _Course:
@@ -258,20 +269,13 @@ class _Course:
         """Judge, optimise, judge again."""
         settings, folder = self.config.optimise, self.directory.path / "checkpoints"
         self._measure_scales()
-        source = ScoredAnswers(
-            self.scorers,
-            self.scales,
-            weights=self.config.weights,
-            cut_penalty=settings.cut_penalty,
-            limit=settings.reward_limit,
-        )
         loop = OnPolicyLoop(
             self.policy,
             self.reference,
             self.sampler,
             self.tokenizer,
             self.prompts.training,
-            source,
+            self._source(),
             settings,
             self.passes,
             seed=self.config.seed,
@@ -289,6 +293,21 @@ class _Course:
                 save_loop(loop, folder)
             wait()
         progress("optimising", settings.steps, settings.steps)
+
+    def _source(self) -> RewardSource:
+        """The scorers, which learn where the recipe says so."""
+        settings, feedback = self.config.optimise, self.config.feedback
+        scored = ScoredAnswers(
+            self.scorers,
+            self.scales,
+            weights=self.config.weights,
+            cut_penalty=settings.cut_penalty,
+            limit=settings.reward_limit,
+        )
+        if feedback is None:
+            return scored
+        followers = {name: one for name, one in self.scorers.items() if isinstance(one, PolicyFeedbackReward)}
+        return LearningFeedback(scored, followers, feedback.learning, answers=settings.answers)
 
     def _forget_beyond(self, step: int) -> None:
         """Drop what the interrupted run found after its last checkpoint: it is found anew, on some machines not to the last bit."""
@@ -326,6 +345,7 @@ class _Course:
             sampling=settings.sampling(self.config.seed + 2**31),
             passes=self.passes,
             exact=chosen.exact,
+            states=chosen.states,
             step=step,
             steps=settings.steps,
         )

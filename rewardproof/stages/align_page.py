@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rewardproof.artifacts import Report, RunDirectory
 from rewardproof.evaluation import Evaluation, PolicyRuns
 from rewardproof.report import Page, Section, Table, course_figure, format_interval, policy_figure, provenance_rows, save_figure, write_page
+from rewardproof.stages.align_feedback import feedback_sections
 from rewardproof.stages.experts_page import shown
 from rewardproof.statistics import Interval
 
@@ -29,7 +29,12 @@ def write_align_page(directory: RunDirectory, config: Align, runs: PolicyRuns, e
         subtitle=f"{config.optimise.estimator} on {', '.join(config.reward)}" + (f", judged by {config.gold}" if config.gold else ""),
         verdict=f"{report.headline[0].upper()}{report.headline[1:]}.",
         facts=(("updates", runs.steps[-1]), ("prompts judged", len(runs.prompts)), ("answers sampled for learning", _sampled(config))),
-        sections=[_course(directory, runs, report.results["signs_without_gold"]), _distance(directory, runs), examples(evaluations)],
+        sections=[
+            _course(directory, runs, report.results["signs_without_gold"]),
+            _distance(directory, runs),
+            *feedback_sections(directory, evaluations),
+            examples(evaluations),
+        ],
         provenance=provenance_rows(directory.path),
     )
     return write_page(directory.path / "report.html", page)
@@ -80,8 +85,8 @@ def _distance(directory: RunDirectory, runs: PolicyRuns) -> Section:
 def examples(evaluations: Sequence[Evaluation], *, title: str = "What it has learnt to say") -> Section:
     """First and last answers to the prompts where the proxy promised most beyond gold, and where both agree best."""
     first, last = evaluations[0], evaluations[-1]
-    proxy_PK = _standard(last, first, last.proxies)
-    gold_PK = _standard(last, first, ["gold"]) if "gold" in last.rows[0] else np.zeros_like(proxy_PK)
+    proxy_PK = last.standardised(first, last.proxies)
+    gold_PK = last.standardised(first, ["gold"]) if "gold" in last.rows[0] else np.zeros_like(proxy_PK)
     gap_P, place_P = (proxy_PK - gold_PK).max(axis=1), (proxy_PK - gold_PK).argmax(axis=1)
     order = np.argsort(-gap_P)
     rows = [
@@ -102,8 +107,3 @@ def examples(evaluations: Sequence[Evaluation], *, title: str = "What it has lea
         ("Of each prompt the answer for which the proxy promises most beyond gold, where that is most and where it is least.",),
         Table(columns, tuple(rows)),
     )
-
-
-def _standard(last: Evaluation, first: Evaluation, names: Sequence[str]) -> NDArray[np.float64]:
-    """Scores in standard deviations of the first evaluation's, summed over the named columns."""
-    return np.sum([(last.table(name) - first.table(name).mean()) / (first.table(name).std() or 1.0) for name in names], axis=0)

@@ -33,7 +33,7 @@ class Stress(PoolSettings):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """At which answers are sampled."""
     methods: Strings = ("bon",)
-    """How to optimise: `bon`, best of n; `ppo`, `rloo` and `grpo`, a policy by that recipe."""
+    """How to optimise: `bon`, best of n; `ppo`, `rloo`, `grpo` or another recipe of `align`, a policy by that recipe."""
     layers: str = "all"
     """Layers in which the models differ, as they were trained (`all`, or `top:K`): those below are computed once for all."""
     trunk_cache_gb: Annotated[float, Field(ge=0)] = 20.0

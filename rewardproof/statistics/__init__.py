@@ -16,11 +16,13 @@ from rewardproof.statistics.crossed import crossed_interval
 from rewardproof.statistics.entropy import effective_number, entropy
 from rewardproof.statistics.gated import gated_labels
 from rewardproof.statistics.overoptimisation import GoldLaw, fit_law
+from rewardproof.statistics.similarity import KindSimilarity, kind_similarity
 from rewardproof.statistics.smoothing import local_linear
 
 __all__ = [
     "GoldLaw",
     "Interval",
+    "KindSimilarity",
     "Reliability",
     "ReliabilityBin",
     "best_of_n",
@@ -34,6 +36,7 @@ __all__ = [
     "expected_calibration_error",
     "fit_law",
     "gated_labels",
+    "kind_similarity",
     "kl_upper_bound",
     "local_linear",
     "mutual_information",

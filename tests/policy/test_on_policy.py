@@ -295,7 +295,8 @@ class Constant:
 
     names = ("nothing", "length")
 
-    def __init__(self) -> None:
+    def __init__(self, *, reads_states: bool) -> None:
+        self.reads_states = reads_states
         self.asked = 0
         self.widths: list[tuple[int, ...]] = []
 
@@ -321,8 +322,9 @@ class Constant:
         self.asked = state["asked"]
 
 
-def test_streams_of_token_rewards_see_the_policy_and_learn() -> None:
-    model, source = language_model(words=40), Constant()
+@pytest.mark.parametrize("reads_states", [True, False])
+def test_streams_of_token_rewards_see_the_policy_and_learn(reads_states: bool) -> None:
+    model, source = language_model(words=40), Constant(reads_states=reads_states)
     settings = OnPolicy(estimator="ppo", max_new_tokens=6, prompts_per_step=2, answers=3, steps=12, learning_rate=3e-3)
     loop = loop_of(model, source, settings, prompts_of((5, 6), (7, 8, 9)))
     metrics = [loop.update() for _ in range(12)]

@@ -1,0 +1,243 @@
+"""A reward model that learns beside the policy it reads (R2M): after every update, from the rewards of the answers it has just judged.
+
+The highest and the lowest reward of each prompt's answers become a preference pair, and a group's entropy is lowered:
+
+    L = (1 − α) · −log σ(r_w − r_l)  +  α · H(softmax(standardised r))
+
+Attention and head alone learn. The reward model's states are those of judging: its layers are frozen, so nothing is computed twice.
+
+Reference:
+    R2M, arXiv:2601.22664, eq. 5 to 7 and algorithm 1.
+"""
+
+# G prompts, K answers to each, B = G·K answers, D reward model's width.
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rewardproof.artifacts import n_processes
+from rewardproof.config import Section
+from rewardproof.errors import ConfigError, TrainingError
+from rewardproof.losses import bradley_terry, group_entropy, over_processes
+from rewardproof.models.cross_attention import AttentionShape
+from rewardproof.policy.rewards import Moment, ScoredAnswers
+from rewardproof.policy.rollouts import Rollouts
+from rewardproof.policy.settings import Count, NotNegative, OnPolicy, Positive, Share
+from rewardproof.scoring import PolicyFeedbackReward
+
+
+class FeedbackLearning(Section):
+    """How the reward model learns after each update of the policy."""
+
+    trains: Literal["all", "head", "none"] = "all"
+    """`all`: attention and head; `head`: the head alone; `none`: the policy's states enter the reward, and nothing learns."""
+    alpha: Share = 0.3
+    """Weight of the entropy; the pairs' loss has the rest."""
+    learning_rate: NotNegative = 1e-6
+    """Of attention and head."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW."""
+    weight_decay: NotNegative = 0.0
+    """Of AdamW."""
+    max_grad_norm: NotNegative = 1.0
+    """Longest gradient; 0 for any. The entropy's grows as 1 / spread of a group's rewards."""
+    groups: Annotated[int, Field(ge=0)] = 1
+    """Prompts of one optimiser step, over all processes; 0 for all of an update."""
+    passes: Count = 1
+    """Times that it goes over an update's prompts."""
+    pair: Literal["annotation", "recomputed"] = "annotation"
+    """Rewards by which a pair is chosen: those that the policy got, or those of the moment of learning."""
+    states: Literal["last_epoch", "sampled"] = "last_epoch"
+    """The policy's states to learn from: those of the last epoch of its update, or those when the answers were judged."""
+    epsilon: Positive = 1e-2
+    """Spread of a group's rewards below which its entropy counts less and less, in standard deviations of the initial policy's rewards."""
+
+
+class PolicyFeedback(Section):
+    """A reward that reads the policy's hidden states, and learns with the policy."""
+
+    floor: Share = 0.6
+    """Least weight of the reward model's own state, which the schedule comes down to; with 1 the policy is never read."""
+    source: Literal["policy", "noise"] = "policy"
+    """What is read: the policy's states, or Gaussian noise with the mean and variance of each text's states."""
+    attention: AttentionShape = AttentionShape()
+    """The cross-attention."""
+    learning: FeedbackLearning = FeedbackLearning()
+    """What it learns from."""
+
+
+def check_feedback(feedback: PolicyFeedback, optimise: OnPolicy) -> None:
+    """Refuse combinations that cannot mean anything.
+
+    Raises:
+        ConfigError: Names the keys.
+    """
+    learning, answers = feedback.learning, optimise.answers
+    if learning.trains != "none" and answers < 2:
+        raise ConfigError(
+            f"optimise.answers={answers} with feedback.learning: expected 2 or more, since it learns from the highest and the lowest "
+            "reward of a prompt's answers. Raise it, or write feedback.learning.trains=none."
+        )
+    if learning.trains != "none" and learning.alpha and answers == 2:
+        raise ConfigError(
+            f"optimise.answers=2 with feedback.learning.alpha={learning.alpha:g}: expected 3 or more answers, since two rewards in units "
+            "of their spread are always 1 and -1: the entropy is a constant and has no gradient. Raise answers, or write alpha=0."
+        )
+    if learning.trains != "none" and (learning.groups or optimise.prompts_per_step) % n_processes():
+        raise ConfigError(
+            f"feedback.learning.groups={learning.groups} on {n_processes()} processes: expected a multiple of their number, so that each "
+            "takes as many prompts of every step; raise it, or write groups=0."
+        )
+
+
+class LearningFeedback:
+    """Rewards that read the policy and learn from it; a `RewardSource` around scored answers."""
+
+    def __init__(
+        self, scored: ScoredAnswers, followers: Mapping[str, PolicyFeedbackReward], settings: FeedbackLearning, *, answers: int
+    ) -> None:
+        """Let reward models learn.
+
+        Args:
+            scored: Judges the answers; each of the followers is one of its scorers, by the same name.
+            followers: What learns.
+            settings: How.
+            answers: K, answers to a prompt.
+        """
+        self.scored, self.followers, self.settings, self.answers = scored, dict(followers), settings, answers
+        self.optimizers = {name: _optimizer(one, settings) for name, one in followers.items() if settings.trains != "none"}
+        self._sampled: Sequence[Tensor] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scorers' names."""
+        return self.scored.names
+
+    @property
+    def reads_states(self) -> bool:
+        """Unless no reward is ever mixed."""
+        return any(one.floor < 1 for one in self.followers.values())
+
+    def rewards(self, rollouts: Rollouts, moment: Moment) -> Tensor:
+        """Each answer's score at its last token."""
+        if self.reads_states and self.settings.states == "sampled":
+            self._sampled = moment.policy_states()
+        return self.scored.rewards(rollouts, moment)
+
+    def weights(self) -> Sequence[float]:
+        """As they were given."""
+        return self.scored.weights()
+
+    def learn(self, rollouts: Rollouts, rewards_SBT: Tensor, moment: Moment) -> Mapping[str, float]:
+        """Steps of every reward model on the answers just judged; gives the means of what was met.
+
+        Raises:
+            TrainingError: A gradient is not finite.
+        """
+        told = dict(self.scored.learn(rollouts, rewards_SBT, moment))
+        for name, one in self.followers.items():
+            prefix = "feedback/" if len(self.followers) == 1 else f"feedback/{name}/"
+            weight = one.weight(moment.step, moment.steps)
+            told[f"{prefix}weight"] = weight
+            if name in self.optimizers:
+                states = self._states(rollouts, moment, one) if weight < 1 else ()
+                told |= {f"{prefix}{key}": value for key, value in self._learn(name, states, weight).items()}
+        self._sampled = ()
+        return told
+
+    def state(self) -> Mapping[str, Any]:
+        """What has learnt, and its optimisers."""
+        return {
+            name: {"parts": one.parts.state_dict(), "optimizer": self.optimizers[name].state_dict() if name in self.optimizers else {}}
+            for name, one in self.followers.items()
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up a checkpoint's state."""
+        for name, one in self.followers.items():
+            one.parts.load_state_dict(state[name]["parts"])
+            if name in self.optimizers:
+                self.optimizers[name].load_state_dict(state[name]["optimizer"])
+
+    def _states(self, rollouts: Rollouts, moment: Moment, one: PolicyFeedbackReward) -> list[Tensor]:
+        states = self._sampled if self.settings.states == "sampled" else moment.policy_states()
+        return one.fed(rollouts.groups, states, step=moment.step)
+
+    def _learn(self, name: str, states: Sequence[Tensor], weight: float) -> dict[str, float]:
+        """All steps of one reward model."""
+        settings, one = self.settings, self.followers[name]
+        assert one.latest is not None
+        own_BD, judged_GK = one.latest.states_BD, one.latest.rewards_B.view(-1, self.answers)
+        size = settings.groups // n_processes() or len(judged_GK)
+        totals: defaultdict[str, float] = defaultdict(float)
+        for _ in range(settings.passes):
+            for first in range(0, len(judged_GK), size):
+                chosen_GK = judged_GK[first : first + size].to(own_BD.device)
+                rows = slice(first * self.answers, (first + len(chosen_GK)) * self.answers)
+                with torch.enable_grad():
+                    rewards_GK = one.rewards(own_BD[rows], states[rows], weight).view(-1, self.answers)
+                    losses_G, told = self._losses(rewards_GK, chosen_GK, unit=self.scored.scales[name].std)
+                for key, value in {**told, "steps": 1.0, "gradient_norm": self._step(name, losses_G)}.items():
+                    totals[key] += value
+        return _means(totals, own_BD.device)
+
+    def _losses(self, rewards_GK: Tensor, chosen_GK: Tensor, *, unit: float) -> tuple[Tensor, dict[str, float]]:
+        """The loss of each prompt, shape `(G,)`, and what is to be added up of it; a prompt whose rewards are all equal has no pair."""
+        settings = self.settings
+        by_GK = chosen_GK if settings.pair == "annotation" else rewards_GK.detach()
+        best_G1, worst_G1 = by_GK.argmax(dim=1, keepdim=True), by_GK.argmin(dim=1, keepdim=True)
+        ordered_G = (by_GK.gather(1, best_G1) > by_GK.gather(1, worst_G1))[:, 0]
+        pair_G = bradley_terry(rewards_GK.gather(1, best_G1)[:, 0], rewards_GK.gather(1, worst_G1)[:, 0], reduction="none") * ordered_G
+        losses_G = (1 - settings.alpha) * pair_G
+        told = {"groups": len(pair_G), "pairs": int(ordered_G.sum()), "bradley_terry": float(pair_G.detach().sum())}
+        if settings.alpha:
+            entropy_G = group_entropy(rewards_GK, epsilon=settings.epsilon * unit)
+            told["entropy"] = float(entropy_G.detach().sum())
+            losses_G = losses_G + settings.alpha * entropy_G
+        return losses_G, told | {"loss": float(losses_G.detach().sum())}
+
+    def _step(self, name: str, losses_G: Tensor) -> float:
+        """One optimiser step on the mean over all processes' prompts; gives the gradient's length."""
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad()
+        (losses_G.sum() / (len(losses_G) * n_processes())).backward()
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]
+        for parameter in trained:
+            parameter.grad = over_processes(parameter.grad)
+        length = float(nn.utils.clip_grad_norm_(trained, self.settings.max_grad_norm or math.inf))
+        if not math.isfinite(length):
+            raise TrainingError(
+                f"The reward model {name} broke down as it learnt: its gradient has length {length}, expected a finite one. Usual causes: "
+                f"feedback.learning.learning_rate is too high (now {self.settings.learning_rate:g}), or epsilon too small for rewards that "
+                f"hardly differ (now {self.settings.epsilon:g}). Change one of them and start in a new directory."
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        return length
+
+
+def _optimizer(one: PolicyFeedbackReward, settings: FeedbackLearning) -> torch.optim.AdamW:
+    one.attention.requires_grad_(settings.trains == "all")
+    one.head.requires_grad_(True)
+    trained = [parameter for parameter in one.parts.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay)
+
+
+def _means(totals: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Means over all processes: of the losses over their prompts or pairs, of the gradient over its steps; and prompts without a pair."""
+    names = sorted(totals.keys() - {"steps", "gradient_norm"})
+    found = dict(zip(names, over_processes(torch.tensor([totals[name] for name in names], device=device)).tolist(), strict=True))
+    groups, pairs = found.pop("groups"), found.pop("pairs")
+    return {
+        "bradley_terry": found.pop("bradley_terry") / max(pairs, 1),
+        **{name: value / groups for name, value in found.items()},
+        "gradient_norm": totals["gradient_norm"] / totals["steps"],
+        "groups_without_a_pair": groups - pairs,
+    }
