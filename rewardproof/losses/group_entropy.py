@@ -28,7 +28,7 @@ def group_entropy(rewards_PK: Tensor, *, epsilon: float = 0.0) -> Tensor:
     Example:
         >>> import torch
         >>> group_entropy(torch.tensor([[1.0, 0.0, 0.0, 0.0], [3.0, 2.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]]))
-        tensor([0.7913, 1.0128, 1.2051])
+        tensor([0.7909, 1.0131, 1.2052])
 
     Reference:
         R2M, arXiv:2601.22664, eq. 6; the standard deviation is the one with 1/K.
