@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import experts, policy, scoring, step_profile, workload
+from benchmarks import experts, policy, r2m, scoring, step_profile, workload
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.upcycling import Upcycle, upcycle
 from rewardproof.training.batches import Collator, TrainingSet
@@ -121,6 +121,14 @@ def test_training_benchmark_imports_where_trl_is_installed() -> None:
 def test_shares_of_a_step_add_up() -> None:
     found = policy.shares({"generation": 3.0, "update": 1.5, "all": 5.0})
     assert found == {"generation": 0.6, "update": 0.3, "outside": pytest.approx(0.1)}
+
+
+def test_steps_with_and_without_feedback_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PROMPTS": 2, "ANSWERS": 3, "TOKENS": 3, "WORDS": 4}.items():
+        monkeypatch.setattr(r2m, name, value)
+    found = r2m.compare(SHAPE, rounds=1)
+    assert set(found["over_rloo"]) == set(r2m.FEEDBACK)
+    assert all(0 < one["median"] < 1 for one in found["share_of_learning"].values())
 
 
 def test_good_words_are_counted() -> None:

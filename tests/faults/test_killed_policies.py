@@ -50,6 +50,16 @@ def policy(base_dir: Path, reward_dir: Path, toy_file: Path, tmp_path_factory: p
 
 
 @pytest.fixture(scope="module")
+def following(base_dir: Path, reward_dir: Path, toy_file: Path, tmp_path_factory: pytest.TempPathFactory, finished) -> Undisturbed:
+    """A run whose reward model learns too."""
+    settings = (
+        f"policy={base_dir}", f"reward={reward_dir}", f"gold={reward_dir}", f"prompts={toy_file}", "split=0.3", "optimise.steps=6",
+        "feedback.attention.width=16", "feedback.learning.learning_rate=1e-2", "compute.precision=fp32", "compute.save_every=1", *SMALL,
+    )  # fmt: skip
+    return made(tmp_path_factory.mktemp("r2m"), finished, ("align", "r2m"), settings)
+
+
+@pytest.fixture(scope="module")
 def stress(base_dir: Path, reward_dir: Path, tmp_path_factory: pytest.TempPathFactory, write_jsonl, finished) -> Undisturbed:
     dice = random.Random(0)
     rows = [{"prompt": f"w{n} w{n + 1}", "answers": [f"w{dice.randrange(80)} w{dice.randrange(80)}" for _ in range(9)]} for n in range(40)]
@@ -89,6 +99,14 @@ def test_align_killed_at_a_moment(name: str, policy: Undisturbed, killed: Killed
     run = next(run for run in runs if killed(MOMENTS[name](run), "align", "ppo", run, *policy.command))
     finished("align", "ppo", run, *policy.command, "--resume")
     assert_same_policy(run, policy.path)
+
+
+@pytest.mark.parametrize("name", ["half of it", "an old checkpoint is being deleted", "the last evaluation"])
+def test_a_reward_that_learns_killed_at_a_moment(name: str, following: Undisturbed, killed: Killed, finished, tmp_path: Path) -> None:
+    runs = (tmp_path / str(attempt) for attempt in range(5))
+    run = next(run for run in runs if killed(MOMENTS[name](run), "align", "r2m", run, *following.command))
+    finished("align", "r2m", run, *following.command, "--resume")
+    assert_same_policy(run, following.path)
 
 
 @pytest.mark.parametrize("seed", range(3))

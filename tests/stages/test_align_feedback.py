@@ -120,6 +120,14 @@ def test_without_gold_nobody_is_called_hacked(base_dir: Path, reward_dir: Path, 
     assert "so none can be called hacked" in (tmp_path / "out/report.html").read_text()
 
 
+@pytest.fixture(scope="module")
+def published(base_dir: Path, reward_dir: Path, gold_dir: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three updates as the recipe has them."""
+    folder = tmp_path_factory.mktemp("published") / "out"
+    run(settings(base_dir, reward_dir, gold_dir, prompts, optimise={"steps": 3}), folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("feedback", "differs"),
     [
@@ -131,11 +139,17 @@ def test_without_gold_nobody_is_called_hacked(base_dir: Path, reward_dir: Path, 
     ids=["not trained", "head alone", "noise", "the same again"],
 )
 def test_every_ablation_is_a_run_of_its_own(
-    feedback: dict[str, Any], differs: bool, base_dir: Path, reward_dir: Path, gold_dir: Path, prompts: Path, tmp_path: Path
+    feedback: dict[str, Any],
+    differs: bool,
+    published: Path,
+    base_dir: Path,
+    reward_dir: Path,
+    gold_dir: Path,
+    prompts: Path,
+    tmp_path: Path,
 ) -> None:
-    run(settings(base_dir, reward_dir, gold_dir, prompts, optimise={"steps": 3}), tmp_path / "whole")
     run(settings(base_dir, reward_dir, gold_dir, prompts, optimise={"steps": 3}, feedback=feedback), tmp_path / "other")
-    one, other = logged(tmp_path / "whole"), logged(tmp_path / "other")
+    one, other = logged(published), logged(tmp_path / "other")
     assert one[0]["reward"] == other[0]["reward"], "the first step's reward is the vanilla one in all of them"
     assert (one[-1] != other[-1]) == differs
 
