@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -121,11 +122,14 @@ def test_without_gold_nobody_is_called_hacked(base_dir: Path, reward_dir: Path, 
 
 
 @pytest.fixture(scope="module")
-def published(base_dir: Path, reward_dir: Path, gold_dir: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three updates as the recipe has them."""
+def published(
+    base_dir: Path, reward_dir: Path, gold_dir: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Callable[..., Align]]:
+    """Three updates as the recipe has them, and a maker of the same run with changes."""
+    changed = functools.partial(settings, base_dir, reward_dir, gold_dir, prompts, optimise={"steps": 3})
     folder = tmp_path_factory.mktemp("published") / "out"
-    run(settings(base_dir, reward_dir, gold_dir, prompts, optimise={"steps": 3}), folder)
-    return folder
+    run(changed(), folder)
+    return folder, changed
 
 
 @pytest.mark.parametrize(
@@ -139,17 +143,11 @@ def published(base_dir: Path, reward_dir: Path, gold_dir: Path, prompts: Path, t
     ids=["not trained", "head alone", "noise", "the same again"],
 )
 def test_every_ablation_is_a_run_of_its_own(
-    feedback: dict[str, Any],
-    differs: bool,
-    published: Path,
-    base_dir: Path,
-    reward_dir: Path,
-    gold_dir: Path,
-    prompts: Path,
-    tmp_path: Path,
+    feedback: dict[str, Any], differs: bool, published: tuple[Path, Callable[..., Align]], tmp_path: Path
 ) -> None:
-    run(settings(base_dir, reward_dir, gold_dir, prompts, optimise={"steps": 3}, feedback=feedback), tmp_path / "other")
-    one, other = logged(published), logged(tmp_path / "other")
+    folder, changed = published
+    run(changed(feedback=feedback), tmp_path / "other")
+    one, other = logged(folder), logged(tmp_path / "other")
     assert one[0]["reward"] == other[0]["reward"], "the first step's reward is the vanilla one in all of them"
     assert (one[-1] != other[-1]) == differs
 
