@@ -13,6 +13,7 @@ Reference:
 # B answers, D reward model's width, P policy's width, S tokens of one text.
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import math
@@ -61,6 +62,24 @@ def own_weight(step: int, steps: int, *, floor: float) -> float:
     return max(0.5 * math.cos(math.pi * step / max(steps, 1)) + 0.5, floor)
 
 
+class RewardAsGiven:
+    """A reward model with the head that it has now, whatever that one learns later; a `Scorer`."""
+
+    def __init__(self, model: RewardModel) -> None:
+        """Keep a copy of the head."""
+        self.model = model
+        self.head = copy.deepcopy(model.model.get_submodule("score")).requires_grad_(False)
+
+    def score(self, groups: Sequence[Group], context: object = None) -> list[tuple[float, ...]]:
+        """Rewards of every answer of every group; the policy is not read. Raises as the reward model."""
+        learnt = self.model.model.get_submodule("score")
+        self.model.model.score = self.head
+        try:
+            return self.model.score(groups)
+        finally:
+            self.model.model.score = learnt
+
+
 class PolicyFeedbackReward:
     """A reward model with the policy's states in its reward; a `Scorer` whose context is the policy's moment.
 
@@ -86,6 +105,7 @@ class PolicyFeedbackReward:
         self.feedback: Feedback = feedback
         self.seed = seed
         self.head = model.model.get_submodule("score")
+        self.as_given = RewardAsGiven(model)
         self.attention = CrossAttention(model.model.config.hidden_size, policy_width, shape, seed=seed).to(model.model.device)
         self.latest: RewardsAndStates | None = None
         self.without_policy = 0

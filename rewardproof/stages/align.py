@@ -45,7 +45,7 @@ from rewardproof.policy.settings import check as check_optimise
 from rewardproof.policy.streams import Passes
 from rewardproof.report import format_gain
 from rewardproof.scoring import GIVEN, PolicyFeedbackReward, Scale, Scorer, load_scorer, stream_names
-from rewardproof.stages.align_feedback import feedback_results, following
+from rewardproof.stages.align_feedback import feedback_results, following, proxies
 from rewardproof.stages.align_prompts import Prompts, read_prompts, refuse_too_long
 from rewardproof.training.checkpoints import latest_whole
 from rewardproof.training.freezing import add_adapters, freeze_all_but
@@ -331,7 +331,7 @@ class _Course:
         if agreed(file.is_file()):
             return [json.loads(line) for line in file.read_text().splitlines()]
         chosen, settings = self.config.evaluate, self.config.optimise
-        judges = {f"proxy/{name}": scorer for name, scorer in self.scorers.items()}
+        judges = proxies(self.scorers)
         if self.gold is not None:
             judges[GOLD] = self.gold
         rows = evaluate_policy(

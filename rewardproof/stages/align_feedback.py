@@ -36,6 +36,19 @@ def following(scorers: Mapping[str, Scorer], feedback: PolicyFeedback, *, policy
     return found
 
 
+def proxies(scorers: Mapping[str, Scorer]) -> dict[str, Scorer]:
+    """Who judges an evaluation, by column: scorers, and of one that follows the policy the reward model as it was given.
+
+    What follows changes with schedule and learning, so that its numbers cannot be compared over a run; they are in `followed/…`.
+    """
+    found: dict[str, Scorer] = {}
+    for name, scorer in scorers.items():
+        found[f"proxy/{name}"] = scorer.as_given if isinstance(scorer, PolicyFeedbackReward) else scorer
+        if isinstance(scorer, PolicyFeedbackReward):
+            found[f"followed/{name}"] = scorer
+    return found
+
+
 def feedback_results(log: Path, scorers: Mapping[str, Scorer], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """For `report.json`: how the rewards followed the policy; empty where none did."""
     followers = {name: one for name, one in scorers.items() if isinstance(one, PolicyFeedbackReward)}
@@ -64,12 +77,14 @@ def feedback_sections(directory: RunDirectory, evaluations: Sequence[Evaluation]
     if not found:
         return [Section("Hidden states", ("Nobody judged the answers, so none can be called hacked: give gold= to compare their states.",))]
     last = found[-1].similarity
-    within, normal, across = (format_interval(one, percent=False) for one in (last.marked, last.others, last.across))
+    hacked, normal, across = (
+        format_interval(one, percent=False) if one.n else "too few to say" for one in (last.marked, last.others, last.across)
+    )
     text = (
         "Cosine similarity of the policy's final states, averaged over an answer's tokens; answers to one prompt are not compared. Hacked "
         "is the quarter of the answers for which the proxy promises most beyond gold.",
-        f"At last two hacked answers are {within} alike, two normal ones {normal}, one of each {across}. States "
-        " can warn of hacking where the last is lower than both.",
+        f"At last, two hacked answers: {hacked}; two normal ones: {normal}; one of each: {across}. States can warn of hacking where the "
+        "third is below both others.",
     )
     figure = save_figure(similarity_figure(found), directory.path, "hidden_states")
     return [Section("Hidden states", text, figures=(shown(figure, "Similarity of hidden states over the updates."),))]

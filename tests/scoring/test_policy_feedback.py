@@ -101,6 +101,14 @@ def test_without_a_policy_the_reward_is_the_vanilla_one_and_that_is_said_and_cou
     assert reward.without_policy == 10
 
 
+def test_the_reward_as_given_stays_whatever_the_head_learns(follower: Followers) -> None:
+    reward = follower()
+    torch.nn.init.ones_(reward.head.weight)
+    assert reward.as_given.score(GROUPS, moment(5)) == follower.model().score(GROUPS)
+    assert reward.score(GROUPS) != follower.model().score(GROUPS)
+    assert reward.model.model.get_submodule("score") is reward.head
+
+
 def test_later_rewards_are_the_equation_written_out(follower: Followers) -> None:
     reward, step, steps = follower(), 3, 10
     found = flat(reward.score(GROUPS, moment(step, steps=steps)))

@@ -166,7 +166,7 @@ def test_scores_of_other_pools_are_not_taken(models, pool_file: Path, tmp_path: 
 
 
 def test_what_cannot_be_judged_is_refused(models, pool_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="methods=tpo: expected some of bon, grpo, ppo, rloo"):
+    with pytest.raises(ConfigError, match=r"methods=tpo: expected some of bon, grpo, ppo, .*rloo"):
         run(settings(models, pool_file, methods=("bon", "tpo")), tmp_path / "a")
     with pytest.raises(ConfigError, match="methods is empty"):
         run(settings(models, pool_file, methods=()), tmp_path / "a")
