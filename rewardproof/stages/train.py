@@ -122,8 +122,8 @@ def check_settings(config: Train) -> None:
         )
     if config.read.strength.margins and config.loss.margin != "data":
         raise ConfigError(
-            f"read.strength.treatment={config.read.strength.treatment} with loss.margin={config.loss.margin}: the margins that it sets would "
-            "be ignored; write loss.margin=data, or a treatment without margins."
+            f"read.strength.treatment={config.read.strength.treatment} with loss.margin=none: the margins that it sets would be ignored; "
+            "write loss.margin=data, or a treatment without margins."
         )
     for spec in config.reuse:
         if (Path(spec) / EXPERTS_FILE).exists():
