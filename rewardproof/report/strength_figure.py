@@ -14,7 +14,8 @@ from rewardproof.statistics.checks import Numbers, finite, same_length
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BARS, POINTS = 60, 100
+BARS, POINTS, LEAST = 50, 100, 4
+"""Bars of the histogram, points of the other panel at most, and pairs behind a point at least."""
 
 
 def strength_figure(mean_P: Numbers, std_P: Numbers) -> Figure:
@@ -38,8 +39,9 @@ def strength_figure(mean_P: Numbers, std_P: Numbers) -> Figure:
     means, stds = finite(mean_P, "mean gaps"), finite(std_P, "standard deviations")
     same_length(means, stds, "mean gaps and standard deviations")
     order = np.argsort(means, kind="stable")
-    bins = np.array_split(np.arange(len(order)), min(POINTS, len(order)))
-    edges = np.linspace(min(means.min(), 0.0), max(means.max(), 0.0) + 1e-9, BARS + 1)
+    bins = np.array_split(np.arange(len(order)), min(POINTS, -(-len(order) // LEAST)))
+    width = (float(np.ptp(means)) or 1.0) / BARS
+    edges = width * np.arange(np.floor(means.min() / width), np.ceil(means.max() / width) + 2)  # 0 is one of them
     with figure_style():
         figure = new_figure(7.4, 3.2)
         left, right = figure.subplots(1, 2)
@@ -51,7 +53,7 @@ def strength_figure(mean_P: Numbers, std_P: Numbers) -> Figure:
         left.set_ylabel("pairs")
         ranks = [100 * (part.mean() + 0.5) / len(order) for part in bins]
         right.plot(ranks, [stds[order[part]].mean() for part in bins], color=COLOURS[0], marker="o", markersize=3, linestyle="none")
-        right.set_xlim(0, 100)
+        right.set_xlim(-2, 102)
         right.set_ylim(bottom=0)
         right.set_title("Disagreement of the models")
         right.set_xlabel("rank of the mean gap, %")
