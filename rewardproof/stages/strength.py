@@ -221,13 +221,15 @@ def _without_fold(config: Strength, number: int, prepared: Prepared) -> Prepared
     def outside(part: TrainingSet) -> TrainingSet:
         return TrainingSet([entry for entry in part.groups if not _fold(config, number, entry.key)])
 
-    kept = replace(prepared, train=outside(prepared.train), merge_fit=outside(prepared.merge_fit), merge_stop=outside(prepared.merge_stop))
-    if not len(kept.train):
-        raise DataError(
-            f"{', '.join(config.train.data)}: folds={config.folds} of {len(prepared.train)} training groups leave model {number} nothing "
-            "to train on, expected prompts in every fold. Give more data, or fewer folds."
-        )
-    return kept
+    whole = {"train": prepared.train, "merge_fit": prepared.merge_fit, "merge_stop": prepared.merge_stop}
+    kept = {name: outside(part) for name, part in whole.items()}
+    for name, part in kept.items():
+        if len(whole[name]) and not len(part):
+            raise DataError(
+                f"{', '.join(config.train.data)}: folds={config.folds} of {len(whole[name])} groups leave model {number} nothing for {name}"
+                ", expected prompts in every fold. Give more data, or fewer folds."
+            )
+    return replace(prepared, **kept)
 
 
 def _judge(context: MemberContext, number: int, config: Strength, rows: Sequence[JudgedRow]) -> dict[str, Any]:
