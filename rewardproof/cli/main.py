@@ -90,6 +90,17 @@ def score(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, 
 
 @app.command()
 @guarded
+def strength(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Any:
+    """DATA OUT: write the rows of DATA with each pair's preference strength, by reward models that did not see its prompt."""
+    (data, out), overrides = _arguments(tokens, "DATA", "OUT")
+    from rewardproof.stages.strength import run, settings_of
+
+    with session(Options(as_json)) as progress:
+        return run(settings_of(data, overrides), out, overwrite=overwrite, resume=resume, progress=progress)
+
+
+@app.command()
+@guarded
 def evaluate(
     tokens: Tokens,
     out: Annotated[Path | None, typer.Option("--out", help="Run directory to write; without it the table is only printed.")] = None,

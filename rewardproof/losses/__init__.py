@@ -6,6 +6,7 @@ Every function computes in float32 whatever it is given (float64 stays float64),
 from rewardproof.losses.advantages import gae, group_relative, leave_one_out, whitened
 from rewardproof.losses.bradley_terry import bradley_terry
 from rewardproof.losses.centering import centering, reward_l2
+from rewardproof.losses.contrastive import simcse, sinkhorn, swav
 from rewardproof.losses.divergence import KL, exact_kl, sampled_kl
 from rewardproof.losses.policy_gradient import Aggregate, clipped_surrogate, clipped_value_loss, token_weights
 from rewardproof.losses.reduction import Reduction
@@ -30,8 +31,11 @@ __all__ = [
     "own_part",
     "reward_l2",
     "sampled_kl",
+    "simcse",
+    "sinkhorn",
     "smooth_load",
     "squared_variation",
+    "swav",
     "switch_balance",
     "token_weights",
     "whitened",

@@ -94,9 +94,13 @@ def packed_rewards(model: PreTrainedModel, batch: PackedBatch, *, backend: str =
         else:
             states_TD = hidden_states(model, batch, backend=backend)
             states_CD, answer_states_LD = states_TD[batch.end_index_C], states_TD[batch.logit_index_L] if answers else None
+    return PackedRewards(head_rewards(model, states_CD), tuple(routings), states_CD, answer_states_LD)
+
+
+def head_rewards(model: PreTrainedModel, states_CD: Tensor) -> Tensor:
+    """What the model's head makes of final hidden states, shape `(C,)`, float32."""
     head = model.get_submodule("score")
-    rewards_C = head(states_CD.to(next(head.parameters()).dtype))[:, 0].float()
-    return PackedRewards(rewards_C, tuple(routings), states_CD, answer_states_LD)
+    return head(states_CD.to(next(head.parameters()).dtype))[:, 0].float()
 
 
 @contextlib.contextmanager

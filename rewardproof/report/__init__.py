@@ -14,6 +14,7 @@ from rewardproof.report.figures import (
 )
 from rewardproof.report.optimisation_figures import course_figure, hacking_figure, policy_figure
 from rewardproof.report.page import Page, PageFigure, Section, provenance_rows, write_page
+from rewardproof.report.strength_figure import strength_figure
 from rewardproof.report.tables import Cell, Table, console_table, format_cell, format_gain, format_interval, markdown_table
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "reliability_figure",
     "routing_figure",
     "save_figure",
+    "strength_figure",
     "training_figure",
     "write_page",
 ]

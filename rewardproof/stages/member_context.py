@@ -14,6 +14,7 @@ from rewardproof.artifacts import Progress, RunDirectory
 from rewardproof.models.families import family_of
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import first_differing, select_layers
+from rewardproof.training.contrast import contrast_terms
 from rewardproof.training.fit import Fit, fit
 from rewardproof.training.preparation import Prepared
 
@@ -66,6 +67,7 @@ class MemberContext:
             router_learning_rate=config.upcycle.router_learning_rate if config.upcycle else 0.0,
             expert_learning_rate=config.upcycle.expert_learning_rate if config.upcycle else 0.0,
             lora=config.lora,
+            auxiliaries=contrast_terms(config.contrast, config.loss, seed),
             resume=self.resume,
             record=lambda entry: self.directory.log({"phase": what, "seed": seed, **entry}),
             progress=self.progress,

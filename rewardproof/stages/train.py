@@ -30,6 +30,7 @@ from rewardproof.stages.member_context import MemberContext
 from rewardproof.stages.members import drop_checkpoints, train_member
 from rewardproof.stages.training_report import CHUNK, scored, write_training_report
 from rewardproof.training.arguments import check_trainer_keys
+from rewardproof.training.contrast import Contrast
 from rewardproof.training.fit import Compute
 from rewardproof.training.objective import Loss
 from rewardproof.training.preparation import Prepared, Read, Sources, prepare
@@ -75,6 +76,8 @@ class Train(Section):
     """The objective."""
     upcycle: Upcycle | None = None
     """How dense blocks become mixtures; absent in dense recipes."""
+    contrast: Contrast | None = None
+    """A contrastive term beside the loss of pairs; absent where there is none."""
     ensemble: Combine | None = None
     """How members judge together; absent where they are averaged into one model."""
     merge: Merge | None = None
@@ -113,6 +116,15 @@ def check_settings(config: Train) -> None:
         )
     if config.start == "rm" and config.upcycle is None:
         raise ConfigError("start=rm says what to upcycle, but nothing is upcycled; drop it, or use a recipe with an upcycle section.")
+    if config.layers == "top:0" and config.contrast is not None:
+        raise ConfigError(
+            "layers=top:0 trains the head alone, expected layers for `contrast` to change: it moves features. Write layers=top:1 or more."
+        )
+    if config.read.strength.margins and config.loss.margin != "data":
+        raise ConfigError(
+            f"read.strength.treatment={config.read.strength.treatment} with loss.margin=none: the margins that it sets would be ignored; "
+            "write loss.margin=data, or a treatment without margins."
+        )
     for spec in config.reuse:
         if (Path(spec) / EXPERTS_FILE).exists():
             raise ConfigError(f"reuse={spec} is a mixture, expected dense models: only those can be averaged. Merge it first.")

@@ -125,9 +125,7 @@ def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals:
     index = PairIndex.of(batch, output.rewards_C.device)
     winner_P, loser_P, weight_P = index.winner_P, index.loser_P, index.weight_P
     chosen_P, rejected_P = output.rewards_C[winner_P], output.rewards_C[loser_P]
-    margin_P = index.margin_P if settings.margin == "data" else torch.zeros_like(index.margin_P)
-    doubt_P = torch.where(index.doubt_P > 0, index.doubt_P, settings.label_smoothing)
-    losses_P = doubted(pair_loss(settings.pair), chosen_P, rejected_P, margin_P, doubt_P)
+    losses_P = pair_losses(output.rewards_C, index, settings)
     if settings.reward_l2:
         squares_2P = reward_l2(torch.stack((chosen_P, rejected_P)), reduction="none")
         losses_P = losses_P + settings.reward_l2 * squares_2P.mean(dim=0)
@@ -144,6 +142,13 @@ def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals:
         totals.add(term.metrics)
     _count(output, batch, (winner_P, loser_P), totals)
     return loss
+
+
+def pair_losses(rewards_C: Tensor, index: PairIndex, settings: Loss) -> Tensor:
+    """The loss of every pair under its own margin and doubt, shape `(P,)`, without what holds rewards near zero."""
+    margin_P = index.margin_P if settings.margin == "data" else torch.zeros_like(index.margin_P)
+    doubt_P = torch.where(index.doubt_P > 0, index.doubt_P, settings.label_smoothing)
+    return doubted(pair_loss(settings.pair), rewards_C[index.winner_P], rewards_C[index.loser_P], margin_P, doubt_P)
 
 
 def doubted(loss: PairLoss, chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor, doubt_P: Tensor) -> Tensor:

@@ -15,14 +15,19 @@ from transformers import PreTrainedTokenizerBase
 from rewardproof.config import Section, Strings
 from rewardproof.data import (
     Group,
+    Pair,
     ReadCounts,
+    StrengthTreatment,
+    Treated,
     merge_single_answers,
     ordered_pairs,
     prompt_overlap,
     read_groups,
     split_by_prompt,
+    split_key,
     split_position,
     split_salt,
+    strengths_of,
     with_label_noise,
 )
 from rewardproof.data.encoding import EncodedGroup, Overlong, encode_groups
@@ -48,6 +53,8 @@ class Read(Section):
     """Probability that a training preference is flipped; the same pairs flip whatever the training seed."""
     noise_seed: int = 0
     """Seed of the flips."""
+    strength: StrengthTreatment = StrengthTreatment()
+    """What the preference strength of training rows does to their labels and margins; of the noisy label where there is label noise."""
     pairs_per_group: Annotated[int, Field(ge=0)] = 0
     """At most so many ordered pairs a training group, chosen by a hash of the texts; 0 takes all."""
     share: tuple[float, float] = (0.0, 1.0)
@@ -132,10 +139,11 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         if limit and len(groups) > limit:
             rows[f"left_out_by_{name}"] = len(groups) - limit
     training, held_out = _some(training, read.max_groups), tuple(_some(held_out, read.max_held_out))
+    treated = _treated(training, read)
     training, merging = split_by_prompt(training, fraction=sources.merge_held_out, salt=split_salt(sources.split_seed, "merge"))
     fit_groups, stop_groups = split_by_prompt(merging, fraction=0.4, salt=split_salt(sources.split_seed, "merge-stop"))
     falls: Counter[str] = Counter()
-    tokens = _Tokens(tokenizer, sources, falls)
+    tokens = _Tokens(tokenizer, sources, falls, treated)
     sets = {
         "train": tokens.ordered(training, tokens.encoded(training), noisy=True),
         "merge_fit": tokens.ordered(fit_groups, tokens.encoded(fit_groups), noisy=True),
@@ -153,6 +161,7 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
             "each; raise merge.held_out, or write merge.method=routing_mass, which learns nothing."
         )
     rows |= {name: len(found) for name, found in sets.items()} | {"fell_away": dict(falls), "label_noise": read.label_noise}
+    rows |= {"strength": treated.summary()} if treated else {}
     kept_groups = tuple(held_out[entry.index] for entry in held_out_tokens)
     return Prepared(**sets, held_out=kept_groups, held_out_tokens=tuple(held_out_tokens), rows=rows)
 
@@ -202,6 +211,7 @@ class _Tokens:
     tokenizer: PreTrainedTokenizerBase
     sources: Sources
     falls: Counter[str]
+    treated: Treated | None
 
     def encoded(self, groups: Sequence[Group]) -> list[EncodedGroup]:
         encoded, counts = encode_groups(groups, self.tokenizer, max_length=self.sources.max_length, overlong=self.sources.read.overlong)
@@ -221,5 +231,21 @@ class _Tokens:
                 flipped = with_label_noise(group, pairs, rate=read.label_noise, seed=read.noise_seed)
                 self.falls["flipped_pairs"] += sum(before.winner != after.winner for before, after in zip(pairs, flipped, strict=True))
                 pairs = flipped
-            kept.append(keep_paired(entry, pairs))
+            if noisy and self.treated:
+                pairs = self.treated.pairs(pairs, strengths_of(group, pairs))
+            kept.append(keep_paired(entry, pairs, key=split_key(group)))
         return TrainingSet(kept)
+
+
+def noisy_pairs(group: Group, read: Read) -> tuple[Pair, ...]:
+    """A training group's ordered pairs, under the settings' limit and label noise."""
+    return with_label_noise(group, ordered_pairs(group, limit=read.pairs_per_group), rate=read.label_noise, seed=read.noise_seed)
+
+
+def _treated(training: Sequence[Group], read: Read) -> Treated | None:
+    """The treatment by strength, its cuts and unit those of all training pairs; nothing where there is none."""
+    if read.strength.treatment == "none":
+        return None
+    pairs = ((group, noisy_pairs(group, read)) for group in training)
+    strengths = [strength for group, found in pairs if found for strength in strengths_of(group, found)]
+    return Treated.measured(read.strength, strengths) if strengths else None

@@ -173,3 +173,87 @@ def test_held_out_groups_are_limited_by_the_texts_alone(ready: Callable[..., Pre
     assert some.rows["left_out_by_max_held_out"] == len(whole.held_out) - 10
     assert "left_out_by_max_held_out" not in whole.rows
     assert len(some.train) == len(whole.train)
+
+
+def with_strengths(rows: Rows) -> Rows:
+    """Strengths from -3 up, in steps of a tenth."""
+    return [{**row, "strength": number / 10 - 3.0} for number, row in enumerate(rows)]
+
+
+def test_the_weakest_training_labels_are_turned_round_and_the_held_out_ones_are_not(
+    ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]
+) -> None:
+    rows = with_strengths(toy_rows(80))
+    clean, found = ready(rows, merge=0.3), ready(rows, merge=0.3, strength={"treatment": "flip", "flip_share": 0.25})
+    names = ("train", "merge_fit", "merge_stop")
+    before, after = ([order for name in names for order in orders(getattr(one, name))] for one in (clean, found))
+    turned = [one != other for one, other in zip(before, after, strict=True)]
+    assert sum(turned) == round(0.25 * len(turned)), "the share is of all training pairs together"
+    assert [other for one, other, flip in zip(before, after, turned, strict=True) if flip] == [
+        (loser, winner) for (winner, loser), flip in zip(before, turned, strict=True) if flip
+    ]
+    weakest = min(float(row["strength"]) for row in rows)
+    assert found.rows["strength"]["flip_to"] > weakest
+    assert found.rows["strength"] | {"flip_to": 0} == {
+        "treatment": "flip", "pairs": len(turned), "negative": found.rows["strength"]["negative"], "flip_to": 0, "flipped": sum(turned),
+        "flipped_though_positive": 0,
+    }  # fmt: skip
+    assert orders(found.held_out_set) == orders(clean.held_out_set)
+    assert "strength" not in clean.rows
+
+
+def test_a_noisy_label_is_as_weak_as_its_row_is_strong(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    """All rows are strong; the labels that noise turns round are exactly those that a flip turns back."""
+    rows = [{**row, "strength": 2.0 + number / 100} for number, row in enumerate(toy_rows(200))]
+    clean, noisy = ready(rows, split=0.0), ready(rows, split=0.0, label_noise=0.2)
+    share = noisy.rows["fell_away"]["flipped_pairs"] / 200
+    assert 0.1 < share < 0.3
+    settings = {"treatment": "flip_margin", "flip_share": share, "scale": 1.0}
+    found = ready(rows, split=0.0, label_noise=0.2, strength=settings)
+    assert orders(found.train) == orders(clean.train) != orders(noisy.train)
+    margins = [pair.margin for entry in found.train.groups for pair in entry.pairs]
+    assert margins == pytest.approx([row["strength"] for row in rows])
+    assert found.rows["strength"]["negative"] == found.rows["strength"]["flipped"] == noisy.rows["fell_away"]["flipped_pairs"]
+
+
+def test_a_ranking_s_margins_are_its_pairs(ready: Callable[..., Prepared]) -> None:
+    rows = [
+        {
+            "prompt": f"w{number}",
+            "answers": ["w1", "w2", "w3", "w4"],
+            "scores": [1.0, 3.0, 1.0, 2.0],
+            "strength": [1.0, -2.0, 3.0, 4.0, 5.0],
+        }
+        for number in range(4)
+    ]
+    found = ready(rows, split=0.0, strength={"treatment": "margin", "scale": 2.0})
+    assert [(pair.winner, pair.loser, pair.margin) for pair in found.train.groups[0].pairs] == [
+        (1, 0, 2.0), (1, 2, 0.0), (1, 3, 6.0), (3, 0, 8.0), (3, 2, 10.0)
+    ]  # fmt: skip
+    few = ready(rows, split=0.0, pairs_per_group=2, strength={"treatment": "margin", "scale": 2.0})
+    strengths = {("w2", "w1"): 2.0, ("w2", "w3"): 0.0, ("w2", "w4"): 6.0, ("w4", "w1"): 8.0, ("w4", "w3"): 10.0}
+    words = {tokens: text for text, tokens in zip(("w1", "w2", "w3", "w4"), found.train.groups[0].group.conversations, strict=True)}
+    chosen = few.train.groups[0]
+    assert len(chosen.pairs) == 2
+    for pair in chosen.pairs:
+        winner, loser = (words[chosen.group.conversations[place]] for place in (pair.winner, pair.loser))
+        assert pair.margin == strengths[winner, loser], "also where only some pairs are taken"
+
+
+def test_rows_without_a_strength_stop_a_treatment(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    rows = with_strengths(toy_rows(20))
+    del rows[7]["strength"]
+    with pytest.raises(DataError, match=r"train.jsonl:8: got a row without 'strength'.*rewardproof strength DATA OUT"):
+        ready(rows, split=0.0, strength={"treatment": "soft"})
+
+
+def test_a_treatment_of_data_without_an_order(ready: Callable[..., Prepared]) -> None:
+    with pytest.raises(DataError, match="no two answers that the data orders"):
+        ready([{"prompt": "w1", "answers": ["w2"], "scores": [1.0]}], split=0.0, strength={"treatment": "margin"})
+
+
+def test_training_groups_know_the_key_of_their_prompt(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    rows = toy_rows(10)
+    keys = [entry.key for entry in ready([*rows, *rows[:3]], split=0.0).train.groups]
+    assert keys[10:] == keys[:3]
+    assert len(set(keys)) == 10
