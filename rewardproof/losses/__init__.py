@@ -7,6 +7,7 @@ from rewardproof.losses.advantages import gae, group_relative, leave_one_out, wh
 from rewardproof.losses.bradley_terry import bradley_terry
 from rewardproof.losses.centering import centering, reward_l2
 from rewardproof.losses.contrastive import simcse, sinkhorn, swav
+from rewardproof.losses.direct_alignment import dpo, ipo, log_ratio_gap, policy_hinge
 from rewardproof.losses.divergence import KL, exact_kl, sampled_kl
 from rewardproof.losses.policy_gradient import Aggregate, clipped_surrogate, clipped_value_loss, token_weights
 from rewardproof.losses.reduction import Reduction
@@ -22,13 +23,17 @@ __all__ = [
     "centering",
     "clipped_surrogate",
     "clipped_value_loss",
+    "dpo",
     "exact_kl",
     "gae",
     "group_relative",
     "importance_load_balance",
+    "ipo",
     "leave_one_out",
+    "log_ratio_gap",
     "over_processes",
     "own_part",
+    "policy_hinge",
     "reward_l2",
     "sampled_kl",
     "simcse",

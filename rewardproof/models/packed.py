@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rewardproof.data.packing import PackedBatch
 from rewardproof.errors import ModelError
@@ -29,10 +29,12 @@ class Auxiliary(NamedTuple):
     Attributes:
         loss: Sum over the stream's groups of each group's loss, the term's weight included; a scalar with a gradient.
         metrics: Quantities for the log, `room/quantity`, each summed over the stream's groups.
+        pairs: Weight of the pairs' own loss beside this term, in this pass.
     """
 
     loss: Tensor
     metrics: Mapping[str, float]
+    pairs: float = 1.0
 
 
 class PackedRewards(NamedTuple):
@@ -146,12 +148,15 @@ def next_token_log_probs(model: PreTrainedModel, states_LD: Tensor, *, temperatu
     head = model.get_output_embeddings()
     if head is None:
         raise ModelError(f"{type(model).__name__} has no language-model head, expected a causal model; log-probabilities need one.")
-    cap = getattr(model.config, "final_logit_softcapping", None)
     for states in states_LD.split(chunk):
-        logits = head(states).float()
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
-        yield (logits / temperature).log_softmax(dim=-1)
+        yield (final_logits(model.config, head(states)) / temperature).log_softmax(dim=-1)
+
+
+def final_logits(config: PreTrainedConfig, logits: Tensor) -> Tensor:
+    """What a language model makes of its head's output, in float32: some families bend large logits."""
+    cap = getattr(config, "final_logit_softcapping", None)
+    logits = logits.float()
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def by_conversation(batch: PackedBatch, values_T: Tensor) -> list[Tensor]:

@@ -14,6 +14,7 @@ from rewardproof.artifacts import Progress, RunDirectory
 from rewardproof.models.families import family_of
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import first_differing, select_layers
+from rewardproof.stages.policy_head import policy_callbacks, policy_terms
 from rewardproof.training.contrast import contrast_terms
 from rewardproof.training.fit import Fit, fit
 from rewardproof.training.preparation import Prepared
@@ -67,7 +68,9 @@ class MemberContext:
             router_learning_rate=config.upcycle.router_learning_rate if config.upcycle else 0.0,
             expert_learning_rate=config.upcycle.expert_learning_rate if config.upcycle else 0.0,
             lora=config.lora,
-            auxiliaries=contrast_terms(config.contrast, config.loss, seed),
+            auxiliaries=lambda model: [*contrast_terms(config.contrast, config.loss, seed)(model), *policy_terms(self, model)],
+            callbacks=lambda module: policy_callbacks(config, module),
+            judged=self.prepared.held_out_tokens if config.policy_loss else (),
             resume=self.resume,
             record=lambda entry: self.directory.log({"phase": what, "seed": seed, **entry}),
             progress=self.progress,
@@ -98,6 +101,7 @@ def fitted(plan: Fit) -> dict[str, Any]:
         "tokens": result.tokens,
         "tflops": float(f"{result.tflops:.4g}"),
         "last": dict(result.last),
+        **result.found,
     }
 
 

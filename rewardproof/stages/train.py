@@ -28,11 +28,13 @@ from rewardproof.scoring import Combine
 from rewardproof.stages.delivery import deliver, save_delivered, save_scale
 from rewardproof.stages.member_context import MemberContext
 from rewardproof.stages.members import drop_checkpoints, train_member
+from rewardproof.stages.policy_head import check_policy_loss
 from rewardproof.stages.training_report import CHUNK, scored, write_training_report
 from rewardproof.training.arguments import check_trainer_keys
 from rewardproof.training.contrast import Contrast
 from rewardproof.training.fit import Compute
 from rewardproof.training.objective import Loss
+from rewardproof.training.policy_loss import PolicyLoss
 from rewardproof.training.preparation import Prepared, Read, Sources, prepare
 from rewardproof.training.processes import run_directory, start, wait
 
@@ -74,6 +76,8 @@ class Train(Section):
     """How the reward head starts and learns."""
     loss: Loss = Loss()
     """The objective."""
+    policy_loss: PolicyLoss | None = None
+    """What the language model's head learns of the same pairs; absent where the reward head trains alone."""
     upcycle: Upcycle | None = None
     """How dense blocks become mixtures; absent in dense recipes."""
     contrast: Contrast | None = None
@@ -125,6 +129,7 @@ def check_settings(config: Train) -> None:
             f"read.strength.treatment={config.read.strength.treatment} with loss.margin=none: the margins that it sets would be ignored; "
             "write loss.margin=data, or a treatment without margins."
         )
+    check_policy_loss(config)
     for spec in config.reuse:
         if (Path(spec) / EXPERTS_FILE).exists():
             raise ConfigError(f"reuse={spec} is a mixture, expected dense models: only those can be averaged. Merge it first.")

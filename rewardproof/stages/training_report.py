@@ -14,6 +14,7 @@ from rewardproof.report import Page, Section, Table, provenance_rows, reliabilit
 from rewardproof.scoring import AnyModel
 from rewardproof.stages.experts_page import experts_sections, shown, specialists_section
 from rewardproof.stages.member_context import Member
+from rewardproof.stages.policy_head import policy_section
 
 CHUNK = 256
 """Groups scored between two signs of progress."""
@@ -59,9 +60,12 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
         figure = save_figure(training_figure(records, accuracy="eval_pair/accuracy"), directory.path, "training")
         sections.append(Section("Training", figures=(shown(figure, "Training loss, and pair accuracy on the held-out prompts."),)))
     for number, member in enumerate(members):
+        of_whom = "" if len(members) == 1 else f" of member {number}"
+        policy = member.summary.get("dense", {}).get("policy", {})
+        if "accuracy" in policy:
+            sections.append(policy_section(policy, of_whom=of_whom))
         found = member.summary.get("merge") or member.summary.get("mixture") or {}
         if "routing" in found:
-            of_whom = "" if len(members) == 1 else f" of member {number}"
             sections += experts_sections(directory, found, of_whom=of_whom)
             if "experts" in member.summary:
                 sections.append(specialists_section(directory, member.summary["experts"], of_whom=of_whom))

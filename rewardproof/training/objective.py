@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal, NamedTuple
@@ -131,7 +132,7 @@ def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals:
         losses_P = losses_P + settings.reward_l2 * squares_2P.mean(dim=0)
     if settings.centering:
         losses_P = losses_P + settings.centering * centering(chosen_P, rejected_P, reduction="none")
-    loss = (weight_P * losses_P).sum()
+    loss = (weight_P * losses_P).sum() * math.prod(term.pairs for term in output.auxiliary)
     if output.routings and settings.router_balance:
         weight_T = 1.0 / torch.bincount(batch.group_T)[batch.group_T] if settings.balance_over == "prompt" else None
         balance = balance_loss(output.routings, settings.balance, token_weight_T=weight_T, total=total)

@@ -83,10 +83,11 @@ def classifier(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
     return model.eval()
 
 
-def causal(family: str, *, seed: int = 0) -> PreTrainedModel:
-    """A random causal model of a family."""
+def causal(family: str, *, seed: int = 0, **changes: object) -> PreTrainedModel:
+    """A random causal model of a family, some entries of its configuration changed."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family].__class__(**CONFIGS[family].to_dict()), attn_implementation="eager")
+    settings = {**CONFIGS[family].to_dict(), **changes}
+    model = AutoModelForCausalLM.from_config(CONFIGS[family].__class__(**settings), attn_implementation="eager")
     _sharpen(model, seed)
     return model.eval()
 

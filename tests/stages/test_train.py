@@ -38,7 +38,7 @@ SMALL = {
     "linear_probe": ["trainer.num_train_epochs=0"],
 }
 SECRETS = ("secrets_flip", "secrets_flip_margin", "secrets_margin", "secrets_soft_margin")
-LEARNS = ("dense", "ensemble", "ewa", "moe_unmerged", *SECRETS, "simcse", "swav", "umm", "umm_delta", "umm_regime", "warm")
+LEARNS = ("dense", "ensemble", "ewa", "haf", "moe_unmerged", *SECRETS, "simcse", "swav", "umm", "umm_delta", "umm_regime", "warm")
 SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
@@ -114,7 +114,7 @@ def test_every_recipe_is_named_here() -> None:
     assert set(LEARNS) | {"linear_probe"} == set(recipe_names("train")), "a new recipe needs a test"
 
 
-@pytest.mark.parametrize("recipe", ["dense", "ewa", "linear_probe", "umm", "umm_delta", "umm_regime", "warm"])
+@pytest.mark.parametrize("recipe", ["dense", "ewa", "haf", "linear_probe", "umm", "umm_delta", "umm_regime", "warm"])
 def test_the_delivered_model_is_the_stock_dense_class(recipe: str, trained: Trained, base_dir: Path) -> None:
     report = trained(recipe)
     model = AutoModelForSequenceClassification.from_pretrained(report.path / "model")
