@@ -2,6 +2,7 @@
 
 from rewardproof.evaluation.accuracy import AccuracyReport, PairOutcomes, pair_accuracy, pair_outcomes
 from rewardproof.evaluation.best_of_n import BestOfNCurve, best_of_n_curve
+from rewardproof.evaluation.factors import Factor, FactorReading, read_factors
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.law import LawRange
 from rewardproof.evaluation.policy_runs import Evaluation, PolicyHacking, PolicyRuns, read_evaluation
@@ -11,6 +12,8 @@ __all__ = [
     "BestOfNCurve",
     "BestOfNRuns",
     "Evaluation",
+    "Factor",
+    "FactorReading",
     "Hacking",
     "LawRange",
     "PairOutcomes",
@@ -20,4 +23,5 @@ __all__ = [
     "pair_accuracy",
     "pair_outcomes",
     "read_evaluation",
+    "read_factors",
 ]

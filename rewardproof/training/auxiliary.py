@@ -19,6 +19,8 @@ class AuxiliaryTerm(nn.Module):
 
     needs_answers: bool = False
     """Whether it reads the states that predict the answers' tokens."""
+    needs_tokens: bool = False
+    """Whether it reads the states of all tokens."""
 
     @abstractmethod
     def forward(self, output: PackedRewards, stream: Stream) -> Auxiliary:

@@ -61,7 +61,8 @@ class PackedRewardModule(nn.Module):
         """Rewards of the stream's conversations, and what the further terms found on the same pass."""
         terms = cast("Sequence[AuxiliaryTerm]", self.auxiliaries)
         with self._fed(stream):
-            output = packed_rewards(self.model, stream.batch, backend=self.backend, answers=any(term.needs_answers for term in terms))
+            answers, tokens = any(term.needs_answers for term in terms), any(term.needs_tokens for term in terms)
+            output = packed_rewards(self.model, stream.batch, backend=self.backend, answers=answers, tokens=tokens)
         return output._replace(auxiliary=tuple(term(output, stream) for term in terms))
 
     def features(self, stream: Stream) -> Tensor:
