@@ -67,6 +67,7 @@ class FactorReading:
         in_effect: Number of equal factors that would share the mean reward as evenly.
         phi_travelled: Distance of the dictionary from its start, relative to its norm there.
         length_correlation: Of the reward and the answer's tokens.
+        alike: Mean correlation of two of the strongest factors' activations; near 1 they are one factor several times. `None` of fewer than 2.
         strongest: The factors that spread the rewards most, by Φ times the spread of their activations.
     """
 
@@ -78,6 +79,7 @@ class FactorReading:
     in_effect: float
     phi_travelled: float
     length_correlation: float | None
+    alike: float | None
     strongest: tuple[Factor, ...]
 
 
@@ -134,7 +136,7 @@ def read_factors(
             lowest=tuple(quoted[:examples]),
         )
 
-    order = strength_K.argsort(descending=True, stable=True)[:strongest].tolist()
+    order = [number for number in strength_K.argsort(descending=True, stable=True)[:strongest].tolist() if strength_K[number] > 0]
     return FactorReading(
         answers=len(active_NK),
         n_factors=len(phi_K),
@@ -144,8 +146,15 @@ def read_factors(
         in_effect=factors_in_effect(active_NK, phi_K),
         phi_travelled=travelled(phi_K, start_K),
         length_correlation=_correlation(reward_N, length_N),
-        strongest=tuple(factor(number) for number in order if strength_K[number] > 0),
+        alike=_mean_correlation(active_NK[:, order].double().numpy()),
+        strongest=tuple(factor(number) for number in order),
     )
+
+
+def _mean_correlation(active_NS: FloatArray) -> float | None:
+    if active_NS.shape[1] < 2:
+        return None
+    return float(np.corrcoef(active_NS, rowvar=False)[np.triu_indices(active_NS.shape[1], k=1)].mean())
 
 
 def _correlation(x_N: FloatArray, y_N: FloatArray) -> float | None:
