@@ -67,7 +67,7 @@ class FactorReading:
         in_effect: Number of equal factors that would share the mean reward as evenly.
         phi_travelled: Distance of the dictionary from its start, relative to its norm there.
         length_correlation: Of the reward and the answer's tokens.
-        alike: Mean correlation of two of the strongest factors' activations; near 1 they are one factor several times. `None` of fewer than 2.
+        alike: Mean correlation of two of the strongest factors' activations; near 1 they are one factor in many copies. `None` of one.
         strongest: The factors that spread the rewards most, by Φ times the spread of their activations.
     """
 

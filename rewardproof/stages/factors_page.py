@@ -67,7 +67,7 @@ def factors_sections(directory: RunDirectory, summary: Mapping[str, Any], *, of_
     if not strongest:
         return [Section(f"Factors{of_whom}", (told,))]
     if summary["alike"] is not None:
-        told += f" Two of the strongest correlate {summary['alike']:.3f} on average: near 1 they are one factor several times."
+        told += f" Two of the strongest correlate {summary['alike']:.3f} on average: near 1 they are one factor in many copies."
     suffix = of_whom.strip().replace(" ", "-")
     drawn = factors_figure(strongest, length_correlation=summary["length_correlation"])
     figure = save_figure(drawn, directory.path, f"factors{suffix and '-'}{suffix}")

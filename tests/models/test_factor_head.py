@@ -216,9 +216,7 @@ def test_it_replaces_the_head_of_a_stock_model(family: str) -> None:
     """Packed rewards are those of the model's own forward, one conversation at a time, whatever its last token is."""
     model, groups = model_with_factors(family), tiny.random_groups(4)
     with torch.no_grad():
-        torch.testing.assert_close(
-            packed_rewards(model, pack(groups)).rewards_C, tiny.stock_rewards(model, groups), atol=2e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(packed_rewards(model, pack(groups)).rewards_C, tiny.stock_rewards(model, groups), atol=2e-5, rtol=1e-5)
         assert (packed_rewards(model, pack(groups)).rewards_C >= 0).all()
 
 

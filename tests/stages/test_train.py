@@ -36,8 +36,10 @@ SMALL = {
     "warm": ["members=2"],
     "ensemble": ["members=2"],
     "linear_probe": ["trainer.num_train_epochs=0"],
+    "bnrm": ["factors.n_factors=24"],
+    "grm_bnrm": ["factors.n_factors=24"],
 }
-LEARNS = ("dense", "ensemble", "ewa", "moe_unmerged", "umm", "umm_delta", "umm_regime", "warm")
+LEARNS = ("bnrm", "dense", "ensemble", "ewa", "grm_bnrm", "moe_unmerged", "umm", "umm_delta", "umm_regime", "warm")
 SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
