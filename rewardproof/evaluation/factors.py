@@ -154,7 +154,8 @@ def read_factors(
 def _mean_correlation(active_NS: FloatArray) -> float | None:
     if active_NS.shape[1] < 2:
         return None
-    return float(np.corrcoef(active_NS, rowvar=False)[np.triu_indices(active_NS.shape[1], k=1)].mean())
+    correlation_SS = np.asarray(np.corrcoef(active_NS, rowvar=False))
+    return float(correlation_SS[np.triu_indices(len(correlation_SS), k=1)].mean())
 
 
 def _correlation(x_N: FloatArray, y_N: FloatArray) -> float | None:
