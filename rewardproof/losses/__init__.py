@@ -9,10 +9,12 @@ from rewardproof.losses.centering import centering, reward_l2
 from rewardproof.losses.contrastive import simcse, sinkhorn, swav
 from rewardproof.losses.direct_alignment import dpo, ipo, log_ratio_gap, policy_hinge
 from rewardproof.losses.divergence import KL, exact_kl, sampled_kl
+from rewardproof.losses.likelihood import chosen_likelihood
 from rewardproof.losses.policy_gradient import Aggregate, clipped_surrogate, clipped_value_loss, token_weights
 from rewardproof.losses.reduction import Reduction
 from rewardproof.losses.router_balance import importance_load_balance, smooth_load, squared_variation, switch_balance
 from rewardproof.losses.totals import Total, over_processes, own_part
+from rewardproof.losses.weibull import weibull_gamma_kl, weibull_sample, weibull_scale
 
 __all__ = [
     "KL",
@@ -21,6 +23,7 @@ __all__ = [
     "Total",
     "bradley_terry",
     "centering",
+    "chosen_likelihood",
     "clipped_surrogate",
     "clipped_value_loss",
     "dpo",
@@ -43,5 +46,8 @@ __all__ = [
     "swav",
     "switch_balance",
     "token_weights",
+    "weibull_gamma_kl",
+    "weibull_sample",
+    "weibull_scale",
     "whitened",
 ]

@@ -3,6 +3,7 @@
 Figures import matplotlib and the page imports jinja2 when they are called, so that a command that prints a table waits for neither.
 """
 
+from rewardproof.report.factor_figures import factors_figure
 from rewardproof.report.figure_style import SavedFigure, save_figure
 from rewardproof.report.figures import (
     accuracy_figure,
@@ -28,6 +29,7 @@ __all__ = [
     "coefficients_figure",
     "console_table",
     "course_figure",
+    "factors_figure",
     "format_cell",
     "format_gain",
     "format_interval",

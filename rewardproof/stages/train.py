@@ -20,6 +20,7 @@ from rewardproof.errors import ConfigError
 from rewardproof.evaluation import pair_accuracy, pair_outcomes
 from rewardproof.merging.experts import Merge
 from rewardproof.models.checkpoints import EXPERTS_FILE, load_tokenizer
+from rewardproof.models.factor_head import Factors
 from rewardproof.models.heads import Head
 from rewardproof.models.precision import resolve_precision
 from rewardproof.models.upcycling import Upcycle, check
@@ -78,6 +79,8 @@ class Train(Section):
     """The objective."""
     policy_loss: PolicyLoss | None = None
     """What the language model's head learns of the same pairs; absent where the reward head trains alone."""
+    factors: Factors | None = None
+    """The head as non-negative factors; absent where it is linear."""
     upcycle: Upcycle | None = None
     """How dense blocks become mixtures; absent in dense recipes."""
     contrast: Contrast | None = None
@@ -130,6 +133,16 @@ def check_settings(config: Train) -> None:
             "write loss.margin=data, or a treatment without margins."
         )
     check_policy_loss(config)
+    if config.factors is not None and config.upcycle is not None:
+        raise ConfigError(
+            "Got `factors` with `upcycle`, expected one of them: experts are merged into a model that stock loaders read, and none reads a "
+            "head of factors. Drop one."
+        )
+    if config.factors is not None and config.head.init in ("normal", "probe"):
+        raise ConfigError(
+            f"Got head.init={config.head.init} with `factors`, expected it unset: it starts a linear head. Drop it, or set "
+            "factors.dictionary_init."
+        )
     for spec in config.reuse:
         if (Path(spec) / EXPERTS_FILE).exists():
             raise ConfigError(f"reuse={spec} is a mixture, expected dense models: only those can be averaged. Merge it first.")

@@ -27,6 +27,8 @@ class AuxiliaryTerm(nn.Module):
     """Whether it reads the states that predict the answers' tokens."""
     can_be_sharded: bool = True
     """Whether it computes the same where processes hold parts of the parameters (FSDP, DeepSpeed)."""
+    needs_tokens: bool = False
+    """Whether it reads the states of all tokens."""
 
     @abstractmethod
     def forward(self, output: PackedRewards, stream: Stream) -> Auxiliary:

@@ -40,6 +40,10 @@ class Loss(Section):
     """`cv2`: squared variation of importance and load (XFT); `switch`: fraction times probability (Switch Transformer)."""
     balance_over: Literal["token", "prompt"] = "token"
     """What the experts have to share evenly: tokens, or prompts, each with its answers and however long."""
+    language: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of a language model's loss on the preferred answers (GRM); 0 leaves it out, 0.01 is published."""
+    language_beta: Annotated[float, Field(ge=0)] = 0.1
+    """β of that loss, -log σ(β log π) of a whole answer; 0 takes -log π itself."""
 
 
 class RoutingTotals(NamedTuple):

@@ -66,7 +66,8 @@ class PackedRewardModule(nn.Module):
     def passed(self, stream: Stream) -> PackedRewards:
         """The pass alone, which the further terms read."""
         with self._fed(stream):
-            return packed_rewards(self.model, stream.batch, backend=self.backend, answers=any(term.needs_answers for term in self.terms))
+            answers, tokens = any(term.needs_answers for term in self.terms), any(term.needs_tokens for term in self.terms)
+            return packed_rewards(self.model, stream.batch, backend=self.backend, answers=answers, tokens=tokens)
 
     def features(self, stream: Stream) -> Tensor:
         """What the head sees: final hidden states of the conversations' last tokens, shape `(C, D)`."""

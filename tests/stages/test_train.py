@@ -36,9 +36,26 @@ SMALL = {
     "warm": ["members=2"],
     "ensemble": ["members=2"],
     "linear_probe": ["trainer.num_train_epochs=0"],
+    "bnrm": ["factors.n_factors=24"],
+    "grm_bnrm": ["factors.n_factors=24"],
 }
 SECRETS = ("secrets_flip", "secrets_flip_margin", "secrets_margin", "secrets_soft_margin")
-LEARNS = ("dense", "ensemble", "ewa", "haf", "moe_unmerged", *SECRETS, "simcse", "swav", "umm", "umm_delta", "umm_regime", "warm")
+LEARNS = (
+    "bnrm",
+    "dense",
+    "ensemble",
+    "ewa",
+    "grm_bnrm",
+    "haf",
+    "moe_unmerged",
+    *SECRETS,
+    "simcse",
+    "swav",
+    "umm",
+    "umm_delta",
+    "umm_regime",
+    "warm",
+)
 SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
@@ -57,8 +74,9 @@ def settings(base_dir: Path, toy_file: Path, strong_file: Path) -> Callable[...,
     """`settings("umm", "key=value", …)`: a shipped recipe at the size of a test."""
 
     def make(recipe: str, *overrides: str) -> Train:
+        data = strong_file if recipe in SECRETS else toy_file
         common = [
-            f"model={base_dir}", f"data={strong_file if recipe in SECRETS else toy_file}", "split=0.25", "compute.precision=fp32", "trainer.learning_rate=5e-3",
+            f"model={base_dir}", f"data={data}", "split=0.25", "compute.precision=fp32", "trainer.learning_rate=5e-3",
             "head.learning_rate=1e-2", "trainer.num_train_epochs=3", "trainer.per_device_train_batch_size=8", "trainer.save_strategy=no",
         ]  # fmt: skip
         return parse(Train, apply_overrides(load_recipe(recipe), [*common, *SMALL.get(recipe, []), *overrides]))
