@@ -65,6 +65,12 @@ def prompt_overlap(a: Iterable[Group], b: Iterable[Group]) -> int:
     return len({_split_key(group) for group in a} & {_split_key(group) for group in b})
 
 
+def without_prompts_of(groups: Iterable[Group], others: Iterable[Group]) -> list[Group]:
+    """Those of `groups` whose prompt none of `others` has, order kept."""
+    known = {_split_key(group) for group in others}
+    return [group for group in groups if _split_key(group) not in known]
+
+
 def _split_key(group: Group) -> str:
     if group.prompt_text.strip():
         return group.prompt_key

@@ -15,6 +15,7 @@ from rewardproof.report.figures import (
 from rewardproof.report.optimisation_figures import best_of_n_figure, course_figure, hacking_figure, policy_figure
 from rewardproof.report.page import Page, PageFigure, Section, provenance_rows, write_page
 from rewardproof.report.tables import Cell, Table, console_table, format_cell, format_gain, format_interval, markdown_table
+from rewardproof.report.weight_figure import weight_figure
 
 __all__ = [
     "Cell",
@@ -40,5 +41,6 @@ __all__ = [
     "routing_figure",
     "save_figure",
     "training_figure",
+    "weight_figure",
     "write_page",
 ]

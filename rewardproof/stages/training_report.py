@@ -12,6 +12,7 @@ from rewardproof.data.encoding import EncodedGroup, encode_group
 from rewardproof.evaluation import AccuracyReport
 from rewardproof.report import Page, Section, Table, provenance_rows, reliability_figure, save_figure, training_figure, write_page
 from rewardproof.scoring import AnyModel
+from rewardproof.stages.domain_page import domain_sections
 from rewardproof.stages.experts_page import experts_sections, shown, specialists_section
 from rewardproof.stages.member_context import Member
 
@@ -59,9 +60,11 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
         figure = save_figure(training_figure(records, accuracy="eval_pair/accuracy"), directory.path, "training")
         sections.append(Section("Training", figures=(shown(figure, "Training loss, and pair accuracy on the held-out prompts."),)))
     for number, member in enumerate(members):
+        of_whom = "" if len(members) == 1 else f" of member {number}"
         found = member.summary.get("merge") or member.summary.get("mixture") or {}
+        if "domain" in member.summary:
+            sections += domain_sections(directory, member.summary["domain"], of_whom=of_whom)
         if "routing" in found:
-            of_whom = "" if len(members) == 1 else f" of member {number}"
             sections += experts_sections(directory, found, of_whom=of_whom)
             if "experts" in member.summary:
                 sections.append(specialists_section(directory, member.summary["experts"], of_whom=of_whom))
