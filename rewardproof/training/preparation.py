@@ -207,6 +207,11 @@ def _kept_for_validation(
     if wanted.data:
         return training, inside
     chosen = split_by_prompt(inside, fraction=wanted.held_out, salt=split_salt(sources.split_seed, "validation"))[1]
+    if not chosen or len(chosen) == len(training):
+        raise DataError(
+            f"{wanted.key}={wanted.held_out} of {len(inside)} groups keeps {len(chosen)} to choose on and leaves "
+            f"{len(training) - len(chosen)} to train on, expected at least one each; change it, or name validation data."
+        )
     return without_prompts_of(training, chosen), chosen
 
 

@@ -36,8 +36,9 @@ SMALL = {
     "warm": ["members=2"],
     "ensemble": ["members=2"],
     "linear_probe": ["trainer.num_train_epochs=0"],
+    "dogerm": ["domain.model=BASE", "domain.weights=0,0.25,0.5"],
 }
-LEARNS = ("dense", "ensemble", "ewa", "moe_unmerged", "umm", "umm_delta", "umm_regime", "warm")
+LEARNS = ("dense", "dogerm", "ensemble", "ewa", "moe_unmerged", "umm", "umm_delta", "umm_regime", "warm")
 SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
@@ -51,7 +52,12 @@ def settings(base_dir: Path, toy_file: Path) -> Callable[..., Train]:
             f"model={base_dir}", f"data={toy_file}", "split=0.25", "compute.precision=fp32", "trainer.learning_rate=5e-3",
             "head.learning_rate=1e-2", "trainer.num_train_epochs=3", "trainer.per_device_train_batch_size=8", "trainer.save_strategy=no",
         ]  # fmt: skip
-        return parse(Train, apply_overrides(load_recipe(recipe), [*common, *SMALL.get(recipe, []), *overrides]))
+        return parse(
+            Train,
+            apply_overrides(
+                load_recipe(recipe), [*common, *(entry.replace("{base}", str(base_dir)) for entry in SMALL.get(recipe, [])), *overrides]
+            ),
+        )
 
     return make
 
@@ -104,7 +110,7 @@ def test_every_recipe_is_named_here() -> None:
     assert set(LEARNS) | {"linear_probe"} == set(recipe_names("train")), "a new recipe needs a test"
 
 
-@pytest.mark.parametrize("recipe", ["dense", "ewa", "linear_probe", "umm", "umm_delta", "umm_regime", "warm"])
+@pytest.mark.parametrize("recipe", ["dense", "dogerm", "ewa", "linear_probe", "umm", "umm_delta", "umm_regime", "warm"])
 def test_the_delivered_model_is_the_stock_dense_class(recipe: str, trained: Trained, base_dir: Path) -> None:
     report = trained(recipe)
     model = AutoModelForSequenceClassification.from_pretrained(report.path / "model")
