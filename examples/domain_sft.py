@@ -89,8 +89,9 @@ def collate(groups: Sequence[EncodedGroup], pad: int) -> dict[str, Tensor]:
 def main(arguments: Sequence[str] | None = None) -> Any:
     """Fine-tune and save."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, how in (("model", {}), ("out", {}), ("data", {"nargs": "+"})):
-        options.add_argument(name, **how)
+    options.add_argument("model")
+    options.add_argument("out")
+    options.add_argument("data", nargs="+")
     defaults = {"category": "", "layers": "all", "epochs": 1.0, "rate": 2e-5, "batch": 16, "length": 1024, "seed": 0}
     for name, default in defaults.items():
         options.add_argument(f"--{name}", type=type(default), default=default)
