@@ -1,6 +1,6 @@
 """Evaluation: what a reward model's scores are worth. It takes groups and numbers, never a model, so any scorer can be judged."""
 
-from rewardproof.evaluation.accuracy import AccuracyReport, PairOutcomes, pair_accuracy, pair_outcomes
+from rewardproof.evaluation.accuracy import AccuracyReport, PairOutcomes, accuracy_intervals, pair_accuracy, pair_outcomes
 from rewardproof.evaluation.factors import Factor, FactorReading, read_factors
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.law import LawRange
@@ -17,6 +17,7 @@ __all__ = [
     "PairOutcomes",
     "PolicyHacking",
     "PolicyRuns",
+    "accuracy_intervals",
     "pair_accuracy",
     "pair_outcomes",
     "read_evaluation",

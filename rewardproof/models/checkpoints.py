@@ -141,9 +141,7 @@ def load_causal(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTr
         CheckpointError: Nothing of that name exists, or its weights cannot be read.
         ModelError: It is a reward model, or packing cannot hold its positions.
     """
-    resolved, config = _load_config(spec)
-    if _has_head(config) or hasattr(config, CONFIG_KEY):
-        raise ModelError(f"{spec} is a reward model, expected a language model, which writes answers. Name the one it was trained from.")
+    resolved, config = causal_config(spec)
     _switch_dropout_off(config)
     tokenizer = load_tokenizer(spec)
     with _readable(spec):
@@ -153,6 +151,19 @@ def load_causal(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTr
     if is_padded_only(model):
         raise ModelError(f"{spec} adds position biases inside its attention (ALiBi), expected rotary or learnt positions; take another.")
     return model, tokenizer
+
+
+def causal_config(spec: str) -> tuple[str, Any]:
+    """What `from_pretrained` takes for MODEL, and the configuration found there, which is that of a language model.
+
+    Raises:
+        CheckpointError: The checkpoint is missing.
+        ModelError: It is a reward model.
+    """
+    resolved, config = _load_config(spec)
+    if _has_head(config) or hasattr(config, CONFIG_KEY):
+        raise ModelError(f"{spec} is a reward model, expected a language model, which writes answers. Name the one it was trained from.")
+    return resolved, config
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from rewardproof.report.optimisation_figures import course_figure, hacking_figur
 from rewardproof.report.page import Page, PageFigure, Section, provenance_rows, write_page
 from rewardproof.report.strength_figure import strength_figure
 from rewardproof.report.tables import Cell, Table, console_table, format_cell, format_gain, format_interval, markdown_table
+from rewardproof.report.weight_figure import weight_figure
 
 __all__ = [
     "Cell",
@@ -43,5 +44,6 @@ __all__ = [
     "save_figure",
     "strength_figure",
     "training_figure",
+    "weight_figure",
     "write_page",
 ]

@@ -16,6 +16,7 @@ from rewardproof.models.depth import keep_first_layers
 from rewardproof.models.factor_head import install_factors
 from rewardproof.models.precision import default_device
 from rewardproof.models.upcycling import is_upcycled
+from rewardproof.stages.domain import matched, merge_with_domain, require_one_base
 from rewardproof.stages.factors_page import dictionary_of, factors_summary
 from rewardproof.stages.member_context import Member, MemberContext, fitted, remembered
 from rewardproof.stages.mixture import train_mixture
@@ -32,6 +33,8 @@ def train_member(context: MemberContext, number: int) -> Member:
         return Member(_loaded(str(finished)), remembered(folder))
     seed = config.seed + number
     member = Member(_mixture_or_base(context, folder, seed))
+    if config.domain is not None and not is_upcycled(member.model):
+        require_one_base(member.model, config.domain.model)
     if config.upcycle is None or (config.start == "rm" and not is_upcycled(member.model)):
         start_K = dictionary_of(member.model)
         member.summary["dense"] = fitted(context.plan(member.model, folder / "checkpoints" / "dense", seed, "training"))
@@ -50,6 +53,17 @@ def train_member(context: MemberContext, number: int) -> Member:
             progress=context.progress,
         )
         member.summary["merge"] = merge_mixture(context.reward_model(member.model), work)
+    if config.domain is not None:
+        matches = matched(member.model, context.tokenizer, config.domain.model, several=config.domain.validate_on is not None)
+        found = merge_with_domain(
+            matches,
+            config.domain,
+            validation=context.prepared.validation,
+            tokenizer=context.tokenizer,
+            compute=config.compute,
+            progress=context.progress,
+        )
+        member.model, member.summary["domain"] = found.model, found.summary
     if config.members > 1:
         context.remember(folder, member.summary)
         if is_main():

@@ -27,6 +27,7 @@ from rewardproof.models.upcycling import Upcycle, check
 from rewardproof.report import format_interval
 from rewardproof.scoring import Combine
 from rewardproof.stages.delivery import deliver, save_delivered, save_scale
+from rewardproof.stages.domain import Domain, check_domain
 from rewardproof.stages.member_context import MemberContext
 from rewardproof.stages.members import drop_checkpoints, train_member
 from rewardproof.stages.policy_head import check_policy_loss
@@ -89,6 +90,8 @@ class Train(Section):
     """How members judge together; absent where they are averaged into one model."""
     merge: Merge | None = None
     """How experts are folded back; absent where the mixture itself is delivered."""
+    domain: Domain | None = None
+    """What language model the trained model is averaged with; absent where it is delivered as it was trained."""
     compute: Compute = Compute()
     """Precision, budgets, cache."""
 
@@ -105,6 +108,14 @@ def check_settings(config: Train) -> None:
         )
     if config.upcycle is not None:
         check(config.upcycle)
+    if config.domain is not None:
+        check_domain(config.domain)
+        if config.reuse or (config.upcycle is not None and config.merge is None):
+            raise ConfigError(
+                "Got `domain` with `reuse` or with experts that stay unmerged, expected a dense model trained here: only such a one is "
+                "averaged with a language model. Add a merge section, or merge the model by hand: rewardproof merge MODEL LM OUT "
+                "method=domain."
+            )
     if config.members < 1:
         raise ConfigError(f"members={config.members}: expected 1 or more, since a run delivers a model; write members=1.")
     if config.ensemble is not None and config.members < 2:
@@ -161,7 +172,8 @@ def prepared_for(config: Train, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         ConfigError: The objective asks for margins and the data has none.
     """
     held_out = config.merge.held_out if config.merge and config.merge.method == "learned" else 0.0
-    sources = Sources(config.data, config.eval_data, config.split, held_out, config.read, config.max_length, config.split_seed)
+    validate = config.domain.validate_on if config.domain else None
+    sources = Sources(config.data, config.eval_data, config.split, held_out, config.read, config.max_length, config.split_seed, validate)
     prepared = prepare(sources, tokenizer)
     if config.loss.margin == "data" and not any(pair.margin for entry in prepared.train.groups for pair in entry.pairs):
         raise ConfigError(
@@ -188,7 +200,8 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
     start()
     if is_main():
         require_free(out, overwrite=overwrite, resume=resume)
-        refuse_inputs_inside(out, (config.model, *config.reuse, *config.data, *config.eval_data))
+        more = (config.domain.model, *config.domain.data) if config.domain else ()
+        refuse_inputs_inside(out, (config.model, *config.reuse, *config.data, *config.eval_data, *more))
     if resume and (earlier := finished_report(out, config)) is not None:
         if is_main():
             drop_checkpoints(earlier.path)

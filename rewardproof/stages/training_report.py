@@ -15,6 +15,7 @@ from rewardproof.models.factor_head import FACTORS_FILE
 from rewardproof.report import Page, Section, Table, provenance_rows, reliability_figure, save_figure, training_figure, write_page
 from rewardproof.scoring import AnyModel
 from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE
+from rewardproof.stages.domain_page import domain_sections
 from rewardproof.stages.experts_page import experts_sections, shown, specialists_section
 from rewardproof.stages.factors_page import factors_sections
 from rewardproof.stages.member_context import Member
@@ -69,9 +70,10 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
         if "accuracy" in policy:
             sections.append(policy_section(policy, of_whom=of_whom))
         found = member.summary.get("merge") or member.summary.get("mixture") or {}
-        of_whom = "" if len(members) == 1 else f" of member {number}"
         if "factors" in member.summary:
             sections += factors_sections(directory, member.summary["factors"], of_whom=of_whom)
+        if "domain" in member.summary:
+            sections += domain_sections(directory, member.summary["domain"], of_whom=of_whom)
         if "routing" in found:
             sections += experts_sections(directory, found, of_whom=of_whom)
             if "experts" in member.summary:

@@ -38,11 +38,13 @@ SMALL = {
     "linear_probe": ["trainer.num_train_epochs=0"],
     "bnrm": ["factors.n_factors=24"],
     "grm_bnrm": ["factors.n_factors=24"],
+    "dogerm": ["domain.model={base}", "domain.weights=0,0.25,0.5"],
 }
 SECRETS = ("secrets_flip", "secrets_flip_margin", "secrets_margin", "secrets_soft_margin")
 LEARNS = (
     "bnrm",
     "dense",
+    "dogerm",
     "ensemble",
     "ewa",
     "grm_bnrm",
@@ -79,7 +81,12 @@ def settings(base_dir: Path, toy_file: Path, strong_file: Path) -> Callable[...,
             f"model={base_dir}", f"data={data}", "split=0.25", "compute.precision=fp32", "trainer.learning_rate=5e-3",
             "head.learning_rate=1e-2", "trainer.num_train_epochs=3", "trainer.per_device_train_batch_size=8", "trainer.save_strategy=no",
         ]  # fmt: skip
-        return parse(Train, apply_overrides(load_recipe(recipe), [*common, *SMALL.get(recipe, []), *overrides]))
+        return parse(
+            Train,
+            apply_overrides(
+                load_recipe(recipe), [*common, *(entry.replace("{base}", str(base_dir)) for entry in SMALL.get(recipe, [])), *overrides]
+            ),
+        )
 
     return make
 
@@ -132,7 +139,7 @@ def test_every_recipe_is_named_here() -> None:
     assert set(LEARNS) | {"linear_probe"} == set(recipe_names("train")), "a new recipe needs a test"
 
 
-@pytest.mark.parametrize("recipe", ["dense", "ewa", "haf", "linear_probe", "umm", "umm_delta", "umm_regime", "warm"])
+@pytest.mark.parametrize("recipe", ["dense", "dogerm", "ewa", "haf", "linear_probe", "umm", "umm_delta", "umm_regime", "warm"])
 def test_the_delivered_model_is_the_stock_dense_class(recipe: str, trained: Trained, base_dir: Path) -> None:
     report = trained(recipe)
     model = AutoModelForSequenceClassification.from_pretrained(report.path / "model")
