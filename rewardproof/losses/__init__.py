@@ -7,25 +7,31 @@ from rewardproof.losses.advantages import gae, group_relative, leave_one_out, wh
 from rewardproof.losses.bradley_terry import bradley_terry
 from rewardproof.losses.centering import centering, reward_l2
 from rewardproof.losses.divergence import KL, exact_kl, sampled_kl
+from rewardproof.losses.pairwise import decoupled, hinge, normalised
 from rewardproof.losses.policy_gradient import Aggregate, clipped_surrogate, clipped_value_loss, token_weights
 from rewardproof.losses.reduction import Reduction
 from rewardproof.losses.router_balance import importance_load_balance, smooth_load, squared_variation, switch_balance
 from rewardproof.losses.totals import Total, over_processes, own_part
+from rewardproof.losses.zero_sum import ZeroSum, zero_sum, zero_sum_part, zero_sum_slope
 
 __all__ = [
     "KL",
     "Aggregate",
     "Reduction",
     "Total",
+    "ZeroSum",
     "bradley_terry",
     "centering",
     "clipped_surrogate",
     "clipped_value_loss",
+    "decoupled",
     "exact_kl",
     "gae",
     "group_relative",
+    "hinge",
     "importance_load_balance",
     "leave_one_out",
+    "normalised",
     "over_processes",
     "own_part",
     "reward_l2",
@@ -35,4 +41,7 @@ __all__ = [
     "switch_balance",
     "token_weights",
     "whitened",
+    "zero_sum",
+    "zero_sum_part",
+    "zero_sum_slope",
 ]

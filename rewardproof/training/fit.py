@@ -28,13 +28,14 @@ from rewardproof.models.trunk import FrozenTrunk, TrunkCache
 from rewardproof.training.arguments import training_arguments
 from rewardproof.training.auxiliary import AuxiliaryTerm
 from rewardproof.training.batches import Collator, TrainingGroup, TrainingSet
+from rewardproof.training.callbacks import ProgressCallbackTo
 from rewardproof.training.checkpoints import latest_whole
 from rewardproof.training.freezing import add_adapters, freeze_all_but
 from rewardproof.training.objective import Loss
 from rewardproof.training.processes import agreed, start
 from rewardproof.training.pulling import PullTogether
 from rewardproof.training.sharding import whole_afterwards, without_sharding
-from rewardproof.training.trainer import PackedRewardModule, ProgressCallbackTo, RewardTrainer
+from rewardproof.training.trainer import PackedRewardModule, RewardTrainer
 
 log = logging.getLogger(__name__)
 

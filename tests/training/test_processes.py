@@ -49,7 +49,7 @@ per_process = 8 // int(os.environ.get("WORLD_SIZE", "1"))
 fit(Fit(
     model=model, train=TrainingSet(groups), held_out=None, layers=range(3), folder=Path({out!r}) / "checkpoints", seed=0,
     trainer=dict(learning_rate=1e-2, per_device_train_batch_size=per_process, save_strategy="no", optim="sgd", max_grad_norm=0.0),
-    loss=Loss(router_balance=0.0), compute=Compute(precision="fp32", tokens_per_batch=60),
+    loss=Loss(router_balance=0.0, bsr={bsr}), compute=Compute(precision="fp32", tokens_per_batch=60),
 ))
 if os.environ.get("RANK", "0") == "0":
     save_file({{name: tensor.contiguous() for name, tensor in model.state_dict().items()}}, Path({out!r}) / "trained.safetensors")
@@ -96,10 +96,10 @@ leave()
 """
 
 
-def _fit(launch, out: Path, *, processes: int, experts: bool, groups: int) -> dict[str, torch.Tensor]:
+def _fit(launch, out: Path, *, processes: int, experts: bool, groups: int, bsr: float = 0.0) -> dict[str, torch.Tensor]:
     out.mkdir()
-    script = out / "train.py"
-    script.write_text(FIT.format(models=str(Path(__file__).parents[1] / "models"), out=str(out), experts=experts, groups=groups))
+    script, models = out / "train.py", str(Path(__file__).parents[1] / "models")
+    script.write_text(FIT.format(models=models, out=str(out), experts=experts, groups=groups, bsr=bsr))
     done = launch([str(script)], processes=processes)
     assert done.returncode == 0, done.stderr[:4000]
     return load_file(out / "trained.safetensors")
@@ -110,6 +110,16 @@ def _fit(launch, out: Path, *, processes: int, experts: bool, groups: int) -> di
 def test_two_processes_take_the_steps_of_one(tmp_path, launch, experts, groups):
     alone = _fit(launch, tmp_path / "one", processes=1, experts=experts, groups=groups)
     together = _fit(launch, tmp_path / "two", processes=2, experts=experts, groups=groups)
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.slow
+def test_acceptance_2_of_bsr_two_processes_have_the_penalty_of_one(tmp_path, launch):
+    plain = _fit(launch, tmp_path / "plain", processes=1, experts=False, groups=17)
+    alone = _fit(launch, tmp_path / "one", processes=1, experts=False, groups=17, bsr=0.3)
+    together = _fit(launch, tmp_path / "two", processes=2, experts=False, groups=17, bsr=0.3)
+    assert any(not torch.allclose(plain[name], tensor, rtol=1e-3, atol=1e-4) for name, tensor in alone.items())
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
