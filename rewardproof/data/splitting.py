@@ -17,7 +17,7 @@ def split_position(group: Group, salt: str = "") -> float:
         group: The group; of a group without a known prompt (raw text) the answers' texts are hashed in place of the prompt.
         salt: The empty salt is the main held-out split; any other gives an independent split, for use inside the kept part.
     """
-    digest = hashlib.sha256(f"{salt}\0{_split_key(group)}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{salt}\0{split_key(group)}".encode()).hexdigest()
     return int(digest[:13], 16) / 16**13
 
 
@@ -62,10 +62,11 @@ def split_by_prompt(groups: Iterable[Group], *, fraction: float, salt: str = "")
 
 def prompt_overlap(a: Iterable[Group], b: Iterable[Group]) -> int:
     """How many distinct prompts both hold."""
-    return len({_split_key(group) for group in a} & {_split_key(group) for group in b})
+    return len({split_key(group) for group in a} & {split_key(group) for group in b})
 
 
-def _split_key(group: Group) -> str:
+def split_key(group: Group) -> str:
+    """What makes two groups' prompts the same: the prompt's key, or of a group without a known prompt that of its answers' texts."""
     if group.prompt_text.strip():
         return group.prompt_key
     return hashlib.sha256(json.dumps(sorted(group.answer_texts)).encode()).hexdigest()

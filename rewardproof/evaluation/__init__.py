@@ -5,6 +5,7 @@ from rewardproof.evaluation.best_of_n import BestOfNCurve, best_of_n_curve
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.law import LawRange
 from rewardproof.evaluation.policy_runs import Evaluation, PolicyHacking, PolicyRuns, read_evaluation
+from rewardproof.evaluation.ranking import RankAgreement, rank_agreement
 
 __all__ = [
     "AccuracyReport",
@@ -16,8 +17,10 @@ __all__ = [
     "PairOutcomes",
     "PolicyHacking",
     "PolicyRuns",
+    "RankAgreement",
     "best_of_n_curve",
     "pair_accuracy",
     "pair_outcomes",
+    "rank_agreement",
     "read_evaluation",
 ]

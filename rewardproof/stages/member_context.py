@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,7 @@ class MemberContext:
             record=lambda entry: self.directory.log({"phase": what, "seed": seed, **entry}),
             progress=self.progress,
             what=what,
+            look_at_states=True,
         )
 
     def remember(self, folder: Path, summary: Mapping[str, Any]) -> None:
@@ -96,6 +97,7 @@ def fitted(plan: Fit) -> dict[str, Any]:
         "tokens": result.tokens,
         "tflops": float(f"{result.tflops:.4g}"),
         "last": dict(result.last),
+        "states": {when: asdict(found) for when, found in result.states.items()},
     }
 
 

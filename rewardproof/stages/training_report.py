@@ -18,6 +18,17 @@ from rewardproof.stages.member_context import Member
 CHUNK = 256
 """Groups scored between two signs of progress."""
 
+STATES = "The reward is the head's length times the state's length times the cosine between them; log.jsonl has the rest."
+STATE_COLUMNS = {
+    "norm_mean": "state length",
+    "norm_variance": "its variance",
+    "cosine_mean": "cosine",
+    "cosine_variance": "its variance",
+    "reward_mean": "reward",
+    "reward_variance": "its variance",
+    "effective_rank": "effective rank",
+}
+
 
 def scored(model: AnyModel, groups: Sequence[Group] | Sequence[EncodedGroup], progress: Progress) -> list[tuple[float, ...]]:
     """Rewards of all groups, given as text or encoded, with progress."""
@@ -58,6 +69,9 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
     if any("loss" in record for record in records):
         figure = save_figure(training_figure(records, accuracy="eval_pair/accuracy"), directory.path, "training")
         sections.append(Section("Training", figures=(shown(figure, "Training loss, and pair accuracy on the held-out prompts."),)))
+    states = _states_table(members)
+    if states.rows:
+        sections.append(Section("What the head reads", (STATES,), table=states))
     for number, member in enumerate(members):
         found = member.summary.get("merge") or member.summary.get("mixture") or {}
         if "routing" in found:
@@ -84,6 +98,17 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
             provenance=provenance_rows(directory.path),
         ),
     )
+
+
+def _states_table(members: Sequence[Member]) -> Table:
+    """One row a training of a member and moment."""
+    rows: list[tuple[Any, ...]] = []
+    for number, member in enumerate(members):
+        of_whom = "" if len(members) == 1 else f" of member {number}"
+        for what in ("dense", "mixture"):
+            for when, found in member.summary.get(what, {}).get("states", {}).items():
+                rows.append((f"{when} training, {what}{of_whom}", *(found[name] for name in STATE_COLUMNS)))
+    return Table(("held-out answers", *STATE_COLUMNS.values()), tuple(rows))
 
 
 def _records(directory: RunDirectory) -> list[dict[str, Any]]:

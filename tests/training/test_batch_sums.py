@@ -44,9 +44,7 @@ def written_out(model: PreTrainedModel, batches: Sequence[Sequence[TrainingGroup
         losses, means = [], []
         for entry in batch:
             rewards = torch.cat([model(input_ids=torch.tensor([tokens])).logits[0] for tokens in entry.group.conversations])
-            chosen, rejected = (
-                rewards[[place for place in side]] for side in zip(*((p.winner, p.loser) for p in entry.pairs), strict=True)
-            )
+            chosen, rejected = (rewards[list(side)] for side in zip(*((p.winner, p.loser) for p in entry.pairs), strict=True))
             losses.append(-F.logsigmoid(chosen - rejected).mean())
             means.append((chosen + rejected).mean() / 2)
         whole = torch.stack(losses).mean() + penalty(torch.stack(means).mean(), len(batch))
