@@ -107,7 +107,9 @@ def _states_table(members: Sequence[Member]) -> Table:
         of_whom = "" if len(members) == 1 else f" of member {number}"
         for what in ("dense", "mixture"):
             for when, found in member.summary.get(what, {}).get("states", {}).items():
-                rows.append((f"{when} training, {what}{of_whom}", *(found[name] for name in STATE_COLUMNS)))
+                rows.append(
+                    (f"{when} training, {what}{of_whom}", *("undefined" if found[name] is None else found[name] for name in STATE_COLUMNS))
+                )
     return Table(("held-out answers", *STATE_COLUMNS.values()), tuple(rows))
 
 
