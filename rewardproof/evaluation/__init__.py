@@ -5,6 +5,7 @@ from rewardproof.evaluation.factors import Factor, FactorReading, read_factors
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.law import LawRange
 from rewardproof.evaluation.policy_runs import Evaluation, PolicyHacking, PolicyRuns, read_evaluation
+from rewardproof.evaluation.ranking import RankAgreement, rank_agreement
 
 __all__ = [
     "AccuracyReport",
@@ -17,9 +18,11 @@ __all__ = [
     "PairOutcomes",
     "PolicyHacking",
     "PolicyRuns",
+    "RankAgreement",
     "accuracy_intervals",
     "pair_accuracy",
     "pair_outcomes",
+    "rank_agreement",
     "read_evaluation",
     "read_factors",
 ]

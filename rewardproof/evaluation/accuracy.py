@@ -117,7 +117,7 @@ def pair_accuracy(
         raise EvaluationError(
             f"{len(rewards)} lists of rewards for {len(groups)} groups; expected one a group. Score the same rows that you evaluate."
         )
-    arrays = [_finite_row(group, row) for group, row in zip(groups, rewards, strict=True)]
+    arrays = [finite_row(group, row) for group, row in zip(groups, rewards, strict=True)]
     kept = [(group, row) for group, row in zip(groups, arrays, strict=True) if _ordered(group)]
     if not kept:
         raise EvaluationError(
@@ -185,7 +185,7 @@ def pair_outcomes(groups: Sequence[Group], rewards: Sequence[Sequence[float] | F
         >>> pair_outcomes([Group((Message("user", "a"),), answers, scores=(2.0, 1.0, 0.0))], [[3.0, 5.0, 3.0]]).correct
         '0=1'
     """
-    kept = [(group, _finite_row(group, row)) for group, row in zip(groups, rewards, strict=True) if _ordered(group)]
+    kept = [(group, finite_row(group, row)) for group, row in zip(groups, rewards, strict=True) if _ordered(group)]
     pairs = _all_pairs(kept)
     return PairOutcomes(
         correct=_letters(_wins(pairs.gap_P)),
@@ -200,7 +200,12 @@ def _letters(wins_P: FloatArray) -> str:
     return "".join("1" if win == 1 else "0" if win == 0 else "=" for win in wins_P.tolist())
 
 
-def _finite_row(group: Group, row: Sequence[float] | FloatArray) -> FloatArray:
+def finite_row(group: Group, row: Sequence[float] | FloatArray) -> FloatArray:
+    """A group's rewards as an array, after a look at them and at its scores.
+
+    Raises:
+        EvaluationError: There is not one reward an answer, or a reward or score is not finite.
+    """
     values = np.asarray(row, dtype=np.float64)
     name = group.origin or group.id or repr(group.prompt_text[:60])
     if values.shape != (len(group.answers),):

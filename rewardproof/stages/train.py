@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rewardproof.artifacts import Progress, Report, finished_report, is_main, refuse_inputs_inside, require_free, silent
 from rewardproof.config import Section, Strings
+from rewardproof.data import Scenarios
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import pair_accuracy, pair_outcomes
 from rewardproof.merging.experts import Merge
@@ -35,7 +36,7 @@ from rewardproof.stages.training_report import CHUNK, scored, write_training_rep
 from rewardproof.training.arguments import check_trainer_keys
 from rewardproof.training.contrast import Contrast
 from rewardproof.training.fit import Compute
-from rewardproof.training.objective import Loss
+from rewardproof.training.objective import Loss, check_loss
 from rewardproof.training.policy_loss import PolicyLoss
 from rewardproof.training.preparation import Prepared, Read, Sources, prepare
 from rewardproof.training.processes import run_directory, start, wait
@@ -74,6 +75,9 @@ class Train(Section):
     """Settings for transformers' `TrainingArguments`; a step is `per_device_train_batch_size` groups."""
     read: Read = Read()
     """How the data is read."""
+    scenarios: Scenarios | None = None
+    """Train on some prompts and some answers' sources alone, so that `evaluate` with the same keys can judge by the others; absent
+    elsewhere."""
     head: Head = Head()
     """How the reward head starts and learns."""
     loss: Loss = Loss()
@@ -158,6 +162,13 @@ def check_settings(config: Train) -> None:
         if (Path(spec) / EXPERTS_FILE).exists():
             raise ConfigError(f"reuse={spec} is a mixture, expected dense models: only those can be averaged. Merge it first.")
     check_trainer_keys(config.trainer)
+    check_loss(config.loss, zero_head=config.head.init == "zero")
+    limited = config.read.max_groups or config.read.share != (0.0, 1.0)
+    if config.scenarios is not None and (config.eval_data or limited):
+        raise ConfigError(
+            "Got `scenarios` with eval_data, read.share or read.max_groups, expected none of them: `evaluate` cuts the same data by the "
+            "same keys, and would take prompts for seen ones that were not. Drop them; scenarios.max_prompts limits the prompts of both."
+        )
     if not config.eval_data and not 0 <= config.split < 1:
         raise ConfigError(
             f"split={config.split}: expected a fraction from 0 up to but not including 1, so that something trains; write split=0.2."
@@ -173,7 +184,17 @@ def prepared_for(config: Train, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     """
     held_out = config.merge.held_out if config.merge and config.merge.method == "learned" else 0.0
     validate = config.domain.validate_on if config.domain else None
-    sources = Sources(config.data, config.eval_data, config.split, held_out, config.read, config.max_length, config.split_seed, validate)
+    sources = Sources(
+        config.data,
+        config.eval_data,
+        config.split,
+        held_out,
+        config.read,
+        config.max_length,
+        config.split_seed,
+        validate,
+        config.scenarios,
+    )
     prepared = prepare(sources, tokenizer)
     if config.loss.margin == "data" and not any(pair.margin for entry in prepared.train.groups for pair in entry.pairs):
         raise ConfigError(

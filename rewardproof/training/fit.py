@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,13 +29,15 @@ from rewardproof.models.trunk import FrozenTrunk, TrunkCache, group_key
 from rewardproof.training.arguments import training_arguments
 from rewardproof.training.auxiliary import AuxiliaryTerm
 from rewardproof.training.batches import Collator, TrainingGroup, TrainingSet
+from rewardproof.training.callbacks import ProgressCallbackTo
 from rewardproof.training.checkpoints import latest_whole
+from rewardproof.training.end_states import EndStates, end_states_of
 from rewardproof.training.freezing import add_adapters, freeze_all_but
 from rewardproof.training.objective import Loss
 from rewardproof.training.processes import agreed, start
 from rewardproof.training.pulling import PullTogether
 from rewardproof.training.sharding import whole_afterwards, without_sharding
-from rewardproof.training.trainer import PackedRewardModule, ProgressCallbackTo, RewardTrainer
+from rewardproof.training.trainer import PackedRewardModule, RewardTrainer
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,7 @@ class Fit:
         record: Receives every log record.
         progress: Receives what is being done, how far, of how much.
         what: The name of this run in the progress.
+        look_at_states: Report what the head reads of the held-out groups, before and after training.
     """
 
     model: PreTrainedModel
@@ -113,6 +116,7 @@ class Fit:
     record: Callable[[Mapping[str, Any]], None] = lambda _: None
     progress: Progress = silent
     what: str = "training"
+    look_at_states: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,7 @@ class FitResult:
             and those of further terms of the objective.
         last: The last training record of the log.
         found: What further terms of the objective report.
+        states: What the head reads of the held-out groups `before` and `after`, where that was asked for.
     """
 
     steps: int
@@ -139,6 +144,7 @@ class FitResult:
     tflops: float
     last: Mapping[str, float]
     found: Mapping[str, Any] = field(default_factory=dict)
+    states: Mapping[str, EndStates] = field(default_factory=dict)
 
 
 def fit(run: Fit) -> FitResult:
@@ -160,14 +166,16 @@ def fit(run: Fit) -> FitResult:
             _start_head(run, module, collator)
         for term in module.terms:
             term.before(run, module, collator)
+        before = _states(run, module, collator, when="before", step=0)
         with without_sharding() if run.trainable is not None else contextlib.nullcontext():
             result = _optimise(run, module, collator, trainable)
+        states = before | _states(run, module, collator, when="after", step=result.steps)
         found = {name: value for term in module.terms for name, value in term.after(run, module, collator).items()}
     if adapters is not None:
         adapters.merge_and_unload()
     run.model.requires_grad_(True)
     run.model.eval()
-    return replace(result, found=found)
+    return replace(result, states=states, found=found)
 
 
 @contextlib.contextmanager
@@ -177,6 +185,16 @@ def fed_module(run: Fit) -> Iterator[tuple[PackedRewardModule, Collator]]:
         auxiliaries = [term.to(run.model.device) for term in run.auxiliaries(run.model)]
         module = PackedRewardModule(run.model, trunk=trunk, backend=run.compute.attention, auxiliaries=auxiliaries)
         yield module, Collator(tokens_per_batch=run.compute.tokens_per_batch, cache=cache)
+
+
+def _states(run: Fit, module: PackedRewardModule, collator: Collator, *, when: str, step: int) -> dict[str, EndStates]:
+    if not run.look_at_states or run.held_out is None:
+        return {}
+    found = agreed(end_states_of(module, run.held_out.groups, collator=collator, precision=run.compute.precision))
+    if found is None:
+        return {}
+    run.record({"states": when, "step": step, **{f"states/{name}": value for name, value in asdict(found).items()}})
+    return {when: found}
 
 
 def _refuse_too_long(run: Fit) -> None:

@@ -17,8 +17,10 @@ from rewardproof.data import (
     Group,
     Pair,
     ReadCounts,
+    Scenarios,
     StrengthTreatment,
     Treated,
+    cut_scenarios,
     merge_single_answers,
     ordered_pairs,
     prompt_overlap,
@@ -121,6 +123,7 @@ class Sources:
         max_length: Longest conversation, in tokens.
         split_seed: Which of the possible splits.
         validate: What to choose a setting of the finished model on, or nothing.
+        scenarios: How the data is cut by the answers' sources as well; held-out prompts then keep the answers of seen sources.
     """
 
     data: Strings
@@ -131,6 +134,7 @@ class Sources:
     max_length: int
     split_seed: int = 0
     validate: Validate | None = None
+    scenarios: Scenarios | None = None
 
 
 def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
@@ -147,7 +151,11 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         inside = tuple(group for group in groups if low <= split_position(group, "share") < high)
         rows["left_out_by_share"] = len(groups) - len(inside)
         groups = inside
-    if sources.eval_data:
+    if sources.scenarios is not None:
+        cut = cut_scenarios(groups, sources.scenarios, fraction=sources.split, salt=split_salt(sources.split_seed))
+        rows["scenarios"] = cut.counts
+        training, held_out = list(cut.train), cut.prompt_disjoint
+    elif sources.eval_data:
         held_out, counts = _read(sources.eval_data, read)
         rows["eval_sources"] = _counts(counts)
         training = list(groups)
