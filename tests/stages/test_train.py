@@ -58,7 +58,8 @@ def settings(base_dir: Path, toy_file: Path, strong_file: Path) -> Callable[...,
 
     def make(recipe: str, *overrides: str) -> Train:
         common = [
-            f"model={base_dir}", f"data={strong_file if recipe in SECRETS else toy_file}", "split=0.25", "compute.precision=fp32", "trainer.learning_rate=5e-3",
+            f"model={base_dir}", f"data={strong_file if recipe in SECRETS else toy_file}", "split=0.25", "compute.precision=fp32",
+            "trainer.learning_rate=5e-3",
             "head.learning_rate=1e-2", "trainer.num_train_epochs=3", "trainer.per_device_train_batch_size=8", "trainer.save_strategy=no",
         ]  # fmt: skip
         return parse(Train, apply_overrides(load_recipe(recipe), [*common, *SMALL.get(recipe, []), *overrides]))
