@@ -191,7 +191,7 @@ def test_alibi_goes_padded_and_says_so(caplog: pytest.LogCaptureFixture) -> None
         packed_rewards(model, pack(groups))
     assert caplog.text.count("bloom adds position biases inside its attention (ALiBi); scoring it padded instead of packed") == 1
     for asked in ({"answers": True}, {"tokens": True}):
-        with pytest.raises(ModelError, match="Got bloom, expected a model whose streams are packed: .*Use another base model"):
+        with pytest.raises(ModelError, match=r"Got bloom, expected a model whose streams are packed: .*Use another base model"):
             packed_rewards(model, pack(groups), **asked)
 
 
