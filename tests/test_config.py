@@ -161,7 +161,8 @@ def test_a_resolved_configuration_survives_yaml() -> None:
 def test_shipped_recipes_parse_and_survive_yaml(name: str) -> None:
     from rewardproof.stages.train import Train, check_settings
 
-    config = parse(Train, {**load_recipe(name), "model": "m", "data": "d"})
+    given = ["model=m", "data=d", *(["domain.model=lm"] if "domain" in load_recipe(name) else [])]
+    config = parse(Train, apply_overrides(load_recipe(name), given))
     check_settings(config)
     assert parse(Train, load_yaml(dump_yaml(config), origin=name)) == config
     text = recipe_text(name)
