@@ -82,12 +82,8 @@ def settings(base_dir: Path, toy_file: Path, strong_file: Path) -> Callable[...,
             f"model={base_dir}", f"data={data}", "split=0.25", "compute.precision=fp32", "trainer.learning_rate=5e-3",
             "head.learning_rate=1e-2", "trainer.num_train_epochs=3", "trainer.per_device_train_batch_size=8", "trainer.save_strategy=no",
         ]  # fmt: skip
-        return parse(
-            Train,
-            apply_overrides(
-                load_recipe(recipe), [*common, *(entry.replace("{base}", str(base_dir)) for entry in SMALL.get(recipe, [])), *overrides]
-            ),
-        )
+        small = [override.replace("BASE", str(base_dir)) for override in SMALL.get(recipe, [])]
+        return parse(Train, apply_overrides(load_recipe(recipe), [*common, *small, *overrides]))
 
     return make
 
