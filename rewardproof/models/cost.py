@@ -27,7 +27,7 @@ def products_per_token(model: nn.Module) -> int:
     """
     total = 0
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] not in HEADS:
+        if isinstance(module, nn.Linear | Conv1D) and not set(name.split(".")) & set(HEADS):
             total += module.weight.numel()
         elif isinstance(module, Counted):
             total += module.products()

@@ -96,6 +96,7 @@ def fitted(plan: Fit) -> dict[str, Any]:
         "tokens": result.tokens,
         "tflops": float(f"{result.tflops:.4g}"),
         "last": dict(result.last),
+        **({} if result.best_step is None else {"best_step": result.best_step}),
     }
 
 

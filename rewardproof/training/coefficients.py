@@ -21,7 +21,8 @@ from rewardproof.models.upcycling import moe_blocks
 from rewardproof.training.batches import TrainingSet
 from rewardproof.training.fit import Compute, Fit, fit
 from rewardproof.training.objective import Loss
-from rewardproof.training.trainer import BestStateCallback, PackedRewardModule
+from rewardproof.training.selection import BestStateCallback
+from rewardproof.training.trainer import PackedRewardModule
 
 
 @dataclass(frozen=True, slots=True)

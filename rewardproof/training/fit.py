@@ -20,6 +20,7 @@ from rewardproof.artifacts import Progress, is_main, silent
 from rewardproof.config import Section
 from rewardproof.errors import ConfigError
 from rewardproof.models.cost import products_per_token
+from rewardproof.models.double_mixture import CapabilityExperts
 from rewardproof.models.families import family_of, is_padded_only
 from rewardproof.models.heads import Head, fit_probe, set_head, set_normal_head
 from rewardproof.models.packed import position_boundary, position_table
@@ -33,6 +34,7 @@ from rewardproof.training.freezing import add_adapters, freeze_all_but
 from rewardproof.training.objective import Loss
 from rewardproof.training.processes import agreed, start
 from rewardproof.training.pulling import PullTogether
+from rewardproof.training.selection import BestStateCallback
 from rewardproof.training.sharding import whole_afterwards, without_sharding
 from rewardproof.training.trainer import PackedRewardModule, ProgressCallbackTo, RewardTrainer
 
@@ -80,6 +82,8 @@ class Fit:
         expert_learning_rate: The experts' own rate; 0 is the trainer's.
         lora: Settings for peft's `LoraConfig`; empty trains the weights themselves.
         auxiliaries: Further terms of the objective, made for the model that trains.
+        experts: Experts by capability that lie on the model; where they are given, the network over them trains and nothing else need.
+        patience: Evaluations on the held-out groups without a new best that end training, whose best state is then kept; 0 keeps the last.
         trainable: Chooses parameters by module instead of by layer (merge coefficients); `None` trains the layers.
         callbacks: More callbacks, given the module that trains.
         resume: Go on from the last checkpoint in `folder`.
@@ -104,6 +108,8 @@ class Fit:
     expert_learning_rate: float = 0.0
     lora: Mapping[str, Any] = field(default_factory=dict)
     auxiliaries: Callable[[PreTrainedModel], Sequence[AuxiliaryTerm]] = lambda _: ()
+    experts: CapabilityExperts | None = None
+    patience: int = 0
     trainable: Callable[[PreTrainedModel], Sequence[nn.Parameter]] | None = None
     callbacks: Callable[[PackedRewardModule], list[TrainerCallback]] = lambda _: []
     resume: bool = False
@@ -124,6 +130,7 @@ class FitResult:
         tokens: Tokens trained on, a prompt that a group shares once.
         tflops: Floating-point operations of the matrix products, in 10^12: six a token in layers that train, two in frozen ones that run.
         last: The last training record of the log.
+        best_step: The step whose state was kept, where the best was chosen.
     """
 
     steps: int
@@ -133,6 +140,7 @@ class FitResult:
     tokens: int
     tflops: float
     last: Mapping[str, float]
+    best_step: int | None = None
 
 
 def fit(run: Fit) -> FitResult:
@@ -148,8 +156,8 @@ def fit(run: Fit) -> FitResult:
     _refuse_too_long(run)
     start()
     adapters = _choose_trainable(run)
-    trainable = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
     with fed_module(run) as (module, collator):
+        trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         if run.head is not None:
             _start_head(run, module, collator)
         with without_sharding() if run.trainable is not None else contextlib.nullcontext():
@@ -166,7 +174,7 @@ def fed_module(run: Fit) -> Iterator[tuple[PackedRewardModule, Collator]]:
     """The model in its packed form and the collator that feeds it, its frozen layers' activations stored where the settings say so."""
     with _detached_trunk(run) as (trunk, cache):
         auxiliaries = [term.to(run.model.device) for term in run.auxiliaries(run.model)]
-        module = PackedRewardModule(run.model, trunk=trunk, backend=run.compute.attention, auxiliaries=auxiliaries)
+        module = PackedRewardModule(run.model, trunk=trunk, backend=run.compute.attention, auxiliaries=auxiliaries, experts=run.experts)
         yield module, Collator(tokens_per_batch=run.compute.tokens_per_batch, cache=cache)
 
 
@@ -218,6 +226,11 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
     for callback in (*run.callbacks(module), ProgressCallbackTo(run.progress, run.what)):
         trainer.add_callback(callback)
     checkpoint = agreed(latest_whole(run.folder) if run.resume and is_main() else None)
+    best: BestStateCallback | None = None
+    if run.patience and has_held_out:
+        resumed_at = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        best = BestStateCallback(module, patience=run.patience, folder=run.folder, resumed_at=resumed_at)
+        trainer.add_callback(best)
     reduced = computing_in("tf32", device) if precision == "tf32" else contextlib.nullcontext()
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     if sharded and any(isinstance(callback, PullTogether) for callback in trainer.callback_handler.callbacks):
@@ -227,17 +240,24 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
         )
     with reduced, whole_afterwards(module) if sharded else contextlib.nullcontext():
         seconds = trainer.train_from(checkpoint)
+    if best is not None and best.history:
+        best.restore()
     trainer.require_finite_weights()
     records = [entry for entry in trainer.state.log_history if "loss" in entry]
     speeds = [entry["tokens_per_second"] for entry in records if "tokens_per_second" in entry]
     speed = float(np.median(speeds)) if speeds else 0.0
     tokens = round((trainer.state.epoch or 0.0) * sum(entry.group.n_tokens for entry in run.train.groups))
     tflops = tokens * _operations_per_token(run) / 1e12
-    return FitResult(trainer.state.global_step, seconds, speed, trainable, tokens, tflops, records[-1] if records else {})
+    found = records[-1] if records else {}
+    return FitResult(
+        trainer.state.global_step, seconds, speed, trainable, tokens, tflops, found, best.best_step if best is not None else None
+    )
 
 
 def _operations_per_token(run: Fit) -> int:
     """Those of the layers as they run now: frozen ones whose activations are stored do not."""
+    if run.experts is not None:
+        return 2 * run.experts.products(run.model)
     whole = products_per_token(run.model)
     layers = family_of(run.model).layer_list(run.model)
     trained = sum(products_per_token(layers[place]) for place in run.layers)

@@ -25,7 +25,7 @@ from rewardproof.data import (
     split_salt,
     with_label_noise,
 )
-from rewardproof.data.encoding import EncodedGroup, Overlong, encode_groups
+from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, as_read, encode_groups, with_queries
 from rewardproof.errors import DataError
 from rewardproof.training.batches import TrainingSet, keep_paired
 
@@ -69,6 +69,8 @@ class Prepared:
         held_out: Groups for evaluation, as text; those that fit the length limit.
         held_out_tokens: The same groups, encoded.
         held_out_set: The same as ordered pairs in tokens, for the accuracy during training.
+        training: The training groups as text; what an encoded training group's `index` points into.
+        training_tokens: Those that fit the length limit, encoded with all their answers.
         rows: Counts for the report.
     """
 
@@ -78,6 +80,8 @@ class Prepared:
     held_out: tuple[Group, ...]
     held_out_tokens: tuple[EncodedGroup, ...]
     held_out_set: TrainingSet
+    training: tuple[Group, ...] = ()
+    training_tokens: tuple[EncodedGroup, ...] = ()
     rows: dict[str, Any] = field(default_factory=dict)
 
 
@@ -93,6 +97,8 @@ class Sources:
         read: How rows are read.
         max_length: Longest conversation, in tokens.
         split_seed: Which of the possible splits.
+        reads: How much of a conversation is encoded.
+        queries: Whether encoded groups also hold what the user said alone.
     """
 
     data: Strings
@@ -102,6 +108,8 @@ class Sources:
     read: Read
     max_length: int
     split_seed: int = 0
+    reads: Reads = "conversation"
+    queries: bool = False
 
 
 def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
@@ -136,8 +144,9 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     fit_groups, stop_groups = split_by_prompt(merging, fraction=0.4, salt=split_salt(sources.split_seed, "merge-stop"))
     falls: Counter[str] = Counter()
     tokens = _Tokens(tokenizer, sources, falls)
+    training_tokens = tokens.encoded(training)
     sets = {
-        "train": tokens.ordered(training, tokens.encoded(training), noisy=True),
+        "train": tokens.ordered(training, training_tokens, noisy=True),
         "merge_fit": tokens.ordered(fit_groups, tokens.encoded(fit_groups), noisy=True),
         "merge_stop": tokens.ordered(stop_groups, tokens.encoded(stop_groups), noisy=True),
     }
@@ -154,7 +163,14 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         )
     rows |= {name: len(found) for name, found in sets.items()} | {"fell_away": dict(falls), "label_noise": read.label_noise}
     kept_groups = tuple(held_out[entry.index] for entry in held_out_tokens)
-    return Prepared(**sets, held_out=kept_groups, held_out_tokens=tuple(held_out_tokens), rows=rows)
+    return Prepared(
+        **sets,
+        held_out=kept_groups,
+        held_out_tokens=tuple(held_out_tokens),
+        training=tuple(training),
+        training_tokens=tuple(training_tokens),
+        rows=rows,
+    )
 
 
 def _refuse_without_order(names: Sequence[str], groups: Sequence[Group], found: TrainingSet) -> None:
@@ -204,9 +220,10 @@ class _Tokens:
     falls: Counter[str]
 
     def encoded(self, groups: Sequence[Group]) -> list[EncodedGroup]:
-        encoded, counts = encode_groups(groups, self.tokenizer, max_length=self.sources.max_length, overlong=self.sources.read.overlong)
+        read = [as_read(group, self.sources.reads) for group in groups]
+        encoded, counts = encode_groups(read, self.tokenizer, max_length=self.sources.max_length, overlong=self.sources.read.overlong)
         self.falls.update(counts)
-        return encoded
+        return with_queries(groups, encoded, self.tokenizer) if self.sources.queries else encoded
 
     def ordered(self, groups: Sequence[Group], encoded: Sequence[EncodedGroup], *, noisy: bool) -> TrainingSet:
         read = self.sources.read

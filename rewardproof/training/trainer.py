@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from rewardproof.artifacts import Progress, writing
 from rewardproof.errors import MissingExtraError, TrainingError
 from rewardproof.losses import over_processes
+from rewardproof.models.double_mixture import CapabilityExperts
 from rewardproof.models.experts import DeltaExperts, FullExperts
 from rewardproof.models.packed import PackedRewards, end_states, packed_rewards
 from rewardproof.models.precision import Precision, computing_in
@@ -36,7 +37,7 @@ from rewardproof.training.batches import Collator, StepBatch, Stream, TrainingGr
 from rewardproof.training.checkpoints import STATE, WEIGHTS
 from rewardproof.training.objective import Loss, RoutingTotals, StepTotals, step_loss
 from rewardproof.training.processes import agreed, gathered
-from rewardproof.training.sharding import shard_in_full_precision, whole
+from rewardproof.training.sharding import shard_in_full_precision
 
 SINCE_LOG = "since_log.json"
 """What has been summed up since the last record of the log, kept in a checkpoint so that a resumed run logs the same quantities."""
@@ -46,11 +47,18 @@ class PackedRewardModule(nn.Module):
     """What data-parallel wrappers wrap: a model whose forward takes a packed stream."""
 
     def __init__(
-        self, model: PreTrainedModel, *, trunk: FrozenTrunk | None, backend: str = "", auxiliaries: Sequence[AuxiliaryTerm] = ()
+        self,
+        model: PreTrainedModel,
+        *,
+        trunk: FrozenTrunk | None,
+        backend: str = "",
+        auxiliaries: Sequence[AuxiliaryTerm] = (),
+        experts: CapabilityExperts | None = None,
     ) -> None:
-        """Join a reward model, where its activations are stored its detached trunk, and further terms of the objective."""
+        """Join a reward model, its detached trunk where activations are stored, further terms of the objective, and experts on it."""
         super().__init__()
         self.model = model
+        self.experts = experts
         self.auxiliaries = nn.ModuleList(auxiliaries)
         self.config = model.config
         self.trunk = trunk
@@ -61,6 +69,8 @@ class PackedRewardModule(nn.Module):
         """Rewards of the stream's conversations, and what the further terms found on the same pass."""
         terms = cast("Sequence[AuxiliaryTerm]", self.auxiliaries)
         with self._fed(stream):
+            if self.experts is not None:
+                return self.experts(self.model, stream.batch, groups=stream.groups, backend=self.backend)
             output = packed_rewards(self.model, stream.batch, backend=self.backend, answers=any(term.needs_answers for term in terms))
         return output._replace(auxiliary=tuple(term(output, stream) for term in terms))
 
@@ -345,35 +355,6 @@ def evaluate_set(
             total += float(step_loss(module(moved), moved.batch, loss, totals))
     module.train(was_training)
     return totals, total / max(totals.groups, 1)
-
-
-class BestStateCallback(TrainerCallback):
-    """Keeps the best trained parameters on the held-out loss in memory, and stops when it no longer falls."""
-
-    def __init__(self, module: nn.Module, *, patience: int) -> None:
-        """Start from the module's present state; `patience` evaluations without a new best end training."""
-        self.module = module
-        self.patience = patience
-        self.best_loss = float("inf")
-        self.best_step = 0
-        self.best = {name: tensor.detach().clone() for name, tensor in trained_state(module).items()}
-        self.waited = 0
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Mapping[str, float], **_: Any
-    ) -> None:
-        """Compare with the best so far."""
-        if metrics["eval_loss"] < self.best_loss:
-            self.best_loss, self.best_step, self.waited = metrics["eval_loss"], state.global_step, 0
-            self.best = {name: whole(tensor).detach().clone() for name, tensor in trained_state(self.module).items()}
-            return
-        self.waited += 1
-        # Never set back: at the last step transformers has asked for the stop already.
-        control.should_training_stop |= self.waited >= self.patience
-
-    def restore(self) -> None:
-        """Put the best parameters back into the module."""
-        load_trained_state(self.module, self.best)
 
 
 class ProgressCallbackTo(TrainerCallback):
