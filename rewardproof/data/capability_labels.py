@@ -39,7 +39,7 @@ class Labels(Section):
     `module:function`, which is asked as the endpoint is."""
     ranks: bool = False
     """Numbers in that column are ranks, 1 the best, instead of scores."""
-    points: dict[str, Strings] = {}
+    points: dict[str, Strings] = Field(default_factory=dict)
     """Capability points by category; where left out, those that the data has. Whoever is asked has to be told."""
     unlabelled: Literal["fail", "drop", "route"] = "fail"
     """Training prompts without a category: stop, leave them out, or give them the one that the trained router chooses."""
@@ -97,7 +97,7 @@ def point_pairs(
     for group, category in zip(groups, categories, strict=True):
         by_point = program_scores(group, category) if source == CHECKABLE else column_scores(group, source, ranks=settings.ranks)
         if settings.points:
-            wanted = settings.points.get(category, ())
+            wanted = settings.points.get(category) or ()
             counts["other_points"] += sum(point not in wanted for point in by_point)
             by_point = {point: scores for point, scores in by_point.items() if point in wanted}
         pairs = {point: judged_pairs(group, scores, limit=limit) for point, scores in by_point.items()}
@@ -117,8 +117,9 @@ def program_scores(group: Group, category: str) -> dict[str, tuple[float, ...]]:
 
     if "constraints" not in group.meta:
         raise DataError(
-            f"{group.origin or group.id}: got a prompt without constraints, expected one of embedded:checkable, whose program "
-            "labels.capabilities=embedded:checkable asks. Name a column, an endpoint or module:function that knows this data's capabilities."
+            f"{group.origin or group.id}: got a prompt without constraints, expected one of the embedded world, whose program "
+            "labels.capabilities=embedded:checkable asks. Name a column, an endpoint or module:function that knows the capabilities of "
+            "this data."
         )
     own = [constraint for constraint in group.meta["constraints"] if constraint["family"] == category]
     satisfied = [constraint_scores(text, own) for text in group.answer_texts]
@@ -192,7 +193,8 @@ def _asked(
             f"labels.capabilities={settings.capabilities} without labels.points, expected the capability points of every category: whoever "
             "is asked has to be told what about. Write for instance labels.points={chat: [empathy, humour]}."
         )
-    judge = ChatJudge(settings.capabilities, settings.judge_model) if settings.capabilities.startswith("http") else named_judge(settings.capabilities)
+    source = settings.capabilities
+    judge = ChatJudge(source, settings.judge_model) if source.startswith(("http://", "https://")) else named_judge(source)
     asker = _Asker(judge, settings, limit, _known(kept))
     found: list[Points] = []
     workers = settings.judge_requests if isinstance(judge, ChatJudge) else 1  # of the user's own function nobody knows whether it may be

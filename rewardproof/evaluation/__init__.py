@@ -1,6 +1,6 @@
 """Evaluation: what a reward model's scores are worth. It takes groups and numbers, never a model, so any scorer can be judged."""
 
-from rewardproof.evaluation.accuracy import AccuracyReport, PairOutcomes, pair_accuracy, pair_outcomes
+from rewardproof.evaluation.accuracy import AccuracyReport, PairOutcomes, agreement, correct_shares, pair_accuracy, pair_outcomes
 from rewardproof.evaluation.best_of_n import BestOfNCurve, best_of_n_curve
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.law import LawRange
@@ -16,7 +16,9 @@ __all__ = [
     "PairOutcomes",
     "PolicyHacking",
     "PolicyRuns",
+    "agreement",
     "best_of_n_curve",
+    "correct_shares",
     "pair_accuracy",
     "pair_outcomes",
     "read_evaluation",

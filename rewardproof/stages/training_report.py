@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rewardproof.artifacts import Progress, Report, RunDirectory
@@ -65,11 +66,11 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
             sections += experts_sections(directory, found, of_whom=of_whom)
             if "experts" in member.summary:
                 sections.append(specialists_section(directory, member.summary["experts"], of_whom=of_whom))
-    load = (
-        "from transformers import AutoModelForSequenceClassification\n\n"
-        f'model = AutoModelForSequenceClassification.from_pretrained("{directory.path}/model")'
-    )
-    sections.append(Section("Load it", ("The delivered model is a stock checkpoint.",), code=load))
+        if "held_out" in member.summary:
+            from rewardproof.stages.double_mixture_judging import parts_section
+
+            sections.append(parts_section(member.summary["held_out"]))
+    sections.append(_loading(directory.path / "model"))
     write_page(
         directory.path / "report.html",
         Page(
@@ -84,6 +85,17 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
             provenance=provenance_rows(directory.path),
         ),
     )
+
+
+def _loading(model: Path) -> Section:
+    if not (model / "config.json").is_file():
+        code = f'from rewardproof.scoring import load_model\n\nmodel = load_model("{model}")'
+        return Section("Load it", ("Several models judge together; the directory names them.",), code=code)
+    load = (
+        "from transformers import AutoModelForSequenceClassification\n\n"
+        f'model = AutoModelForSequenceClassification.from_pretrained("{model}")'
+    )
+    return Section("Load it", ("The delivered model is a stock checkpoint.",), code=load)
 
 
 def _records(directory: RunDirectory) -> list[dict[str, Any]]:
