@@ -150,6 +150,7 @@ def add_experts(model: PreTrainedModel, layers: range, n_experts: int, settings:
         **LORA,
         "target_modules": FUSED_PROJECTIONS.get(model.config.model_type, ["q_proj", "v_proj"]),
         "layers_to_transform": list(layers),
+        "fan_in_fan_out": family_of(model).transposed,
         **settings,
         "modules_to_save": ["score"],
     }

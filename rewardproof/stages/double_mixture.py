@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 
 from rewardproof.artifacts import is_main
+from rewardproof.data import Group
 from rewardproof.data.capability_labels import Labels, Points, category_of, point_pairs
 from rewardproof.errors import ConfigError, DataError
 from rewardproof.models.checkpoints import load_reward_model, save_reward_model
@@ -189,12 +190,14 @@ class _Course:
             model = self.fresh_base()
             put_category_head(model, names)
             label_of = {index: names.index(name) for index, name in enumerate(training.categories) if name}
-            parts = [part_of(group, self.settings, split_seed=context.config.split_seed) for group in prepared.training]
+            validation = [self.part(group) == "validation" for group in prepared.training]
             of_train, of_validation = (
                 query_set(
-                    prepared.training, prepared.training_tokens, [index in label_of and wanted(part) for index, part in enumerate(parts)]
+                    prepared.training,
+                    prepared.training_tokens,
+                    [index in label_of and held == wanted for index, held in enumerate(validation)],
                 )
-                for wanted in (lambda part: part != "validation", lambda part: part == "validation")
+                for wanted in (False, True)
             )
             layers = select_layers(self.settings.router_layers or context.config.layers, len(family_of(model).layer_list(model)))
             plan = self.plan(model, "router", "router", of_train, of_validation)
@@ -230,13 +233,16 @@ class _Course:
         for labelled, groups in ((training, prepared.training), (held_out, prepared.held_out)):
             wanted = [name if name in names else "" for name in labelled.categories]
             if labelled is training and self.settings.points_on == "base":
-                parts = [part_of(group, self.settings, split_seed=context.config.split_seed) for group in groups]
-                wanted = [name if part != "mix" else "" for name, part in zip(wanted, parts, strict=True)]
+                wanted = [name if self.part(group) != "mix" else "" for name, group in zip(wanted, groups, strict=True)]
             file = context.directory.path / LABELS if is_main() else None
             limit = context.config.read.pairs_per_group
             found = point_pairs(groups, wanted, self.labels, limit=limit, kept=file, progress=context.progress) if is_main() else None
             labelled.points, counts = agreed(found)  # pyright: ignore[reportGeneralTypeIssues]
             labelled.counts.update(counts)
+
+    def part(self, group: Group) -> str:
+        """Which part of its category's prompts a training group belongs to."""
+        return part_of(group, self.settings, split_seed=self.context.config.split_seed)
 
     def sets(self, training: _Labelled, name: str) -> CategorySets:
         """What one category's phases train on."""
