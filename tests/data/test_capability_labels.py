@@ -196,9 +196,10 @@ def test_the_endpoints_key_travels_in_a_header(monkeypatch: pytest.MonkeyPatch) 
     assert keys == [None, "Bearer secret"]
 
 
-@pytest.mark.parametrize(
-    ("reply", "verdict"), [("1", 1), ("**2**", 2), ("Reply 1, because 1 is clear", 1), ("1 or 2", 0), ("12", 0), ("", 0)]
-)
+REPLIES = {"1": 1, "**2**": 2, "Reply 1, because 1 is clear": 1, "1 or 2": 0, "12": 0, "": 0}
+
+
+@pytest.mark.parametrize(("reply", "verdict"), REPLIES.items())
 def test_a_reply_has_to_name_one_of_the_two(serve, reply: str, verdict: int) -> None:
     assert ChatJudge(serve(lambda body: chat(reply)))([], "a", "b", "wit") == verdict
 

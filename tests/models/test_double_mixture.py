@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -241,13 +240,14 @@ def router_of(tiny: ModuleType, family: str = "llama") -> QueryRouter:
     return QueryRouter(model, ["chat", "text", "code"])
 
 
-QUERIES: Callable[[ModuleType], list[tuple[int, ...]]] = lambda tiny: [group[:9] for group in tiny.conversations(tiny.random_groups(3))]
+def queries_of(tiny: ModuleType) -> list[tuple[int, ...]]:
+    return [tokens[:9] for tokens in tiny.conversations(tiny.random_groups(3))]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_query_is_routed_by_the_heads_logits_at_its_last_token(tiny: ModuleType, family: str) -> None:
     router = router_of(tiny, family)
-    queries = QUERIES(tiny)
+    queries = queries_of(tiny)
     found = router.logits(queries)
     weight, bias = router.model.score.weight, router.model.score.bias
     for tokens, logits in zip(queries, found, strict=True):
@@ -259,7 +259,7 @@ def test_a_query_is_routed_by_the_heads_logits_at_its_last_token(tiny: ModuleTyp
 
 def test_defect_1_a_saved_router_is_a_stock_classifier_with_its_trained_weights(tiny: ModuleType, tmp_path: Path) -> None:
     router = router_of(tiny)
-    queries = QUERIES(tiny)
+    queries = queries_of(tiny)
     bias = router.save(tmp_path / "router", tiny.word_tokenizer())
     assert bias == (0.5, -0.25, 0.125)
     assert router.model.score.bias is not None, "saving leaves the router whole"
