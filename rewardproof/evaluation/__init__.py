@@ -1,6 +1,14 @@
 """Evaluation: what a reward model's scores are worth. It takes groups and numbers, never a model, so any scorer can be judged."""
 
-from rewardproof.evaluation.accuracy import AccuracyReport, PairOutcomes, accuracy_intervals, pair_accuracy, pair_outcomes
+from rewardproof.evaluation.accuracy import (
+    AccuracyReport,
+    PairOutcomes,
+    accuracy_intervals,
+    agreement,
+    correct_shares,
+    pair_accuracy,
+    pair_outcomes,
+)
 from rewardproof.evaluation.factors import Factor, FactorReading, read_factors
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.law import LawRange
@@ -20,6 +28,8 @@ __all__ = [
     "PolicyRuns",
     "RankAgreement",
     "accuracy_intervals",
+    "agreement",
+    "correct_shares",
     "pair_accuracy",
     "pair_outcomes",
     "rank_agreement",

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rewardproof.data.group import Group
+from rewardproof.data.pairs import Pair
 from rewardproof.errors import EvaluationError
 from rewardproof.statistics import Interval, Reliability, cluster_bootstrap_columns, reliability, wilson, within_cluster_correlation
 from rewardproof.statistics.bootstrap import Clusters
@@ -194,6 +195,39 @@ def pair_outcomes(groups: Sequence[Group], rewards: Sequence[Sequence[float] | F
         subsets=tuple(group.subset for group, _ in kept),
         sizes=tuple(np.bincount(pairs.group_P).tolist()),
     )
+
+
+def correct_shares(pairs: Sequence[Sequence[Pair]], rewards: Sequence[Sequence[float]]) -> FloatArray:
+    """Share of each group's given pairs that the rewards order as they do; a tie is half a correct pair.
+
+    Args:
+        pairs: Ordered pairs of every group, at least one.
+        rewards: The rewards of every group's answers, in the groups' order.
+
+    Example:
+        >>> correct_shares([[Pair(0, 1, None), Pair(1, 2, None)]], [[2.0, 1.0, 1.0]])
+        array([0.75])
+    """
+    gaps = [np.array([row[pair.winner] - row[pair.loser] for pair in some]) for some, row in zip(pairs, rewards, strict=True)]
+    return np.array([_wins(gap_P).mean() for gap_P in gaps])
+
+
+def agreement(
+    prompts: Sequence[str], pairs: Sequence[Sequence[Pair]], rewards: Sequence[Sequence[float]], *, seed: int = 0
+) -> Interval | None:
+    """How often rewards order answers as given pairs do, which need not be the data's own; nothing where there are no pairs.
+
+    Args:
+        prompts: Key of every group's prompt, which the interval resamples.
+        pairs: Ordered pairs of every group; groups without one are left out.
+        rewards: The rewards of every group's answers, in the groups' order.
+        seed: Seed of the bootstrap.
+    """
+    ordered = [place for place, some in enumerate(pairs) if some]
+    if not ordered:
+        return None
+    shares_G = correct_shares([pairs[place] for place in ordered], [rewards[place] for place in ordered])
+    return accuracy_intervals(shares_G[:, None], [prompts[place] for place in ordered], seed=seed)[0]
 
 
 def _letters(wins_P: FloatArray) -> str:

@@ -121,6 +121,7 @@ def fitted(plan: Fit) -> dict[str, Any]:
         "last": dict(result.last),
         **result.found,
         "states": {when: asdict(found) for when, found in result.states.items()},
+        **({} if result.best_step is None else {"best_step": result.best_step}),
     }
 
 

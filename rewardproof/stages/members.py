@@ -84,6 +84,11 @@ def _loaded(path: str) -> PreTrainedModel:
 def _mixture_or_base(context: MemberContext, folder: Path, seed: int) -> PreTrainedModel:
     if context.config.upcycle is not None and context.resume and (folder / "moe").is_dir():
         return _loaded(str(folder / "moe"))
+    return base_model(context, seed)
+
+
+def base_model(context: MemberContext, seed: int) -> PreTrainedModel:
+    """The language model that all parts of a run start from, as a reward model with an untrained head."""
     torch.manual_seed(seed)
     model = load_base(context.config.model, context.tokenizer)
     if context.config.depth:

@@ -14,7 +14,6 @@ from rewardproof.models.checkpoints import EXPERTS_FILE
 from rewardproof.models.factor_head import FACTORS_FILE
 from rewardproof.report import Page, Section, Table, provenance_rows, reliability_figure, save_figure, training_figure, write_page
 from rewardproof.scoring import AnyModel
-from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE
 from rewardproof.stages.domain_page import domain_sections
 from rewardproof.stages.experts_page import experts_sections, shown, specialists_section
 from rewardproof.stages.factors_page import factors_sections
@@ -92,6 +91,10 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
             sections += experts_sections(directory, found, of_whom=of_whom)
             if "experts" in member.summary:
                 sections.append(specialists_section(directory, member.summary["experts"], of_whom=of_whom))
+        if "held_out" in member.summary:
+            from rewardproof.stages.double_mixture_judging import parts_section
+
+            sections.append(parts_section(member.summary["held_out"]))
     sections.append(_loading(directory))
     write_page(
         directory.path / "report.html",
@@ -111,7 +114,7 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
 
 def _loading(directory: RunDirectory) -> Section:
     model = directory.path / "model"
-    if any((model / name).is_file() for name in (EXPERTS_FILE, FACTORS_FILE, ENSEMBLE_FILE)):
+    if not (model / "config.json").is_file() or any((model / name).is_file() for name in (EXPERTS_FILE, FACTORS_FILE)):
         told, loader = "No stock class computes the delivered model; rewardproof loads it.", ("rewardproof.scoring", "load_model")
     else:
         told, loader = "The delivered model is a stock checkpoint.", ("transformers", "AutoModelForSequenceClassification")

@@ -110,13 +110,15 @@ class StepTotals:
     def metrics(self) -> dict[str, float]:
         """The totals as the quantities of the log: accuracy and gap over pairs, reward mean and spread, length correlation, routing."""
         rewards = torch.tensor(self.rewards)
-        values = {
-            "pair/accuracy": self.correct / max(self.pairs, 1),
-            "reward/gap": self.gap / max(self.pairs, 1),
-            "reward/mean": float(rewards.mean()),
-            "reward/std": float(rewards.std()) if len(rewards) > 1 else 0.0,
-            "reward/length_correlation": _correlation(rewards, torch.tensor(self.lengths, dtype=torch.float32)),
-        }
+        values: dict[str, float] = {}
+        if self.pairs:  # groups without pairs are there for a further term alone, and their rewards mean nothing
+            values |= {
+                "pair/accuracy": self.correct / self.pairs,
+                "reward/gap": self.gap / self.pairs,
+                "reward/mean": float(rewards.mean()),
+                "reward/std": float(rewards.std()) if len(rewards) > 1 else 0.0,
+                "reward/length_correlation": _correlation(rewards, torch.tensor(self.lengths, dtype=torch.float32)),
+            }
         if self.routings:
             count = len(self.routings)
             loads = [sum(column) / count for column in zip(*(entry.load for entry in self.routings), strict=True)]
@@ -301,7 +303,7 @@ class PairIndex(NamedTuple):
         for size, pairs in zip(batch.conversations_per_group, batch.pairs, strict=True):
             rows += [(first + pair.winner, first + pair.loser, 1 / len(pairs), pair.margin or 0.0, pair.doubt) for pair in pairs]
             first += size
-        winners, losers, *numbers = zip(*rows, strict=True)
+        winners, losers, *numbers = zip(*rows, strict=True) if rows else ((),) * 5
         places = [torch.tensor(column, dtype=torch.long, device=device) for column in (winners, losers)]
         return cls(*places, *(torch.tensor(column, dtype=torch.float32, device=device) for column in numbers))
 

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState
 from rewardproof.artifacts import writing
 from rewardproof.errors import MissingExtraError, TrainingError
 from rewardproof.losses import over_processes
+from rewardproof.models.double_mixture import CapabilityExperts
 from rewardproof.models.experts import DeltaExperts, FullExperts
 from rewardproof.models.packed import PackedRewards, end_states, packed_rewards
 from rewardproof.models.precision import Precision, computing_in
@@ -47,12 +48,19 @@ class PackedRewardModule(nn.Module):
     """What data-parallel wrappers wrap: a model whose forward takes a packed stream."""
 
     def __init__(
-        self, model: PreTrainedModel, *, trunk: FrozenTrunk | None, backend: str = "", auxiliaries: Sequence[AuxiliaryTerm] = ()
+        self,
+        model: PreTrainedModel,
+        *,
+        trunk: FrozenTrunk | None,
+        backend: str = "",
+        auxiliaries: Sequence[AuxiliaryTerm] = (),
+        experts: CapabilityExperts | None = None,
     ) -> None:
-        """Join a reward model, where its activations are stored its detached trunk, and further terms of the objective."""
+        """Join a reward model, its detached trunk where activations are stored, further terms of the objective, and experts on it."""
         super().__init__()
         self.model = model
         self.terms = tuple(auxiliaries)
+        self.experts = experts
         self.auxiliaries = nn.ModuleList(auxiliaries)
         self.config = model.config
         self.trunk = trunk
@@ -67,6 +75,8 @@ class PackedRewardModule(nn.Module):
     def passed(self, stream: Stream) -> PackedRewards:
         """The pass alone, which the further terms read."""
         with self._fed(stream):
+            if self.experts is not None:
+                return self.experts(self.model, stream.batch, groups=stream.groups, backend=self.backend)
             answers, tokens = any(term.needs_answers for term in self.terms), any(term.needs_tokens for term in self.terms)
             return packed_rewards(self.model, stream.batch, backend=self.backend, answers=answers, tokens=tokens)
 

@@ -59,6 +59,8 @@ LEARNS = (
     "umm_regime",
     "warm",
 )
+ELSEWHERE = ("dmoerm",)
+"""Recipes whose data has to say more than which answer is better; `test_dmoerm.py` trains them."""
 SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
@@ -107,7 +109,7 @@ def weights(run_directory: Path, part: str = "model") -> dict[str, torch.Tensor]
     return load_file(file)
 
 
-@pytest.mark.parametrize("recipe", recipe_names("train"))
+@pytest.mark.parametrize("recipe", [name for name in recipe_names("train") if name not in ELSEWHERE])
 def test_every_shipped_recipe_learns_the_toy_task(recipe: str, trained: Trained) -> None:
     report = trained(recipe)
     overall = report.results["accuracy"]["overall"]
@@ -133,7 +135,7 @@ def test_every_shipped_recipe_learns_the_toy_task(recipe: str, trained: Trained)
 
 
 def test_every_recipe_is_named_here() -> None:
-    assert set(LEARNS) | {"linear_probe"} == set(recipe_names("train")), "a new recipe needs a test"
+    assert set(LEARNS) | {"linear_probe", *ELSEWHERE} == set(recipe_names("train")), "a new recipe needs a test"
 
 
 @pytest.mark.parametrize("recipe", ["bsr", "dense", "dogerm", "ewa", "haf", "linear_probe", "umm", "umm_delta", "umm_regime", "warm"])
