@@ -28,11 +28,11 @@ from rewardproof.artifacts import writing
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.packing import PackedBatch, fill, pack
 from rewardproof.errors import CheckpointError, ConfigError, MissingExtraError
-from rewardproof.models.checkpoints import save_model
 from rewardproof.models.cost import products_per_token
 from rewardproof.models.families import family_of, is_padded_only
 from rewardproof.models.packed import PackedRewards, end_states, position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_budget
+from rewardproof.models.saving import save_model
 from rewardproof.models.trunk import FrozenTrunk, group_key
 
 MIXER_FILE = "mixer.safetensors"

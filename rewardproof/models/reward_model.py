@@ -19,7 +19,7 @@ from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, encode_grou
 from rewardproof.data.group import Group
 from rewardproof.data.packing import PackedBatch, fill, pack, split_at_position, split_large
 from rewardproof.errors import ConfigError, DataError, EvaluationError, ModelError
-from rewardproof.models.checkpoints import load_reward_model, save_reward_model
+from rewardproof.models.checkpoints import load_reward_model
 from rewardproof.models.cost import products_per_token
 from rewardproof.models.double_mixture import CapabilityExperts
 from rewardproof.models.factor_head import factor_head_of
@@ -27,6 +27,7 @@ from rewardproof.models.families import is_padded_only
 from rewardproof.models.packed import PackedRewards, packed_rewards, position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_budget, default_device, resolve_precision
 from rewardproof.models.routing import Routing
+from rewardproof.models.saving import save_reward_model
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache, TrunkStore
 
 ReadT = TypeVar("ReadT")

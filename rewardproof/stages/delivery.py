@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rewardproof.models.checkpoints import save_reward_scale
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.saving import save_reward_scale
 from rewardproof.models.trunk import group_key
 from rewardproof.scoring import AnyModel, DoubleMixture, ModelEnsemble, Scale
 from rewardproof.stages.member_context import Member, MemberContext

@@ -18,7 +18,7 @@ from rewardproof.artifacts import is_main
 from rewardproof.data import Group
 from rewardproof.data.capability_labels import Labels, Points, category_of, point_pairs
 from rewardproof.errors import ConfigError, DataError
-from rewardproof.models.checkpoints import load_reward_model, save_reward_model
+from rewardproof.models.checkpoints import load_reward_model
 from rewardproof.models.double_mixture import (
     CapabilityExperts,
     QueryRouter,
@@ -32,6 +32,7 @@ from rewardproof.models.double_mixture import (
 )
 from rewardproof.models.families import family_of
 from rewardproof.models.precision import default_device
+from rewardproof.models.saving import save_reward_model
 from rewardproof.models.trunk import group_key
 from rewardproof.models.upcycling import first_differing, select_layers
 from rewardproof.scoring import DoubleMixture, Scale

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from rewardproof.artifacts import is_main
 from rewardproof.merging import average
-from rewardproof.models.checkpoints import load_base, load_reward_model, save_reward_model
+from rewardproof.models.checkpoints import load_base, load_reward_model
 from rewardproof.models.depth import keep_first_layers
 from rewardproof.models.factor_head import install_factors
 from rewardproof.models.precision import default_device
+from rewardproof.models.saving import save_reward_model
 from rewardproof.models.upcycling import is_upcycled
 from rewardproof.stages.domain import matched, merge_with_domain, require_one_base
 from rewardproof.stages.factors_page import dictionary_of, factors_summary

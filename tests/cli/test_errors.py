@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
 from rewardproof.errors import ConfigError
-from rewardproof.models.checkpoints import save_reward_model
+from rewardproof.models.saving import save_reward_model
 
 
 def run(*arguments: object) -> Result:

@@ -21,8 +21,8 @@ from rewardproof.artifacts import Report
 from rewardproof.data import Pair, read_groups
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.errors import ConfigError, ModelError
-from rewardproof.models.checkpoints import save_reward_model
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.saving import save_reward_model
 from rewardproof.stages.domain import SWEEP
 from rewardproof.stages.domain_choice import _in_order, _prompt
 from rewardproof.stages.evaluate import Evaluate

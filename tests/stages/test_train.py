@@ -403,7 +403,7 @@ def test_settings_that_cannot_work(
 
 
 def test_a_reused_model_of_another_shape(settings: Callable[..., Train], tiny: Any, tmp_path: Path) -> None:
-    from rewardproof.models.checkpoints import save_reward_model
+    from rewardproof.models.saving import save_reward_model
 
     other = save_reward_model(tiny.classifier("gpt2"), tiny.word_tokenizer(), tmp_path / "gpt2")
     with pytest.raises(ModelError, match=r"Cannot average models that differ: .*share their architecture"):
