@@ -11,7 +11,7 @@ from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from rewardproof.config import Section, nearest_hint
@@ -34,6 +34,15 @@ from rewardproof.models.packed import PackedRewards
 from rewardproof.models.routing import Routing
 
 
+def _margin(value: object) -> object:
+    if value in ("none", "data") or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf):
+        return value
+    raise ValueError("expected none, data or a number that is not negative")
+
+
+Margin = Annotated[Literal["none", "data"] | float, BeforeValidator(_margin)]
+
+
 class Loss(Section):
     """The training objective."""
 
@@ -41,7 +50,7 @@ class Loss(Section):
     """The loss of a pair: a name of `PAIR_LOSSES`, or `module:function` of your own, called as those are."""
     label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability that a recorded preference is wrong; a pair whose own doubt is known has that instead."""
-    margin: Literal["none", "data"] | Annotated[float, Field(ge=0)] = "none"
+    margin: Margin = "none"
     """`data` demands that the gap exceed the pair's own margin column, a number that every gap exceed it."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides the gap of `normalised`, where the scale of rewards has no say."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from rewardproof.config import parse
 from rewardproof.data.packing import PackedBatch, pack
 from rewardproof.errors import ConfigError
 from rewardproof.losses import decoupled, hinge, normalised
@@ -133,6 +134,13 @@ def test_a_margin_is_refused_where_it_would_mean_nothing(name: str) -> None:
         with pytest.raises(ConfigError, match=f"loss.margin={margin} with loss.pair={name}, expected none"):
             check_loss(Loss(pair=name, margin=margin), zero_head=False)
     check_loss(Loss(pair=name, margin=0.0), zero_head=False)
+
+
+def test_a_margin_is_none_the_datas_or_a_number() -> None:
+    assert [parse(Loss, {"margin": value}).margin for value in ("none", "data", 0.5, 2)] == ["none", "data", 0.5, 2.0]
+    for value in ("dta", -1, True, math.inf):
+        with pytest.raises(ConfigError, match=r"Bad value for 'margin': got .*expected none, data or a number that is not negative"):
+            parse(Loss, {"margin": value})
 
 
 def test_a_hinge_learns_from_zero_only_with_a_margin() -> None:
