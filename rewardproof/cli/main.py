@@ -68,7 +68,7 @@ def upcycle(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False,
 @app.command()
 @guarded
 def merge(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False) -> Any:
-    """MOE OUT, or MODEL MODEL… OUT method=average: experts into one dense model, or models into one."""
+    """MOE OUT, or MODEL MODEL… OUT method=average|domain: experts into one dense model, or models into one."""
     (*models, out), overrides = _arguments(tokens, "MODEL…", "OUT")
     from rewardproof.stages.merge import MergeModels, run
 

@@ -70,6 +70,12 @@ def prompt_overlap(a: Iterable[Group], b: Iterable[Group]) -> int:
     return len({split_key(group) for group in a} & {split_key(group) for group in b})
 
 
+def without_prompts_of(groups: Iterable[Group], others: Iterable[Group]) -> list[Group]:
+    """Those of `groups` whose prompt none of `others` has, order kept."""
+    known = {split_key(group) for group in others}
+    return [group for group in groups if split_key(group) not in known]
+
+
 def split_key(group: Group) -> str:
     """What splits hash: the prompt's key, or a hash of the answers where no prompt is known."""
     if group.prompt_text.strip():

@@ -1,23 +1,28 @@
 """Evaluation: what a reward model's scores are worth. It takes groups and numbers, never a model, so any scorer can be judged."""
 
-from rewardproof.evaluation.accuracy import AccuracyReport, PairOutcomes, pair_accuracy, pair_outcomes
-from rewardproof.evaluation.best_of_n import BestOfNCurve, best_of_n_curve
+from rewardproof.evaluation.accuracy import AccuracyReport, PairOutcomes, accuracy_intervals, pair_accuracy, pair_outcomes
+from rewardproof.evaluation.factors import Factor, FactorReading, read_factors
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.law import LawRange
 from rewardproof.evaluation.policy_runs import Evaluation, PolicyHacking, PolicyRuns, read_evaluation
+from rewardproof.evaluation.ranking import RankAgreement, rank_agreement
 
 __all__ = [
     "AccuracyReport",
-    "BestOfNCurve",
     "BestOfNRuns",
     "Evaluation",
+    "Factor",
+    "FactorReading",
     "Hacking",
     "LawRange",
     "PairOutcomes",
     "PolicyHacking",
     "PolicyRuns",
-    "best_of_n_curve",
+    "RankAgreement",
+    "accuracy_intervals",
     "pair_accuracy",
     "pair_outcomes",
+    "rank_agreement",
     "read_evaluation",
+    "read_factors",
 ]

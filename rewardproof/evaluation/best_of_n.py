@@ -1,109 +1,20 @@
-"""Over-optimisation by best-of-n: as n grows the proxy's score must rise; does gold rise with it, or fall?"""
+"""What best-of-n picks from pools of answers, and what gold says of the picks, prompt by prompt."""
 
 # Shapes: P prompts, N answers in a prompt's pool, L values of n.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from rewardproof.errors import EvaluationError
-from rewardproof.statistics import Interval, best_of_n, cluster_bootstrap, cluster_bootstrap_columns, kl_upper_bound
+from rewardproof.statistics import best_of_n
 from rewardproof.statistics.checks import FloatArray, finite
 
 Pools: TypeAlias = Sequence[Sequence[float] | FloatArray] | FloatArray
-
-
-@dataclass(frozen=True, slots=True)
-class BestOfNCurve:
-    """Mean scores of the answer that the proxy picks among n, over prompts.
-
-    Attributes:
-        ns: Values of n.
-        kl: Upper bound of the KL divergence at each n, in nats; not comparable with the KL of a trained policy.
-        gold: Mean gold score at each n.
-        proxy: Mean proxy score at each n, in the proxy's own units.
-        oracle: Mean gold score at each n if gold itself did the picking: the ceiling.
-        random_gold: Mean gold score of an answer picked at random, which is n = 1.
-        proxy_mean: Mean proxy score over all pools, the zero of the z-scored proxy.
-        proxy_std: Standard deviation of the proxy over all pools, its unit; proxies compare in these units only.
-        n_prompts: Prompts.
-        pool: Answers in the smallest pool.
-    """
-
-    ns: tuple[int, ...]
-    kl: tuple[float, ...]
-    gold: tuple[Interval, ...]
-    proxy: tuple[Interval, ...]
-    oracle: tuple[Interval, ...]
-    random_gold: Interval
-    proxy_mean: float
-    proxy_std: float
-    n_prompts: int
-    pool: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        values = dataclasses.asdict(self)
-        for name in ("gold", "proxy", "oracle"):
-            values[name] = [interval.as_dict() for interval in getattr(self, name)]
-        values["random_gold"] = self.random_gold.as_dict()
-        return values
-
-
-def best_of_n_curve(
-    proxy: Pools,
-    gold: Pools,
-    ns: Sequence[int],
-    *,
-    clusters: Sequence[Hashable] | None = None,
-    seed: int = 0,
-) -> BestOfNCurve:
-    """Gold and proxy score of best-of-n for every n at once, from one pool of answers a prompt.
-
-    Args:
-        proxy: Proxy scores, one list a prompt; pools may differ in size.
-        gold: Gold scores of the same answers in the same order.
-        ns: Values of n, ascending, each smaller than the smallest pool.
-        clusters: What the bootstrap resamples, one a prompt; each prompt for itself if absent.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The curve with intervals over prompts.
-
-    Raises:
-        EvaluationError: If the shapes differ, a score is not finite, `ns` does not ascend from 1 or more, or a pool has no more than max n.
-
-    Example:
-        >>> curve = best_of_n_curve(proxy=[[1.0, 2.0, 3.0], [0.0, 1.0, 0.5]], gold=[[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]], ns=[1, 2])
-        >>> [round(g.estimate, 3) for g in curve.gold], round(curve.oracle[1].estimate, 3), curve.pool
-        ([0.333, 0.5], 0.667, 3)
-
-    Reference:
-        Gao et al., arXiv:2210.10760; estimator: Nakano et al., WebGPT, arXiv:2112.09332, appendix I.
-    """
-    proxies, golds = _pools(proxy, gold)
-    columns_P3L = best_of_n_columns(proxies, golds, ns)
-    intervals = cluster_bootstrap_columns(columns_P3L.reshape(len(proxies), -1), clusters, seed=seed)
-    length = len(ns)
-    everything = np.concatenate(proxies)
-    return BestOfNCurve(
-        ns=tuple(int(n) for n in ns),
-        kl=tuple(kl_upper_bound(ns).tolist()),
-        gold=tuple(intervals[:length]),
-        proxy=tuple(intervals[length : 2 * length]),
-        oracle=tuple(intervals[2 * length :]),
-        random_gold=cluster_bootstrap([float(pool.mean()) for pool in golds], clusters, seed=seed),
-        proxy_mean=float(everything.mean()),
-        proxy_std=float(everything.std()),
-        n_prompts=len(proxies),
-        pool=min(len(pool) for pool in proxies),
-    )
 
 
 def best_of_n_columns(proxy: Pools, gold: Pools, ns: Sequence[int]) -> FloatArray:
@@ -115,7 +26,15 @@ def best_of_n_columns(proxy: Pools, gold: Pools, ns: Sequence[int]) -> FloatArra
         ns: Values of n, ascending, each smaller than the smallest pool.
 
     Raises:
-        EvaluationError: As `best_of_n_curve`.
+        EvaluationError: If the shapes differ, a score is not finite, `ns` does not ascend from 1 or more, or a pool has no more than max n.
+
+    Example:
+        >>> columns = best_of_n_columns(proxy=[[1.0, 2.0, 3.0], [0.0, 1.0, 0.5]], gold=[[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]], ns=[1, 2])
+        >>> columns[:, 0].mean(axis=0).round(3).tolist(), columns[:, 2].mean(axis=0).round(3).tolist()
+        ([0.333, 0.5], [0.333, 0.667])
+
+    Reference:
+        Gao et al., arXiv:2210.10760; estimator: Nakano et al., WebGPT, arXiv:2112.09332, appendix I.
     """
     proxies, golds = _pools(proxy, gold)
     sizes = np.asarray([len(pool) for pool in proxies])

@@ -85,7 +85,7 @@ class BestOfNRuns:
             prompts: Key of each pool's prompt.
 
         Raises:
-            EvaluationError: There is no reward model, one gives all answers the same score, or as `best_of_n_curve`.
+            EvaluationError: There is no reward model, one gives all answers the same score, or as `best_of_n_columns`.
         """
         if not proxies:
             raise EvaluationError("Got no reward model's scores, expected those of one at least; name a model.")

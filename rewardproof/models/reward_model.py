@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewardproof.data.encoding import EncodedGroup, Overlong, encode_groups
@@ -17,11 +20,14 @@ from rewardproof.data.group import Group
 from rewardproof.data.packing import PackedBatch, fill, pack, split_at_position, split_large
 from rewardproof.errors import ConfigError, DataError, EvaluationError, ModelError
 from rewardproof.models.checkpoints import load_reward_model, save_reward_model
+from rewardproof.models.factor_head import factor_head_of
 from rewardproof.models.families import is_padded_only
 from rewardproof.models.packed import PackedRewards, packed_rewards, position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_budget, default_device, resolve_precision
 from rewardproof.models.routing import Routing
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache, TrunkStore
+
+ReadT = TypeVar("ReadT")
 
 
 class RewardModel:
@@ -168,20 +174,61 @@ class RewardModel:
             ModelError: A conversation is longer than dynamic rotary factors allow.
             EvaluationError: A reward is not finite.
         """
-        wanted = list(groups)
+
+        def rewards(output: PackedRewards, names: Sequence[str]) -> list[float]:
+            return [_finite(value, name) for value, name in zip(output.rewards_C.tolist(), names, strict=True)]
+
+        return [tuple(values) for values in self._read(list(groups), origins, rewards)]
+
+    def states(self, groups: Sequence[EncodedGroup]) -> list[Tensor]:
+        """What the head reads of every conversation of encoded groups: final hidden states on the CPU, `(N, D)` a group, in order.
+
+        Raises:
+            DataError: A conversation has more tokens than the model has positions.
+            ModelError: A conversation is longer than dynamic rotary factors allow.
+        """
+        rows = self._read(groups, (), lambda output, _: output.states_CD.float().cpu().unbind())
+        return [torch.stack(of_group) for of_group in rows]
+
+    def uncertainty(self, groups: Sequence[Group], *, samples: int = 64, seed: int = 0) -> list[tuple[float, ...]]:
+        """Standard deviation of every answer's reward over draws from the posterior of its factors, in the caller's order.
+
+        Args:
+            groups: Groups of any size.
+            samples: Draws, 2 or more; each has one dictionary for all answers.
+            seed: Of the draws.
+
+        Raises:
+            ModelError: The model has no head of factors.
+            ConfigError: One draw has no spread.
+        """
+        head = factor_head_of(self.model)
+        if samples < 2:
+            raise ConfigError(f"Got samples={samples}, expected 2 or more: one draw has no spread. Write samples=64, for instance.")
+        found = self.states(self.encode(groups)[0])
+        if not found:
+            return []
+        spread_N = head.draws(torch.cat(found).to(self.model.device), samples, seed=seed).std(dim=0).cpu()
+        return [tuple(part.tolist()) for part in spread_N.split([len(states_ND) for states_ND in found])]
+
+    def _read(
+        self, wanted: Sequence[EncodedGroup], origins: Sequence[str], read: Callable[[PackedRewards, Sequence[str]], Sequence[ReadT]]
+    ) -> list[list[ReadT]]:
+        """What `read` makes of every conversation, given a stream's output and the names of its conversations' groups."""
         boundary = position_boundary(self.model)
         names = [origin or f"answer group {group.index}" for group, origin in zip(wanted, origins or [""] * len(wanted), strict=True)]
         self._refuse_too_long(wanted, names)
+        self.model.eval()  # in training, dropout and sampling heads give another reward every time
         parts = [(place, part) for place, group in enumerate(wanted) for part in self._parts(group, boundary)]
-        rewards: list[dict[tuple[int, ...], float]] = [{} for _ in wanted]
+        found: list[dict[tuple[int, ...], ReadT]] = [{} for _ in wanted]
         streams = [[], []] if boundary is not None else [[]]
         for entry in parts:
             long = boundary is not None and max(len(tokens) for tokens in entry[1].conversations) > boundary
             streams[int(long)].append(entry)
         with self._shared_trunk([part for _, part in parts]) as (trunk, store):
             for stream in streams:
-                self._score_stream(stream, rewards, names, trunk=trunk, store=store)
-        return [tuple(found[tokens] for tokens in group.conversations) for found, group in zip(rewards, wanted, strict=True)]
+                self._read_stream(stream, names, read, found, trunk=trunk, store=store)
+        return [[values[tokens] for tokens in group.conversations] for values, group in zip(found, wanted, strict=True)]
 
     def routings(self, groups: Sequence[EncodedGroup]) -> Iterator[tuple[PackedBatch, tuple[Routing, ...]]]:
         """Streams of encoded groups, in order, with what each router of a mixture decides on them, lowest layer first."""
@@ -246,11 +293,12 @@ class RewardModel:
         with torch.inference_mode(), computing_in(self.precision, device), feed:
             return packed_rewards(self.model, batch, backend=self.backend)
 
-    def _score_stream(
+    def _read_stream(
         self,
         parts: list[tuple[int, EncodedGroup]],
-        rewards: list[dict[tuple[int, ...], float]],
         names: Sequence[str],
+        read: Callable[[PackedRewards, Sequence[str]], Sequence[ReadT]],
+        found: list[dict[tuple[int, ...], ReadT]],
         *,
         trunk: FrozenTrunk | None,
         store: TrunkStore | None,
@@ -258,11 +306,10 @@ class RewardModel:
         owners = iter(parts)
         device = self.model.device
         for run in fill((part for _, part in parts), tokens_per_batch=self.tokens_per_batch):
-            values = iter(self._forward(run, pack(run).to(device), trunk, store).rewards_C.tolist())
-            for group in run:
-                place, _ = next(owners)
-                for tokens in group.conversations:
-                    rewards[place][tokens] = _finite(next(values), names[place])
+            places = [(place, tokens) for place, group in itertools.islice(owners, len(run)) for tokens in group.conversations]
+            output = self._forward(run, pack(run).to(device), trunk, store)
+            for (place, tokens), value in zip(places, read(output, [names[place] for place, _ in places]), strict=True):
+                found[place][tokens] = value
 
 
 def _finite(value: float, name: str) -> float:

@@ -3,6 +3,7 @@
 Figures import matplotlib and the page imports jinja2 when they are called, so that a command that prints a table waits for neither.
 """
 
+from rewardproof.report.factor_figures import factors_figure
 from rewardproof.report.figure_style import SavedFigure, save_figure
 from rewardproof.report.figures import (
     accuracy_figure,
@@ -12,10 +13,11 @@ from rewardproof.report.figures import (
     routing_figure,
     training_figure,
 )
-from rewardproof.report.optimisation_figures import best_of_n_figure, course_figure, hacking_figure, policy_figure
+from rewardproof.report.optimisation_figures import course_figure, hacking_figure, policy_figure
 from rewardproof.report.page import Page, PageFigure, Section, provenance_rows, write_page
 from rewardproof.report.strength_figure import strength_figure
 from rewardproof.report.tables import Cell, Table, console_table, format_cell, format_gain, format_interval, markdown_table
+from rewardproof.report.weight_figure import weight_figure
 
 __all__ = [
     "Cell",
@@ -25,10 +27,10 @@ __all__ = [
     "Section",
     "Table",
     "accuracy_figure",
-    "best_of_n_figure",
     "coefficients_figure",
     "console_table",
     "course_figure",
+    "factors_figure",
     "format_cell",
     "format_gain",
     "format_interval",
@@ -42,5 +44,6 @@ __all__ = [
     "save_figure",
     "strength_figure",
     "training_figure",
+    "weight_figure",
     "write_page",
 ]

@@ -13,43 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rewardproof.evaluation import BestOfNCurve, Hacking, PolicyHacking
-
-
-def best_of_n_figure(curves: Mapping[str, BestOfNCurve]) -> Figure:
-    """Gold and proxy against n: a proxy that climbs while gold stalls or falls is being gamed.
-
-    Proxies are shown in standard deviations of each proxy over its own pools, since rewards of two models share no unit.
-
-    Args:
-        curves: Name of the reward model to its curve.
-
-    Returns:
-        Two panels with bands of the intervals; the grey dotted line of the gold panel is the ceiling (gold picks).
-
-    Raises:
-        EvaluationError: If there is no curve.
-
-    Example:
-        >>> from rewardproof.evaluation import best_of_n_curve
-        >>> curve = best_of_n_curve([[0.0, 1.0, 2.0]] * 3, [[0.0, 1.0, 0.5]] * 3, [1, 2])
-        >>> [axes.get_title(loc="left") for axes in best_of_n_figure({"dense": curve}).axes]
-        ['Gold: what is wanted', 'Proxy: what is optimised']
-    """
-    require(curves, "curves")
-    with figure_style():
-        figure = new_figure(6.6, 3.6)
-        gold, proxy = _panels(figure)
-        for i, (name, curve) in enumerate(curves.items()):
-            unit = curve.proxy_std or 1.0
-            for axes, intervals, zero, one in ((gold, curve.gold, 0.0, 1.0), (proxy, curve.proxy, curve.proxy_mean, unit)):
-                _band(axes, curve.ns, intervals, index=i, name=name, zero=zero, unit=one)
-        widest = max(curves.values(), key=lambda curve: curve.ns[-1])
-        gold.plot(widest.ns, [x.estimate for x in widest.oracle], color=MUTED, linestyle=":", linewidth=1.2, label="ceiling (gold picks)")
-        for axes in (gold, proxy):
-            _answers_axis(axes, widest.ns)
-        legend_above(figure, gold)
-    return figure
+    from rewardproof.evaluation import Hacking, PolicyHacking
 
 
 def hacking_figure(methods: Mapping[str, Hacking]) -> Figure:
@@ -186,11 +150,3 @@ def _band(
     colour, line, marker = (kinds[index % len(kinds)] for kinds in (COLOURS, LINES, MARKERS))
     axes.fill_between(xs, low, high, color=colour, alpha=0.13, linewidth=0)
     axes.plot(xs, estimate, color=colour, linestyle=line, marker=marker, markevery=every, label=name)
-
-
-def _answers_axis(axes: Axes, ns: Sequence[int]) -> None:
-    axes.set_xscale("log", base=2)
-    ticks = list(ns) if len(ns) <= 7 else [n for i, n in enumerate(ns) if i % -(-len(ns) // 6) == 0]
-    axes.set_xticks(ticks, [f"{n:,}".replace(",", " ") for n in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("answers to pick from, n")

@@ -15,7 +15,7 @@ from typing import Any
 from rewardproof.artifacts import Progress, Report, RunDirectory, silent
 from rewardproof.config import Section, apply_overrides, load_recipe, parse
 from rewardproof.data import Group, read_groups
-from rewardproof.evaluation import AccuracyReport, BestOfNCurve, best_of_n_curve, pair_accuracy
+from rewardproof.evaluation import AccuracyReport, BestOfNRuns, Hacking, pair_accuracy
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import select_layers
 from rewardproof.scoring import CheckableGold
@@ -23,8 +23,7 @@ from rewardproof.stages.demo_page import write_demo_page
 from rewardproof.stages.train import Train
 from rewardproof.stages.train import run as run_train
 from rewardproof.stages.training_report import scored
-from rewardproof.statistics import Interval, best_of_n, paired_difference
-from rewardproof.statistics.checks import FloatArray
+from rewardproof.statistics import Interval
 
 WORLD = "embedded:checkable"
 
@@ -66,7 +65,7 @@ class Story:
 
     Attributes:
         accuracy: Pair accuracy by model and part.
-        curves: Best-of-n by model.
+        hacking: Best-of-n by model.
         gain: Gold of each model's best-of-n choice minus the dense model's, at the largest n, paired by prompt.
         seconds: Wall time by phase.
         training: `report.json` of each training run.
@@ -75,7 +74,7 @@ class Story:
     """
 
     accuracy: dict[str, dict[str, AccuracyReport]] = field(default_factory=dict)
-    curves: dict[str, BestOfNCurve] = field(default_factory=dict)
+    hacking: dict[str, Hacking] = field(default_factory=dict)
     gain: dict[str, Interval] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     training: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -144,7 +143,7 @@ def _judge(config: Demo, story: Story, models: dict[str, Path], progress: Progre
     pools = _some(f"{WORLD}/pool64", config.prompts)
     gold = CheckableGold().score(pools)
     prompts = [group.prompt_key for group in pools]
-    best: dict[str, FloatArray] = {}
+    runs: dict[str, BestOfNRuns] = {}
     for name, path in models.items():
         model = RewardModel.load(path, precision="auto")
         model.share_trunk(_first_layer(model, config.layers), limit_gb=20.0)
@@ -152,16 +151,15 @@ def _judge(config: Demo, story: Story, models: dict[str, Path], progress: Progre
         rewards = scored(model, pools, progress)
         story.scoring_seconds[name] = _timed(model, pools[:1])
         sizes = _sizes(len(rewards[0]))
-        story.curves[name] = best_of_n_curve(rewards, gold, sizes, clusters=prompts)
-        best[name] = best_of_n(rewards, gold, sizes[-1:])[:, 0]
+        runs[name] = BestOfNRuns([rewards], gold, sizes, prompts)
+        story.hacking[name] = runs[name].summary(seed=config.seed)
         places = [max(range(len(row)), key=row.__getitem__) for row in rewards]
         for number, (group, place) in enumerate(zip(pools, places, strict=True)):
             if number == len(story.examples):
                 story.examples.append({"prompt": group.prompt_text, "picks": {}})
             story.examples[number]["picks"][name] = (group.answer_texts[place], gold[number][place])
-    for name in models:
-        if name != "dense":
-            story.gain[name] = paired_difference(best[name], best["dense"], prompts)
+    gains = {name: made.minus(runs["dense"]) for name, made in runs.items() if name != "dense"}
+    story.gain = {name: gain for name, gain in gains.items() if gain is not None}
 
 
 def _timed(model: RewardModel, groups: Sequence[Group]) -> float:
@@ -189,7 +187,7 @@ def _first_layer(model: RewardModel, layers: str) -> int:
 
 
 def _verdict(story: Story, config: Demo) -> str:
-    largest = {name: (curve.gold[-1], curve.ns[-1]) for name, curve in story.curves.items()}
+    largest = {name: (one.gold[-1], one.ns[-1]) for name, one in story.hacking.items()}
     best = max(largest, key=lambda name: largest[name][0].estimate)
     gold, n = largest[best]
     decided = [name for name, gain in story.gain.items() if gain.low > 0 or gain.high < 0]
@@ -204,7 +202,7 @@ def _verdict(story: Story, config: Demo) -> str:
 def _results(story: Story) -> dict[str, Any]:
     return {
         "accuracy": {name: {part: report.as_dict() for part, report in parts.items()} for name, parts in story.accuracy.items()},
-        "best_of_n": {name: curve.as_dict() for name, curve in story.curves.items()},
+        "best_of_n": {name: one.as_dict() for name, one in story.hacking.items()},
         "gold_gain_over_dense": {name: gain.as_dict() for name, gain in story.gain.items()},
         "phases_seconds": story.seconds,
         "scoring_seconds": story.scoring_seconds,

@@ -12,8 +12,8 @@ from rewardproof.report import (
     Section,
     Table,
     accuracy_figure,
-    best_of_n_figure,
     format_interval,
+    hacking_figure,
     provenance_rows,
     save_figure,
     write_page,
@@ -40,9 +40,9 @@ def write_demo_page(directory: RunDirectory, config: Demo, story: Story, headlin
         "judged by a program that knows the truth",
         verdict=f"{headline}.",
         facts=(
-            ("models compared", len(story.curves)),
+            ("models compared", len(story.hacking)),
             ("minutes in all", f"{sum(story.seconds.values()) / 60:.1f}"),
-            ("answers judged by gold", sum(curve.n_prompts * curve.pool for curve in list(story.curves.values())[:1])),
+            ("answers judged by gold", sum(one.n_prompts * one.pool for one in list(story.hacking.values())[:1])),
         ),
         sections=sections,
         provenance=provenance_rows(directory.path),
@@ -65,7 +65,7 @@ def _told(config: Demo) -> Section:
 
 def _compared(story: Story) -> Section:
     rows = []
-    for name, curve in story.curves.items():
+    for name, one in story.hacking.items():
         parts = story.accuracy[name]
         gain = story.gain.get(name)
         rows.append(
@@ -73,15 +73,15 @@ def _compared(story: Story) -> Section:
                 name,
                 parts["heldout"].overall,
                 parts["shifted"].overall,
-                format_interval(curve.gold[-1], percent=False, digits=3),
+                format_interval(one.gold[-1], percent=False, digits=3),
                 "–" if gain is None else format_interval(gain, percent=False, digits=3),
             )
         )
-    first = next(iter(story.curves.values()))
+    first = next(iter(story.hacking.values()))
     length = next(iter(story.accuracy.values()))
     rows.append(("longer answer wins", length["heldout"].length_only, length["shifted"].length_only, "not run", "–"))
     rows.append(("random choice", "–", "–", format_interval(first.random_gold, percent=False, digits=3), "–"))
-    rows.append(("gold itself", "–", "–", format_interval(first.oracle[-1], percent=False, digits=3), "–"))
+    rows.append(("gold itself", "–", "–", f"{first.ceiling[-1]:.3f}", "–"))
     n = first.ns[-1]
     return Section(
         "The result",
@@ -90,11 +90,16 @@ def _compared(story: Story) -> Section:
 
 
 def _optimised(directory: RunDirectory, story: Story) -> Section:
-    figure = save_figure(best_of_n_figure(story.curves), directory.path, "best-of-n")
+    figure = save_figure(hacking_figure(story.hacking), directory.path, "best-of-n")
     return Section(
         "Optimised against",
         ("Bands are 95 % intervals over prompts; one training seed a model, so they do not show how much another seed would change.",),
-        figures=(shown(figure, "Gold and proxy score of the chosen answer against the number of answers to choose from."),),
+        figures=(
+            shown(
+                figure,
+                "Gold and proxy score of the chosen answer against the square root of KL, which grows with the answers to choose from.",
+            ),
+        ),
     )
 
 

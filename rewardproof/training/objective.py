@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -15,7 +17,19 @@ from torch import Tensor
 from rewardproof.config import Section, nearest_hint
 from rewardproof.data.packing import PackedBatch
 from rewardproof.errors import ConfigError
-from rewardproof.losses import Total, bradley_terry, centering, importance_load_balance, own_part, reward_l2, switch_balance
+from rewardproof.losses import (
+    Total,
+    ZeroSum,
+    bradley_terry,
+    centering,
+    decoupled,
+    hinge,
+    importance_load_balance,
+    normalised,
+    own_part,
+    reward_l2,
+    switch_balance,
+)
 from rewardproof.models.packed import PackedRewards
 from rewardproof.models.routing import Routing
 
@@ -27,18 +41,32 @@ class Loss(Section):
     """The loss of a pair: a name of `PAIR_LOSSES`, or `module:function` of your own, called as those are."""
     label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability that a recorded preference is wrong; a pair whose own doubt is known has that instead."""
-    margin: Literal["none", "data"] = "none"
-    """`data` demands that the gap exceed the pair's own margin column."""
+    margin: Literal["none", "data"] | Annotated[float, Field(ge=0)] = "none"
+    """`data` demands that the gap exceed the pair's own margin column, a number that every gap exceed it."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the gap of `normalised`, where the scale of rewards has no say."""
     reward_l2: Annotated[float, Field(ge=0)] = 1e-3
     """Weight of half the rewards' squared sum a pair; it centres rewards, which pairs alone leave free."""
     centering: Annotated[float, Field(ge=0)] = 0.0
     """Weight of (chosen + rejected)², TRL's form of centring."""
+    bsr: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of batch-wise sum-to-zero regularisation, a penalty on the mean reward m of a batch of B pairs; 0 is none. It belongs to
+    a training step's batch: the held-out loss leaves it out."""
+    bsr_form: ZeroSum = "mean_squared"
+    """`mean_squared`: B·m², the released form; `sum_squared`: the squared sum of the 2B rewards, 4B times as much."""
+    bsr_scope: Literal["step", "device"] = "step"
+    """The batch: `step` is the whole optimiser step, whatever the processes, accumulation and streams it is cut into; `device` is one
+    process's `per_device_train_batch_size`, as released, so that the number of processes changes the penalty."""
     router_balance: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the load-balance loss, summed over layers; dense models have none."""
     balance: Literal["cv2", "switch"] = "cv2"
     """`cv2`: squared variation of importance and load (XFT); `switch`: fraction times probability (Switch Transformer)."""
     balance_over: Literal["token", "prompt"] = "token"
     """What the experts have to share evenly: tokens, or prompts, each with its answers and however long."""
+    language: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of a language model's loss on the preferred answers (GRM); 0 leaves it out, 0.01 is published."""
+    language_beta: Annotated[float, Field(ge=0)] = 0.1
+    """β of that loss, -log σ(β log π) of a whole answer; 0 takes -log π itself."""
 
 
 class RoutingTotals(NamedTuple):
@@ -131,7 +159,7 @@ def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals:
         losses_P = losses_P + settings.reward_l2 * squares_2P.mean(dim=0)
     if settings.centering:
         losses_P = losses_P + settings.centering * centering(chosen_P, rejected_P, reduction="none")
-    loss = (weight_P * losses_P).sum()
+    loss = (weight_P * losses_P).sum() * math.prod(term.pairs for term in output.auxiliary)
     if output.routings and settings.router_balance:
         weight_T = 1.0 / torch.bincount(batch.group_T)[batch.group_T] if settings.balance_over == "prompt" else None
         balance = balance_loss(output.routings, settings.balance, token_weight_T=weight_T, total=total)
@@ -146,9 +174,11 @@ def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals:
 
 def pair_losses(rewards_C: Tensor, index: PairIndex, settings: Loss) -> Tensor:
     """The loss of every pair under its own margin and doubt, shape `(P,)`, without what holds rewards near zero."""
-    margin_P = index.margin_P if settings.margin == "data" else torch.zeros_like(index.margin_P)
+    demanded = 0.0 if settings.margin in ("none", "data") else float(settings.margin)
+    margin_P = index.margin_P if settings.margin == "data" else torch.full_like(index.margin_P, demanded)
     doubt_P = torch.where(index.doubt_P > 0, index.doubt_P, settings.label_smoothing)
-    return doubted(pair_loss(settings.pair), rewards_C[index.winner_P], rewards_C[index.loser_P], margin_P, doubt_P)
+    loss = pair_loss(settings.pair, temperature=settings.temperature)
+    return doubted(loss, rewards_C[index.winner_P], rewards_C[index.loser_P], margin_P, doubt_P)
 
 
 def doubted(loss: PairLoss, chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor, doubt_P: Tensor) -> Tensor:
@@ -163,18 +193,72 @@ def _bradley_terry(chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor) -> Te
     return bradley_terry(chosen_P, rejected_P, margin_B=margin_P, reduction="none")
 
 
+def _hinge(chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor) -> Tensor:
+    return hinge(chosen_P, rejected_P, margin_B=margin_P, reduction="none")
+
+
+def _normalised(chosen_P: Tensor, rejected_P: Tensor, _: Tensor, *, temperature: float = 1.0) -> Tensor:
+    return normalised(chosen_P, rejected_P, temperature=temperature, reduction="none")
+
+
+def _decoupled(chosen_P: Tensor, rejected_P: Tensor, _: Tensor) -> Tensor:
+    return decoupled(chosen_P, rejected_P, reduction="none")
+
+
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Rewards of the preferred answers, of the others, and margins in reward units, each `(P,)`, to one loss a pair, `(P,)`."""
 
-PAIR_LOSSES: Mapping[str, PairLoss] = {"bradley_terry": _bradley_terry}
+PAIR_LOSSES: Mapping[str, PairLoss] = {
+    "bradley_terry": _bradley_terry,
+    "hinge": _hinge,
+    "normalised": _normalised,
+    "decoupled": _decoupled,
+}
+WITHOUT_MARGIN = ("normalised", "decoupled")
+"""Losses in which a gap in reward units has no place: refused with `loss.margin`, rather than blind to it."""
 
 
-def pair_loss(name: str) -> PairLoss:
+def check_loss(settings: Loss, *, zero_head: bool) -> None:
+    """Refuse settings of the objective under which nothing would be learned, or a setting would do nothing.
+
+    Args:
+        settings: The objective.
+        zero_head: The reward head starts at zero, and so does every reward.
+
+    Raises:
+        ConfigError: Names the keys.
+    """
+    pair_loss(settings.pair)
+    if settings.pair in WITHOUT_MARGIN and settings.margin not in ("none", 0.0):
+        raise ConfigError(
+            f"Got loss.margin={settings.margin} with loss.pair={settings.pair}, expected none: this loss demands no gap in reward units, "
+            "so the margin would do nothing. Drop it, or use loss.pair=hinge or bradley_terry."
+        )
+    if settings.temperature != 1 and settings.pair != "normalised":
+        raise ConfigError(
+            f"Got loss.temperature={settings.temperature} with loss.pair={settings.pair}, expected loss.pair=normalised: no other loss "
+            "reads it. Drop it."
+        )
+    if zero_head and (settings.pair == "normalised" or (settings.pair == "hinge" and settings.margin in ("none", 0.0))):
+        raise ConfigError(
+            f"Got loss.pair={settings.pair} with head.init=zero, expected rewards that differ from the start: where all are 0, a hinge "
+            "without a margin has no gradient and would never train, and a normalised gap divides by zero. Write head.init=normal, or give "
+            "the hinge a margin (loss.margin=1)."
+        )
+
+
+def pair_loss(name: str, *, temperature: float = 1.0) -> PairLoss:
     """The loss of that name, or one of the user's own by `module:function`.
+
+    Args:
+        name: Which.
+        temperature: Of the normalised gap; the other losses have none.
 
     Raises:
         ConfigError: There is none.
     """
+    if name == "normalised":
+        return partial(_normalised, temperature=temperature)
     if name in PAIR_LOSSES:
         return PAIR_LOSSES[name]
     module, colon, function = name.partition(":")

@@ -17,8 +17,10 @@ from rewardproof.data import (
     Group,
     Pair,
     ReadCounts,
+    Scenarios,
     StrengthTreatment,
     Treated,
+    cut_scenarios,
     merge_single_answers,
     ordered_pairs,
     prompt_overlap,
@@ -29,6 +31,7 @@ from rewardproof.data import (
     split_salt,
     strengths_of,
     with_label_noise,
+    without_prompts_of,
 )
 from rewardproof.data.encoding import EncodedGroup, Overlong, encode_groups
 from rewardproof.errors import DataError
@@ -77,6 +80,7 @@ class Prepared:
         held_out_tokens: The same groups, encoded.
         held_out_set: The same as ordered pairs in tokens, for the accuracy during training.
         rows: Counts for the report.
+        validation: What a setting of the finished model is chosen on; empty where nothing is chosen.
     """
 
     train: TrainingSet
@@ -86,6 +90,24 @@ class Prepared:
     held_out_tokens: tuple[EncodedGroup, ...]
     held_out_set: TrainingSet
     rows: dict[str, Any] = field(default_factory=dict)
+    validation: TrainingSet = field(default_factory=lambda: TrainingSet([]))
+
+
+@dataclass(frozen=True, slots=True)
+class Validate:
+    """What a setting of the finished model is to be chosen on: no prompt of it is trained on, and none is among the evaluation data.
+
+    Attributes:
+        data: Sources; where none is given a fraction of the training prompts is kept.
+        held_out: That fraction.
+        categories: Only groups of these categories; empty takes all.
+        key: What the settings call it, for messages.
+    """
+
+    data: Strings
+    held_out: float
+    categories: Strings
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +122,8 @@ class Sources:
         read: How rows are read.
         max_length: Longest conversation, in tokens.
         split_seed: Which of the possible splits.
+        validate: What to choose a setting of the finished model on, or nothing.
+        scenarios: How the data is cut by the answers' sources as well; held-out prompts then keep the answers of seen sources.
     """
 
     data: Strings
@@ -109,6 +133,8 @@ class Sources:
     read: Read
     max_length: int
     split_seed: int = 0
+    validate: Validate | None = None
+    scenarios: Scenarios | None = None
 
 
 def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
@@ -125,7 +151,11 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         inside = tuple(group for group in groups if low <= split_position(group, "share") < high)
         rows["left_out_by_share"] = len(groups) - len(inside)
         groups = inside
-    if sources.eval_data:
+    if sources.scenarios is not None:
+        cut = cut_scenarios(groups, sources.scenarios, fraction=sources.split, salt=split_salt(sources.split_seed))
+        rows["scenarios"] = cut.counts
+        training, held_out = list(cut.train), cut.prompt_disjoint
+    elif sources.eval_data:
         held_out, counts = _read(sources.eval_data, read)
         rows["eval_sources"] = _counts(counts)
         training = list(groups)
@@ -139,6 +169,7 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         if limit and len(groups) > limit:
             rows[f"left_out_by_{name}"] = len(groups) - limit
     training, held_out = _some(training, read.max_groups), tuple(_some(held_out, read.max_held_out))
+    training, validating = _kept_for_validation(sources, training, held_out, rows)
     treated = _treated(training, read)
     training, merging = split_by_prompt(training, fraction=sources.merge_held_out, salt=split_salt(sources.split_seed, "merge"))
     fit_groups, stop_groups = split_by_prompt(merging, fraction=0.4, salt=split_salt(sources.split_seed, "merge-stop"))
@@ -149,6 +180,9 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         "merge_fit": tokens.ordered(fit_groups, tokens.encoded(fit_groups), noisy=True),
         "merge_stop": tokens.ordered(stop_groups, tokens.encoded(stop_groups), noisy=True),
     }
+    if sources.validate:  # rows from elsewhere have labels of their own, which get no noise
+        sets["validation"] = tokens.ordered(validating, tokens.encoded(validating), noisy=not sources.validate.data)
+        _refuse_without_order([sources.validate.key], validating, sets["validation"])
     held_out_tokens = tokens.encoded(held_out)
     sets["held_out_set"] = tokens.ordered(held_out, held_out_tokens, noisy=False)
     _refuse_without_order(sources.data, training, sets["train"])
@@ -164,6 +198,38 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     rows |= {"strength": treated.summary()} if treated else {}
     kept_groups = tuple(held_out[entry.index] for entry in held_out_tokens)
     return Prepared(**sets, held_out=kept_groups, held_out_tokens=tuple(held_out_tokens), rows=rows)
+
+
+def _kept_for_validation(
+    sources: Sources, training: list[Group], held_out: Sequence[Group], rows: dict[str, Any]
+) -> tuple[list[Group], list[Group]]:
+    """What is left to train on, and what a setting is chosen on."""
+    wanted = sources.validate
+    if wanted is None:
+        return training, []
+    candidates: Sequence[Group] = training
+    if wanted.data:
+        candidates, counts = _read(wanted.data, sources.read)
+        apart = without_prompts_of(candidates, [*training, *held_out])
+        rows["validation_sources"] = _counts(counts) | {"of_prompts_in_train_or_eval": len(candidates) - len(apart)}
+        candidates = apart
+    inside = [group for group in candidates if not wanted.categories or group.category in wanted.categories]
+    if not inside:
+        known = ", ".join(sorted({group.category for group in candidates if group.category})) or "none"
+        raise DataError(
+            f"{wanted.key}: none of {len(candidates)} groups to choose on has a category of {', '.join(wanted.categories) or 'any kind'}, "
+            f"expected some; the categories there are: {known}. Correct the categories, or name validation data with other prompts than "
+            "training and evaluation have."
+        )
+    if wanted.data:
+        return training, inside
+    chosen = split_by_prompt(inside, fraction=wanted.held_out, salt=split_salt(sources.split_seed, "validation"))[1]
+    if not chosen or len(chosen) == len(training):
+        raise DataError(
+            f"{wanted.key}={wanted.held_out} of {len(inside)} groups keeps {len(chosen)} to choose on and leaves "
+            f"{len(training) - len(chosen)} to train on, expected at least one each; change it, or name validation data."
+        )
+    return without_prompts_of(training, chosen), chosen
 
 
 def _refuse_without_order(names: Sequence[str], groups: Sequence[Group], found: TrainingSet) -> None:

@@ -5,9 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rewardproof.errors import EvaluationError
-from rewardproof.evaluation import BestOfNRuns, best_of_n_curve
+from rewardproof.evaluation import BestOfNRuns
+from rewardproof.evaluation.best_of_n import best_of_n_columns
+from rewardproof.statistics import kl_upper_bound
 
 NS = (1, 2, 4, 8, 16, 32)
 PROMPTS = [f"p{number}" for number in range(60)]
@@ -41,14 +44,17 @@ def test_each_point_is_the_mean_over_all_subsets_and_seeds() -> None:
     assert found.random_gold.estimate == pytest.approx(gold.mean())
 
 
-def test_one_seed_is_the_plain_curve() -> None:
-    found = BestOfNRuns([honest(0)], GOLD, NS, PROMPTS).summary()
-    curve = best_of_n_curve(honest(0), GOLD, NS)
-    np.testing.assert_allclose([one.estimate for one in found.gold], [one.estimate for one in curve.gold])
-    np.testing.assert_allclose(found.ceiling, [one.estimate for one in curve.oracle])
-    proxies = [(one.estimate - curve.proxy_mean) / curve.proxy_std for one in curve.proxy]
-    np.testing.assert_allclose([one.estimate for one in found.proxy], proxies, atol=1e-12)
-    assert (found.n_seeds, found.n_prompts, found.pool, found.kl) == (1, 60, 64, curve.kl)
+def test_one_seed_is_the_plain_curve_with_intervals_over_prompts() -> None:
+    proxy = honest(0)
+    found = BestOfNRuns([proxy], GOLD, NS, PROMPTS).summary()
+    gold_PL, proxy_PL, ceiling_PL = best_of_n_columns(proxy, GOLD, NS).transpose(1, 0, 2)
+    np.testing.assert_allclose([one.estimate for one in found.gold], gold_PL.mean(axis=0))
+    np.testing.assert_allclose(found.ceiling, ceiling_PL.mean(axis=0))
+    np.testing.assert_allclose([one.estimate for one in found.proxy], (proxy_PL.mean(axis=0) - proxy.mean()) / proxy.std(), atol=1e-12)
+    half = stats.t.ppf(0.975, 59) * gold_PL[:, -1].std(ddof=1) / 60**0.5
+    assert found.gold[-1].high - found.gold[-1].estimate == pytest.approx(half)
+    assert (found.n_seeds, found.n_prompts, found.pool) == (1, 60, 64)
+    np.testing.assert_allclose(found.kl, kl_upper_bound(NS))
 
 
 def test_an_honest_proxy_loses_nothing_and_a_gamed_one_much() -> None:

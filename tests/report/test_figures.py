@@ -1,5 +1,6 @@
 """Figures draw what they are given, write both files the same way twice and refuse to draw nothing."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -8,29 +9,37 @@ import numpy as np
 import pytest
 
 from rewardproof.errors import EvaluationError
-from rewardproof.evaluation import best_of_n_curve
+from rewardproof.evaluation import BestOfNRuns, Hacking
 from rewardproof.report import (
     accuracy_figure,
-    best_of_n_figure,
     coefficients_figure,
+    hacking_figure,
     reliability_figure,
     routing_figure,
     save_figure,
     strength_figure,
     training_figure,
+    weight_figure,
 )
-from rewardproof.statistics import reliability, wilson
+from rewardproof.statistics import Interval, reliability, wilson
 
 GENERATOR = np.random.default_rng(0)
 POOLS = GENERATOR.normal(size=(2, 6, 40)).tolist()
+
+
+def picked(ns: list[int]) -> Hacking:
+    return BestOfNRuns([POOLS[0]], POOLS[1], ns, [f"p{number}" for number in range(6)]).summary()
+
+
 FIGURES = {
-    "best_of_n": lambda: best_of_n_figure({"dense": best_of_n_curve(POOLS[0], POOLS[1], [1, 2, 4, 8, 16, 32])}),
+    "best_of_n": lambda: hacking_figure({"dense": picked([1, 2, 4, 8, 16, 32])}),
     "accuracy": lambda: accuracy_figure({"dense": {"all": wilson(6, 9), "hard": wilson(1, 3)}, "umm": {"all": wilson(7, 9)}}),
     "reliability": lambda: reliability_figure(reliability([0.6, 0.7, 0.9], [1, 0, 1], span=(0.5, 1.0))),
     "coefficients": lambda: coefficients_figure(np.full((3, 4), 0.25), ["0", "1", "2"], expert_names=["shared", "1", "2", "3"]),
     "routing": lambda: routing_figure([[3, 1, 0], [1, 1, 1]], ["0", "1"]),
     "strength": lambda: strength_figure(GENERATOR.normal(0.5, size=300), GENERATOR.uniform(size=300)),
     "strength of one pair": lambda: strength_figure([0.5], [0.0]),
+    "weight": lambda: weight_figure([0.0, 0.5, 1.0], [wilson(6, 9), wilson(7, 9), Interval(0.5, math.nan, math.nan, 9, 1)], chosen=0.5),
     "training": lambda: training_figure([{"step": i, "loss": 0.7, "eval_accuracy": 0.5} for i in range(50)]),
 }
 
@@ -48,11 +57,12 @@ def test_the_same_results_are_the_same_bytes(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_the_gold_panel_holds_the_curve_and_its_ceiling() -> None:
-    curve = best_of_n_curve(POOLS[0], POOLS[1], [1, 2, 4])
-    lines = best_of_n_figure({"dense": curve}).axes[0].get_lines()
-    np.testing.assert_allclose(np.asarray(lines[0].get_ydata()), [x.estimate for x in curve.gold])
-    np.testing.assert_allclose(np.asarray(lines[1].get_ydata()), [x.estimate for x in curve.oracle])
+def test_the_panels_hold_the_curves_over_the_root_of_the_divergence() -> None:
+    found = picked([1, 2, 4])
+    for axes, expected in zip(hacking_figure({"dense": found}).axes, (found.gain, found.proxy), strict=True):
+        line = axes.get_lines()[0]
+        np.testing.assert_allclose(np.asarray(line.get_xdata()), np.sqrt(found.kl))
+        np.testing.assert_allclose(np.asarray(line.get_ydata()), [one.estimate for one in expected])
 
 
 def test_importing_the_room_loads_no_matplotlib() -> None:
@@ -61,8 +71,8 @@ def test_importing_the_room_loads_no_matplotlib() -> None:
 
 
 def test_mistakes_stop_with_a_sentence() -> None:
-    with pytest.raises(EvaluationError, match="no curves to draw"):
-        best_of_n_figure({})
+    with pytest.raises(EvaluationError, match="no methods to draw"):
+        hacking_figure({})
     with pytest.raises(EvaluationError, match="no rows with 'loss' to draw"):
         training_figure([{"step": 1}])
     with pytest.raises(EvaluationError, match="with 1 layer names"):

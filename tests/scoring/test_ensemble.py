@@ -7,7 +7,7 @@ import pytest
 
 from rewardproof.data.group import Group, Message
 from rewardproof.errors import ConfigError, EvaluationError
-from rewardproof.evaluation import best_of_n_curve
+from rewardproof.evaluation.best_of_n import best_of_n_columns
 from rewardproof.scoring import Combine, Ensemble, Scale, Scorer
 
 
@@ -77,10 +77,10 @@ def test_gold_goes_along_with_the_ensembles_own_choice() -> None:
     curves = {}
     for name in ("mean", "worst_case"):
         proxy = Ensemble.measured(members(), REFERENCE, Combine(combination=name)).score(POOLS)
-        same = best_of_n_curve(proxy, proxy, [1, 2, 4, 8])
-        np.testing.assert_allclose([one.estimate for one in same.gold], [one.estimate for one in same.proxy])
+        same = best_of_n_columns(proxy, proxy, [1, 2, 4, 8])
+        np.testing.assert_allclose(same[:, 0], same[:, 1])
         gold = Program(9).score(POOLS)
-        curves[name] = [one.estimate for one in best_of_n_curve(proxy, gold, [1, 2, 4, 8]).gold]
+        curves[name] = best_of_n_columns(proxy, gold, [1, 2, 4, 8])[:, 0].mean(axis=0)
     assert curves["mean"][0] == pytest.approx(curves["worst_case"][0])
     assert not np.allclose(curves["mean"][1:], curves["worst_case"][1:])
 

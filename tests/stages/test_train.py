@@ -36,9 +36,29 @@ SMALL = {
     "warm": ["members=2"],
     "ensemble": ["members=2"],
     "linear_probe": ["trainer.num_train_epochs=0"],
+    "bnrm": ["factors.n_factors=24"],
+    "grm_bnrm": ["factors.n_factors=24"],
+    "dogerm": ["domain.model={base}", "domain.weights=0,0.25,0.5"],
 }
 SECRETS = ("secrets_flip", "secrets_flip_margin", "secrets_margin", "secrets_soft_margin")
-LEARNS = ("dense", "ensemble", "ewa", "moe_unmerged", *SECRETS, "simcse", "swav", "umm", "umm_delta", "umm_regime", "warm")
+LEARNS = (
+    "bnrm",
+    "bsr",
+    "dense",
+    "dogerm",
+    "ensemble",
+    "ewa",
+    "grm_bnrm",
+    "haf",
+    "moe_unmerged",
+    *SECRETS,
+    "simcse",
+    "swav",
+    "umm",
+    "umm_delta",
+    "umm_regime",
+    "warm",
+)
 SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
@@ -57,12 +77,17 @@ def settings(base_dir: Path, toy_file: Path, strong_file: Path) -> Callable[...,
     """`settings("umm", "key=value", …)`: a shipped recipe at the size of a test."""
 
     def make(recipe: str, *overrides: str) -> Train:
+        data = strong_file if recipe in SECRETS else toy_file
         common = [
-            f"model={base_dir}", f"data={strong_file if recipe in SECRETS else toy_file}", "split=0.25", "compute.precision=fp32",
-            "trainer.learning_rate=5e-3",
+            f"model={base_dir}", f"data={data}", "split=0.25", "compute.precision=fp32", "trainer.learning_rate=5e-3",
             "head.learning_rate=1e-2", "trainer.num_train_epochs=3", "trainer.per_device_train_batch_size=8", "trainer.save_strategy=no",
         ]  # fmt: skip
-        return parse(Train, apply_overrides(load_recipe(recipe), [*common, *SMALL.get(recipe, []), *overrides]))
+        return parse(
+            Train,
+            apply_overrides(
+                load_recipe(recipe), [*common, *(entry.replace("{base}", str(base_dir)) for entry in SMALL.get(recipe, [])), *overrides]
+            ),
+        )
 
     return make
 
@@ -115,7 +140,7 @@ def test_every_recipe_is_named_here() -> None:
     assert set(LEARNS) | {"linear_probe"} == set(recipe_names("train")), "a new recipe needs a test"
 
 
-@pytest.mark.parametrize("recipe", ["dense", "ewa", "linear_probe", "umm", "umm_delta", "umm_regime", "warm"])
+@pytest.mark.parametrize("recipe", ["bsr", "dense", "dogerm", "ewa", "haf", "linear_probe", "umm", "umm_delta", "umm_regime", "warm"])
 def test_the_delivered_model_is_the_stock_dense_class(recipe: str, trained: Trained, base_dir: Path) -> None:
     report = trained(recipe)
     model = AutoModelForSequenceClassification.from_pretrained(report.path / "model")
@@ -257,6 +282,10 @@ def test_the_top_layer_alone_can_be_upcycled_and_trained(settings: Callable[...,
     assert changed == {name for name in base if ".layers.2." in name} | {"model.norm.weight", "score.weight"}
 
 
+def _log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
 class Stopped(Exception):
     """Stands for the machine going down."""
 
@@ -274,6 +303,7 @@ def stopping_at(wanted: str, step: int) -> Callable[[str, int, int], None]:
     [
         ("dense", "training", 7, ("layers=top:1",)),
         ("umm", "mixture", 6, ()),
+        ("bsr", "training", 7, ("compute.tokens_per_batch=40",)),
         pytest.param(
             "dense", "training", 7, ("trainer.gradient_accumulation_steps=2", "trainer.per_device_train_batch_size=4"), marks=SLOW
         ),
@@ -301,6 +331,8 @@ def test_an_interrupted_run_ends_at_the_same_numbers(
     for name, tensor in weights(whole.path).items():
         torch.testing.assert_close(weights(resumed.path)[name], tensor, atol=1e-6, rtol=1e-6)
     assert resumed.results["accuracy"] == whole.results["accuracy"]
+    states = [[entry for entry in _log(out) if "states" in entry] for out in (resumed.path, whole.path)]
+    assert [entry["states"] for entry in states[0]] == [entry["states"] for entry in states[1]]
     if recipe == "moe_unmerged":
         assert resumed.results["members"][0]["mixture"]["routing"] == whole.results["members"][0]["mixture"]["routing"]
 
@@ -349,6 +381,13 @@ REFUSED: list[tuple[str, tuple[str, ...], str]] = [
     ("dense", ("start=rm",), "start=rm says what to upcycle.*drop it"),
     ("simcse", ("layers=top:0",), "layers=top:0 trains the head alone, expected layers for `contrast` to change"),
     ("secrets_margin", ("loss.margin=none",), "treatment=margin with loss.margin=none: the margins that it sets would be ignored"),
+    ("dense", ("loss.pair=hinge",), "loss.pair=hinge with head.init=zero, expected rewards that differ.*Write head.init=normal"),
+    ("dense", ("loss.pair=normalised",), "loss.pair=normalised with head.init=zero, expected rewards that differ"),
+    ("bsr", ("loss.pair=decoupled", "loss.margin=0.5"), "loss.margin=0.5 with loss.pair=decoupled, expected none: .*use loss.pair=hinge"),
+    ("bsr", ("loss.temperature=2",), "loss.temperature=2.0 with loss.pair=bradley_terry, expected loss.pair=normalised"),
+    ("bsr", ("loss.pair=hing",), "Unknown loss.pair='hing' \\(did you mean 'hinge'"),
+    ("bsr", ("scenarios={source: m, unseen: a}", "eval_data=x.jsonl"), "`scenarios` with eval_data, .*scenarios.max_prompts limits"),
+    ("bsr", ("scenarios={source: m, unseen: a}", "read.max_groups=3"), "`scenarios` with eval_data, read.share or read.max_groups"),
     ("dense", ("loss.margin=data",), "no training pair has a margin; add a `margin` column"),
     ("dense", ("trainer.gradient_checkpointing=true",), "gradient_checkpointing=True, expected it unset: .*lower compute.tokens_per_batch"),
     ("dense", ("trainer.load_best_model_at_end=true",), "load_best_model_at_end=True, expected it unset"),

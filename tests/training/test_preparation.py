@@ -15,7 +15,7 @@ from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.pairs import Pair
 from rewardproof.errors import DataError
 from rewardproof.training.batches import Collator, TrainingSet, keep_paired
-from rewardproof.training.preparation import Prepared, Read, Sources, prepare
+from rewardproof.training.preparation import Prepared, Read, Sources, Validate, prepare
 
 Rows = list[dict[str, Any]]
 
@@ -25,11 +25,19 @@ def ready(tiny: ModuleType, tmp_path: Path, write_jsonl: Callable[[Path, Rows], 
     """Prepare rows as `train` does: `ready(rows, eval_rows=…, split=…, merge=…, **read)`."""
 
     def make(
-        rows: Rows, *, eval_rows: Rows | None = None, split: float = 0.2, merge: float = 0.0, max_length: int = 200, **read: Any
+        rows: Rows,
+        *,
+        eval_rows: Rows | None = None,
+        split: float = 0.2,
+        merge: float = 0.0,
+        max_length: int = 200,
+        validate: Validate | None = None,
+        **read: Any,
     ) -> Prepared:
         data = (str(write_jsonl(tmp_path / "train.jsonl", rows)),)
         evaluation = (str(write_jsonl(tmp_path / "eval.jsonl", eval_rows)),) if eval_rows is not None else ()
-        return prepare(Sources(data, evaluation, split, merge, Read(**read), max_length), tiny.word_tokenizer())
+        sources = Sources(data, evaluation, split, merge, Read(**read), max_length, validate=validate)
+        return prepare(sources, tiny.word_tokenizer())
 
     return make
 
@@ -257,3 +265,60 @@ def test_training_groups_know_the_key_of_their_prompt(ready: Callable[..., Prepa
     keys = [entry.key for entry in ready([*rows, *rows[:3]], split=0.0).train.groups]
     assert keys[10:] == keys[:3]
     assert len(set(keys)) == 10
+
+
+def kept(fraction: float, *categories: str) -> Validate:
+    return Validate((), fraction, categories, "domain.held_out")
+
+
+def test_validation_prompts_are_neither_trained_on_nor_evaluated(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    rows = toy_rows(200)
+    rows += [{**row, "chosen": "w1 w1"} for row in rows]
+    found = ready(rows, merge=0.2, validate=kept(0.3))
+    parts = (found.train, found.validation, found.merge_fit, found.merge_stop, found.held_out_set)
+    prompts = [{tokens[:6] for tokens, _ in orders(part)} for part in parts]
+    assert all(prompts)
+    assert sum(len(part) for part in prompts) == len(set.union(*prompts)) == 200
+    assert len(prompts[1]) == pytest.approx(0.3 * (200 - len(prompts[4])), abs=20)
+    assert found.rows["validation"] == len(found.validation)
+    assert "validation" not in ready(rows).rows
+    assert len(ready(rows).validation) == 0
+
+
+def test_validation_rows_from_elsewhere_give_up_prompts_that_are_trained_on_or_evaluated(
+    ready: Callable[..., Prepared], toy_rows: Callable[..., Rows], write_jsonl: Callable[[Path, Rows], Path], tmp_path: Path
+) -> None:
+    rows = toy_rows(60)
+    wanted = Validate((str(write_jsonl(tmp_path / "validation.jsonl", [*rows[:30], *toy_rows(20, seed=9)])),), 0.1, (), "domain.data")
+    found = ready(rows, validate=wanted)
+    assert found.rows["validation_sources"] == {"read": 50, "used": 50, "dropped": {}, "of_prompts_in_train_or_eval": 30}
+    assert len(found.validation) == 20
+    assert len(found.train) + len(found.held_out_set) == 60, "no prompt is kept from training"
+    own = Validate((str(write_jsonl(tmp_path / "own.jsonl", rows)),), 0.1, (), "domain.data")
+    with pytest.raises(DataError, match=r"domain\.data: none of 0 groups to choose on .*other prompts than training and"):
+        ready(rows, validate=own)
+
+
+def test_validation_by_category_keeps_prompts_of_no_other(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    rows = [{**row, "category": "math" if number % 4 == 0 else "chat"} for number, row in enumerate(toy_rows(200))]
+    math = {row["chosen"] for row in rows if row["category"] == "math"}
+    found, whole = ready(rows, validate=kept(0.999, "math")), ready(rows)
+    assert 30 < len(found.validation) <= len(math)
+    assert len(found.train) == len(whole.train) - len(found.validation), "of other categories every prompt is trained on"
+    with pytest.raises(DataError, match=r"domain\.held_out: .*a category of maths, expected some; the categories there are: chat, math"):
+        ready(rows, validate=kept(0.5, "maths"))
+
+
+def test_noise_is_in_the_labels_of_kept_prompts_and_not_in_rows_from_elsewhere(
+    ready: Callable[..., Prepared], toy_rows: Callable[..., Rows], write_jsonl: Callable[[Path, Rows], Path], tmp_path: Path
+) -> None:
+    elsewhere = Validate((str(write_jsonl(tmp_path / "validation.jsonl", toy_rows(20, seed=9))),), 0.1, (), "domain.data")
+    for validate, winner in ((kept(0.3), 1), (elsewhere, 0)):
+        found = ready(toy_rows(80), validate=validate, label_noise=1.0).validation
+        assert {pair.winner for entry in found.groups for pair in entry.pairs} == {winner}
+
+
+def test_a_fraction_that_keeps_nothing_or_all(ready: Callable[..., Prepared], toy_rows: Callable[..., Rows]) -> None:
+    for fraction, found in ((1e-6, r"keeps 0 to choose on and leaves \d\d"), (1 - 1e-6, r"keeps \d\d to choose on and leaves 0")):
+        with pytest.raises(DataError, match=rf"domain\.held_out=.* of \d\d groups {found} to train on.*name validation data"):
+            ready(toy_rows(20), validate=kept(fraction))
