@@ -43,8 +43,7 @@ class Contrast(Section):
     dropout: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Probability that an entry of the feature is dropped in a view."""
     augmented: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of the pairs' loss that is on the views (their mean), the rest being on the features as they are; the paper has both and gives no
-    share."""
+    """Share of the pairs' loss that is on the views, the rest being on the features as they are; the paper has both and gives no share."""
     prototypes: Annotated[int, Field(ge=2)] = 50
     """K of `swav`; published: 50, and 20 on differences."""
     epsilon: Annotated[float, Field(gt=0)] = 0.05
