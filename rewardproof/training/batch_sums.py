@@ -35,7 +35,7 @@ class BatchSum(NamedTuple):
         """That of a stream."""
         index = PairIndex.of(batch, output.rewards_C.device)
         sides_P = output.rewards_C[index.winner_P] + output.rewards_C[index.loser_P]
-        return cls((index.weight_P * sides_P).sum(), index.weight_P.sum())
+        return cls((index.weight_P * sides_P).sum(), sides_P.new_tensor(batch.n_groups))
 
 
 class BatchSums:
