@@ -50,10 +50,10 @@ class Labels(Section):
 
 
 class Points(NamedTuple):
-    """The pairs of one group by capability point, and what was left out: pairs that tie at a point, verdicts that contradict."""
+    """The pairs of one group by capability point, and what is to be reported of them: ties, questions, verdicts that contradict."""
 
     pairs: Mapping[str, tuple[Pair, ...]]
-    left_out: Mapping[str, int]
+    counts: Mapping[str, int]
 
 
 def category_of(group: Group, column: str) -> str:
@@ -101,9 +101,9 @@ def point_pairs(
             counts["other_points"] += sum(point not in wanted for point in by_point)
             by_point = {point: scores for point, scores in by_point.items() if point in wanted}
         pairs = {point: judged_pairs(group, scores, limit=limit) for point, scores in by_point.items()}
-        tied = {point: _ties(scores) for point, scores in by_point.items()}
-        counts["tied_pairs"] += sum(tied.values())
-        found.append(Points({point: some for point, some in pairs.items() if some}, tied))
+        tied = sum(map(_ties, by_point.values()))
+        counts["tied_pairs"] += tied
+        found.append(Points({point: some for point, some in pairs.items() if some}, {"tied_pairs": tied}))
     return found, +counts
 
 
@@ -197,7 +197,7 @@ def _asked(
     judge = ChatJudge(source, settings.judge_model) if source.startswith(("http://", "https://")) else named_judge(source)
     asker = _Asker(judge, settings, limit, _known(kept))
     found: list[Points] = []
-    workers = settings.judge_requests if isinstance(judge, ChatJudge) else 1  # of the user's own function nobody knows whether it may be
+    workers = settings.judge_requests if isinstance(judge, ChatJudge) else 1  # the user's own function may not bear several threads
     with ThreadPoolExecutor(workers) as pool:
         for key, points in pool.map(asker.ask, groups, categories):
             if kept is not None and key not in asker.known:
@@ -207,7 +207,7 @@ def _asked(
             progress("judging capabilities", len(found), len(groups))
     counts = Counter({"retries": judge.retries} if isinstance(judge, ChatJudge) else {})
     for points in found:
-        counts.update(points.left_out)
+        counts.update(points.counts)
     return found, +counts
 
 
@@ -245,12 +245,12 @@ def _known(file: Path | None) -> dict[str, Points]:
         with suppress(ValueError):  # a last line that was cut off
             row = json.loads(line)
             pairs = {point: tuple(Pair(winner, loser, None) for winner, loser in some) for point, some in row["pairs"].items()}
-            found[row["key"]] = Points(pairs, row["left_out"])
+            found[row["key"]] = Points(pairs, row["counts"])
     return found
 
 
 def _keep(file: Path, key: str, points: Points) -> None:
-    row = {"key": key, "pairs": {point: [pair[:2] for pair in some] for point, some in points.pairs.items()}, "left_out": points.left_out}
+    row = {"key": key, "pairs": {point: [pair[:2] for pair in some] for point, some in points.pairs.items()}, "counts": points.counts}
     file.parent.mkdir(parents=True, exist_ok=True)
     with writing(file), file.open("a") as stream:
         stream.write("\n" + json.dumps(row))

@@ -266,10 +266,7 @@ class _Course:
             found["mixer"] = self.mixer(entry, own)
         else:
             found["fallback"] = True
-            train, validation = (
-                TrainingSet([group for some in sets.values() for group in some.human[part].groups]) for part in ("base", "validation")
-            )
-            found["base"] = self.base(GENERAL, train, validation, GENERAL)
+            self.general(sets)
         if self.settings.baseline and entry.points:
             found["baseline"] = self.baseline(entry, own)
         model = load_category(self.target / entry.folder, entry.points, precision=self.context.config.compute.precision)
@@ -282,6 +279,14 @@ class _Course:
         scale = Scale.of(scored(model, reference, self.context.progress), name=f"category {entry.name}")
         found |= {"mean": scale.mean, "std": scale.std}
         return entry.model_copy(update={"mean": scale.mean, "std": scale.std})
+
+    def general(self, sets: Mapping[str, CategorySets]) -> None:
+        """Train, once, the model that judges the categories without experts: on the first part of every category's preferences."""
+        if GENERAL not in self.summary:
+            train, validation = (
+                TrainingSet([group for some in sets.values() for group in some.human[part].groups]) for part in ("base", "validation")
+            )
+            self.summary[GENERAL] = self.base(GENERAL, train, validation, GENERAL)
 
     def base(self, folder: str, train: TrainingSet, validation: TrainingSet, what: str) -> dict[str, Any]:
         """Phase 1: a reward model from the language model, on the first part of a category's preferences."""

@@ -59,18 +59,18 @@ def test_ranks_are_better_when_lower_and_scores_when_higher() -> None:
 
 
 def test_columns_hold_scores_with_gaps_or_the_index_of_the_best() -> None:
-    one = group("a", "b", "c", meta={"caps": {"wit": [0.5, None, 2.0], "care": 1, "left": None, "even": [1, 1, 1]}})
-    assert column_scores(one, "caps") == {"wit": (0.5, None, 2.0), "care": (0.0, 1.0, 0.0), "even": (1.0, 1.0, 1.0)}
+    one = group("a", "b", "c", meta={"caps": {"humour": [0.5, None, 2.0], "care": 1, "left": None, "even": [1, 1, 1]}})
+    assert column_scores(one, "caps") == {"humour": (0.5, None, 2.0), "care": (0.0, 1.0, 0.0), "even": (1.0, 1.0, 1.0)}
     (found,), counts = point_pairs([one], ["chat"], Labels(capabilities="caps"))
-    assert {point: {pair[:2] for pair in pairs} for point, pairs in found.pairs.items()} == {"wit": {(2, 0)}, "care": {(1, 0), (1, 2)}}
+    assert {point: {pair[:2] for pair in pairs} for point, pairs in found.pairs.items()} == {"humour": {(2, 0)}, "care": {(1, 0), (1, 2)}}
     assert counts["tied_pairs"] == 3 + 1
     assert column_scores(group("a", "b"), "caps") == {}
 
 
 def test_named_points_are_the_only_ones_and_the_others_are_counted() -> None:
-    one = group("a", "b", meta={"caps": {"wit": [0, 1], "care": [1, 0]}})
-    (found,), counts = point_pairs([one], ["chat"], parse(Labels, {"capabilities": "caps", "points": {"chat": "wit,logic"}}))
-    assert set(found.pairs) == {"wit"}
+    one = group("a", "b", meta={"caps": {"humour": [0, 1], "care": [1, 0]}})
+    (found,), counts = point_pairs([one], ["chat"], parse(Labels, {"capabilities": "caps", "points": {"chat": "humour,logic"}}))
+    assert set(found.pairs) == {"humour"}
     assert counts == {"other_points": 1}
 
 
@@ -81,9 +81,11 @@ def test_pairs_are_bounded_by_a_hash_of_the_texts() -> None:
     assert set(judged_pairs(one, (3.0, None, 2.0, 1.0), limit=2)) < set(whole)
 
 
-@pytest.mark.parametrize("given", ["good", {"wit": "good"}, {"wit": [1.0]}, {"wit": [1.0, float("nan")]}, {"wit": True}, {"wit": 2}])
+@pytest.mark.parametrize(
+    "given", ["good", {"humour": "good"}, {"humour": [1.0]}, {"humour": [1.0, float("nan")]}, {"humour": True}, {"humour": 2}]
+)
 def test_what_is_no_judgement_names_its_row(given) -> None:
-    with pytest.raises(DataError, match=r"g: caps(\.wit)? is .*, expected points by name, each with one number or null an answer"):
+    with pytest.raises(DataError, match=r"g: caps(\.humour)? is .*, expected points by name, each with one number or null an answer"):
         column_scores(group("a", "b", meta={"caps": given}), "caps")
 
 
@@ -109,16 +111,16 @@ def test_acceptance_8_verdicts_that_change_with_the_order_drop_the_pair(case: st
 
     def judge(conversation, first, second, point):
         assert conversation == [{"role": "user", "content": "ask"}]
-        assert point == "wit"
+        assert point == "humour"
         seen.append((first, second))
         return straight if first == "a" else exchanged
 
-    assert both_ways(judge, group("a", "b"), (0, 1), "wit") == expected
+    assert both_ways(judge, group("a", "b"), (0, 1), "humour") == expected
     assert seen == [("a", "b"), ("b", "a")]
 
 
 def longer(conversation, first: str, second: str, point: str) -> int:
-    """A judge of the user's own: the longer answer has more wit; at care it always says the first."""
+    """A judge of the user's own: the longer answer has more humour; at care it always says the first."""
     return 1 if point == "care" or len(first) > len(second) else 2
 
 
@@ -129,10 +131,10 @@ def test_a_function_of_the_users_is_asked_and_contradictions_are_counted(monkeyp
     module = ModuleType("my_judges")
     module.longer = longer  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "my_judges", module)
-    settings = Labels(capabilities="my_judges:longer", points={"chat": ("wit", "care")})
+    settings = Labels(capabilities="my_judges:longer", points={"chat": ("humour", "care")})
     groups = [group("aaa", "a", scores=(0.0, 1.0)), group("a", "aa", "aaa", scores=(2.0, 1.0, 1.0)), group("a", "bb", scores=(0.0, 1.0))]
     found, counts = point_pairs(groups, ["chat", "chat", "other"], settings)
-    assert [points.pairs for points in found] == [{"wit": (Pair(0, 1, None),)}, {"wit": (Pair(1, 0, None), Pair(2, 0, None))}, {}]
+    assert [points.pairs for points in found] == [{"humour": (Pair(0, 1, None),)}, {"humour": (Pair(1, 0, None), Pair(2, 0, None))}, {}]
     assert counts == {"questions": 6, "inconsistent": 3}
 
 
@@ -157,14 +159,14 @@ def test_an_endpoint_is_asked_with_its_key_and_its_faults_are_tried_again(serve,
         return truthful(body)
 
     address = serve(lambda body: (503, ""), lambda body: (200, "{}"), answer)
-    settings = Labels(capabilities=address, judge_model="judge-7b", judge_requests=1, points={"chat": ("wit",)})
+    settings = Labels(capabilities=address, judge_model="judge-7b", judge_requests=1, points={"chat": ("humour",)})
     groups = [group("a !", "b ! !", scores=(1.0, 0.0)), group("c !", "d", scores=(0.0, 1.0))]
     file = tmp_path / "labels" / "kept.jsonl"
     found, counts = point_pairs(groups, ["chat", "chat"], settings, kept=file)
-    assert [points.pairs["wit"] for points in found] == [(Pair(1, 0, None),), (Pair(0, 1, None),)]
+    assert [points.pairs["humour"] for points in found] == [(Pair(1, 0, None),), (Pair(0, 1, None),)]
     assert counts == {"questions": 2, "retries": 2}
     assert {(body["model"], body["temperature"]) for body in bodies} == {("judge-7b", 0)}
-    assert "wit" in bodies[0]["messages"][0]["content"]
+    assert "humour" in bodies[0]["messages"][0]["content"]
     asked = len(bodies)
     file.write_text(file.read_text()[:-5])  # the run was stopped while it wrote the second verdict
     again, counts = point_pairs(groups, ["chat", "chat"], settings, kept=file)
@@ -190,7 +192,7 @@ def test_the_endpoints_key_travels_in_a_header(monkeypatch: pytest.MonkeyPatch) 
     judge = ChatJudge(f"http://127.0.0.1:{server.server_address[1]}/v1/chat/completions")
     for key in ("", "secret"):
         monkeypatch.setenv(KEY, key)
-        assert judge([], "a", "b", "wit") == 1
+        assert judge([], "a", "b", "humour") == 1
     server.shutdown()
     server.server_close()
     assert keys == [None, "Bearer secret"]
@@ -201,7 +203,7 @@ REPLIES = {"1": 1, "**2**": 2, "Reply 1, because 1 is clear": 1, "1 or 2": 0, "1
 
 @pytest.mark.parametrize(("reply", "verdict"), REPLIES.items())
 def test_a_reply_has_to_name_one_of_the_two(serve, reply: str, verdict: int) -> None:
-    assert ChatJudge(serve(lambda body: chat(reply)))([], "a", "b", "wit") == verdict
+    assert ChatJudge(serve(lambda body: chat(reply)))([], "a", "b", "humour") == verdict
 
 
 def test_an_endpoint_that_gives_no_verdicts_ends_with_its_reason(serve) -> None:
@@ -212,7 +214,7 @@ def test_an_endpoint_that_gives_no_verdicts_ends_with_its_reason(serve) -> None:
     ):
         judge = ChatJudge(serve(answer), attempts=3, wait=0.0)
         with pytest.raises(EvaluationError, match=f"gave no verdict: {reason}"):
-            judge([], "a", "b", "wit")
+            judge([], "a", "b", "humour")
         assert judge.retries == repeated
 
 
@@ -220,4 +222,4 @@ def test_nobody_is_asked_without_points_and_a_judge_has_to_exist() -> None:
     with pytest.raises(ConfigError, match=r"labels.capabilities=judges:best without labels.points"):
         point_pairs([group("a", "b")], ["chat"], Labels(capabilities="judges:best"))
     with pytest.raises(ConfigError, match=r"labels.capabilities=no_such_module:best: No module named"):
-        point_pairs([group("a", "b")], ["chat"], Labels(capabilities="no_such_module:best", points={"chat": ("wit",)}))
+        point_pairs([group("a", "b")], ["chat"], Labels(capabilities="no_such_module:best", points={"chat": ("humour",)}))

@@ -48,7 +48,7 @@ def made(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Make:
             router.score.weight.copy_(torch.randn(3, 32, generator=torch.Generator().manual_seed(3)))
         bias = QueryRouter(router, NAMES).save(folder / ROUTER, tiny.word_tokenizer())
         entries: list[CategoryEntry] = []
-        for number, points in enumerate((("wit", "care", "tone"), ("logic", "style"), ())):
+        for number, points in enumerate((("humour", "care", "tone"), ("logic", "style"), ())):
             place = folder / "categories" / str(number)
             model = tiny.classifier("llama", seed=number)
             RewardModel(model, tiny.word_tokenizer()).save(place / BASE)
@@ -81,7 +81,7 @@ def by_hand(folder: Path, groups: list[Group], *, last_only: bool = False) -> tu
     for one in groups:
         name = whole.router.route([encode_queries(one, whole.tokenizer)])[0]
         entry = NAMES.index(name)
-        judge = load_category(folder / "categories" / str(entry), [("wit", "care", "tone"), ("logic", "style"), ()][entry])
+        judge = load_category(folder / "categories" / str(entry), [("humour", "care", "tone"), ("logic", "style"), ()][entry])
         read = replace(one, prompt=one.prompt[-1:]) if last_only else one
         (raw,) = judge.score([read])
         routes.append(name)
@@ -119,10 +119,10 @@ def test_acceptance_6_the_order_of_the_experts_survives_loading(made: Make) -> N
     whole = DoubleMixture.load(made())
     experts = whole.categories["chat"].experts
     assert experts is not None
-    assert experts.points == ("wit", "care", "tone")
+    assert experts.points == ("humour", "care", "tone")
     assert whole.categories["text"].experts is None
     text = (made() / "dmoerm.yaml").read_text()
-    assert text.index("wit") < text.index("care") < text.index("tone")
+    assert text.index("humour") < text.index("care") < text.index("tone")
     suffixes = {file.suffix for file in made().rglob("*") if file.is_file() and file.stat().st_size}
     assert suffixes <= {".safetensors", ".json", ".yaml", ".jinja"}
 

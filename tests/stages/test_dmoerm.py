@@ -27,9 +27,10 @@ from rewardproof.stages.train import Train, run
 
 SLOW = pytest.mark.slow
 NAMES = ("blue", "red")
-POINTS = ("care", "wit")
+POINTS = ("care", "humour")
 UNTRAINED = (
     "trainer.num_train_epochs=0",
+    "capabilities.trainer.router.num_train_epochs=0",
     "capabilities.trainer.mixer.num_train_epochs=0",
     "capabilities.calibrate=false",
     "capabilities.baseline=false",
@@ -38,7 +39,7 @@ UNTRAINED = (
 
 
 def rows(count: int) -> list[dict[str, Any]]:
-    """Prompts of two categories that two words tell apart; at each of two points an answer is good or bad, wit counts more to the red."""
+    """Prompts of two categories that two words tell apart; at each of two points an answer is good or bad, the red prefer humour."""
     draw = random.Random(0)
 
     def words(first: int, last: int, n: int) -> str:
@@ -47,19 +48,19 @@ def rows(count: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for number in range(count):
         name = NAMES[number % 2]
-        care, wit = ([float(draw.random() < 0.5) for _ in range(4)] for _ in range(2))
+        care, humour = ([float(draw.random() < 0.5) for _ in range(4)] for _ in range(2))
         weight = 2.0 if name == "red" else 0.5
         answers = [
             f"{words(0, 4, 2) if one else words(10, 14, 2)} {words(5, 9, 2) if other else words(15, 19, 2)}"
-            for one, other in zip(care, wit, strict=True)
+            for one, other in zip(care, humour, strict=True)
         ]
         found.append(
             {
                 "prompt": words(40 if name == "red" else 60, 55 if name == "red" else 75, 5),
                 "answers": answers,
-                "scores": [one + weight * other for one, other in zip(care, wit, strict=True)],
+                "scores": [one + weight * other for one, other in zip(care, humour, strict=True)],
                 "category": name,
-                "caps": {"care": care, "wit": wit},
+                "caps": {"care": care, "humour": humour},
             }
         )
     return found
@@ -241,10 +242,10 @@ def stopping_at(wanted: str, step: int) -> Callable[[str, int, int], None]:
 @pytest.mark.parametrize(
     ("what", "step", "finished"),
     [
-        ("red: wit", 4, {"router", "blue: base", "blue: care", "blue: mixture", "red: base", "red: care"}),
+        ("red: humour", 4, {"router", "blue: base", "blue: care", "blue: mixture", "red: base", "red: care"}),
         pytest.param("router", 4, set(), marks=SLOW),
         pytest.param("blue: base", 4, {"router"}, marks=SLOW),
-        pytest.param("red: mixture", 4, {"router", "red: wit", "red: care", "blue: mixture"}, marks=SLOW),
+        pytest.param("red: mixture", 4, {"router", "red: humour", "red: care", "blue: mixture"}, marks=SLOW),
     ],
 )
 def test_an_interrupted_run_ends_at_the_same_numbers_and_repeats_no_finished_phase(
@@ -252,7 +253,7 @@ def test_an_interrupted_run_ends_at_the_same_numbers_and_repeats_no_finished_pha
 ) -> None:
     every = ["trainer.max_steps=6", "trainer.save_strategy=steps", "trainer.save_steps=2", "trainer.eval_strategy=steps",
              "trainer.eval_steps=2", "read.max_groups=60", "capabilities.min_pairs=1", "capabilities.lora.lora_dropout=0.2",
-             "labels.points={blue: [care], red: [care, wit]}", "capabilities.baseline=false"]  # fmt: skip
+             "labels.points={blue: [care], red: [care, humour]}", "capabilities.baseline=false"]  # fmt: skip
     config = settings(*every)
     whole = run(config, tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -304,10 +305,11 @@ def test_a_small_category_is_judged_by_one_model_of_all_where_that_is_asked_for(
     settings: Callable[..., Train], labelled_file: Path, tmp_path: Path
 ) -> None:
     lines = [json.loads(line) for line in labelled_file.read_text().splitlines()]
-    few = [{**row, "category": "green"} if number in range(0, 30, 5) else row for number, row in enumerate(lines)]
+    names = {0: "green", 5: "green", 10: "green", 15: "black", 20: "black", 25: "black"}
+    few = [{**row, "category": names.get(number, row["category"])} for number, row in enumerate(lines)]
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
     changed = (f"data={tmp_path / 'few.jsonl'}", *UNTRAINED, "capabilities.min_pairs=40")
-    with pytest.raises(DataError, match=r"Category 'green': got pairs for .*capabilities.small=fallback"):
+    with pytest.raises(DataError, match=r"Category 'black': got pairs for .*capabilities.small=fallback"):
         run(settings(*changed), tmp_path / "fail")
     report = run(settings(*changed, "capabilities.small=fallback", "capabilities.trainer.base.num_train_epochs=1"), tmp_path / "out")
     green = report.results["members"][0]["categories"]["green"]
@@ -318,7 +320,9 @@ def test_a_small_category_is_judged_by_one_model_of_all_where_that_is_asked_for(
     assert whole.categories["green"].experts is None
     assert (report.path / "model" / "general" / "base" / "model.safetensors").is_file()
     log = [json.loads(line) for line in (report.path / "log.jsonl").read_text().splitlines()]
-    assert any(entry["phase"] == "general: base" for entry in log)
+    trained = [entry["step"] for entry in log if entry["phase"] == "general: base" and "train_runtime" in entry]
+    assert len(trained) == 1, "one model judges both small categories"
+    assert whole.categories["green"] is whole.categories["black"]
 
 
 def test_verdicts_of_an_endpoint_are_learned_from_and_kept(
@@ -330,11 +334,11 @@ def test_verdicts_of_an_endpoint_are_learned_from_and_kept(
         text = body["messages"][0]["content"]
         asked.append(text)
         first, second = text.partition("[Reply 1]")[2].partition("Which reply")[0].split("[Reply 2]")
-        verdict = 1 if "else: wit." in text and first > second else 2
+        verdict = 1 if "else: humour." in text and first > second else 2
         return 200, json.dumps({"choices": [{"message": {"content": str(verdict)}}]})
 
     address = f"labels.capabilities={serve(judge)}"
-    points = "labels.points={blue: [wit, care], red: [wit]}"
+    points = "labels.points={blue: [humour, care], red: [humour]}"
     config = settings(
         *UNTRAINED,
         address,
@@ -353,7 +357,7 @@ def test_verdicts_of_an_endpoint_are_learned_from_and_kept(
     assert labels["inconsistent"] > 0, "about care it always says the second"
     assert len((tmp_path / "out" / "capability_labels.jsonl").read_text().split()) > 0
     for name in NAMES:
-        assert report.results["members"][0]["categories"][name]["points"] == ["wit"]
+        assert report.results["members"][0]["categories"][name]["points"] == ["humour"]
 
 
 def test_one_category_is_nothing_to_route(settings: Callable[..., Train], labelled_file: Path, tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ def rows(count: int) -> list[dict[str, Any]]:
     for number in range(count):
         name = CATEGORIES[number % 2]
         prompt = found[-2]["prompt"] if number % 10 > 7 else words(40 if name == "red" else 60, 55 if name == "red" else 75, 6)
-        caps = {"wit": [draw.random() for _ in range(3)], "care": [draw.choice([0.0, 1.0]) for _ in range(3)]}
-        scores = [one + other for one, other in zip(caps["wit"], caps["care"], strict=True)]
+        caps = {"humour": [draw.random() for _ in range(3)], "care": [draw.choice([0.0, 1.0]) for _ in range(3)]}
+        scores = [one + other for one, other in zip(caps["humour"], caps["care"], strict=True)]
         found.append({"prompt": prompt, "answers": [words(0, 30, 4) for _ in range(3)], "scores": scores, "category": name, "caps": caps})
     return found
 
@@ -115,7 +115,7 @@ def test_experts_learn_the_pairs_of_their_own_point_on_prompts_that_the_network_
     for where, taught in (("base", {"base"}), ("all", {"base", "mix"})):
         settings = Capabilities(points_on=where)
         sets = category_sets(prepared, categories, points, settings, category="blue", split_seed=0)
-        assert list(sets.points) == ["care", "wit"]
+        assert list(sets.points) == ["care", "humour"]
         for point, found in sets.points.items():
             parts = {part_of(prepared.training[entry.group.index], settings, split_seed=0) for entry in found.groups}
             assert parts == taught
@@ -126,7 +126,9 @@ def test_experts_learn_the_pairs_of_their_own_point_on_prompts_that_the_network_
                 for pair in entry.pairs:
                     winner, loser = (_text_of(entry.group.conversations[place]) for place in pair[:2])
                     assert scores[texts.index(winner)] > scores[texts.index(loser)]
-        validated = {part_of(prepared.training[entry.group.index], settings, split_seed=0) for entry in sets.point_validation["wit"].groups}
+        validated = {
+            part_of(prepared.training[entry.group.index], settings, split_seed=0) for entry in sets.point_validation["humour"].groups
+        }
         assert validated == {"validation"}
 
 
@@ -157,11 +159,10 @@ def test_a_group_without_a_prompt_cannot_be_routed(prepared: Prepared) -> None:
 
 def test_too_few_pairs_stop_or_fall_away(prepared: Prepared) -> None:
     categories, points = labelled(prepared)
-    few = {"wit": 20}
-    points = [{name: pairs for name, pairs in entry.items() if name != "wit" or index < few["wit"]} for index, entry in enumerate(points)]
+    points = [{name: pairs for name, pairs in entry.items() if name != "humour" or index < 20} for index, entry in enumerate(points)]
     sets = category_sets(prepared, categories, points, Capabilities(), category="red", split_seed=0)
-    least = n_pairs(sets.points["wit"]) + 1
-    with pytest.raises(DataError, match=rf"Category 'red': got pairs for wit {least - 1}; expected {least} or more"):
+    least = n_pairs(sets.points["humour"]) + 1
+    with pytest.raises(DataError, match=rf"Category 'red': got pairs for humour {least - 1}; expected {least} or more"):
         enough(sets, "red", Capabilities(min_pairs=least))
     assert enough(sets, "red", Capabilities(min_pairs=least, small="fallback")) == ("care",)
     assert enough(sets, "red", Capabilities(min_pairs=10_000, small="fallback")) == ()
