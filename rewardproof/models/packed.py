@@ -1,6 +1,6 @@
 """The packed forward: a stream of groups through a stock model, rewards read at each conversation's last token by position."""
 
-# T tokens of the stream, C conversations, D hidden width, L answer tokens, V vocabulary.
+# T tokens of the stream, C conversations, P positions of the longest, D hidden width, L answer tokens, V vocabulary.
 from __future__ import annotations
 
 import contextlib
@@ -44,6 +44,7 @@ class PackedRewards(NamedTuple):
         states_CD: What the head read, the final hidden state of each conversation's last token, shape `(C, D)`.
         answer_states_LD: Final hidden states from which a language model predicts the answers' tokens, shape `(L, D)`, where asked for.
         auxiliary: What further terms of the objective found, while training.
+        read_L: What the head reads where those states are, one position before each answer token, shape `(L,)`, float32, where asked for.
     """
 
     rewards_C: Tensor
@@ -51,6 +52,7 @@ class PackedRewards(NamedTuple):
     states_CD: Tensor
     answer_states_LD: Tensor | None = None
     auxiliary: tuple[Auxiliary, ...] = ()
+    read_L: Tensor | None = None
 
 
 def hidden_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "") -> Tensor:
@@ -72,13 +74,20 @@ def hidden_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = 
 
 def end_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "") -> Tensor:
     """Final hidden state of each conversation's last token, shape `(C, D)`."""
-    if is_padded_only(model):
-        return _padded_end_states(model, batch)
-    return hidden_states(model, batch, backend=backend)[batch.end_index_C]
+    return _states(model, batch, backend)[batch.end_index_C]
 
 
-def packed_rewards(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "", answers: bool = False) -> PackedRewards:
-    """Rewards of every conversation in the stream, and with `answers` what a language model's head would read of the same pass.
+def packed_rewards(
+    model: PreTrainedModel, batch: PackedBatch, *, backend: str = "", answers: bool = False, tokens: bool = False
+) -> PackedRewards:
+    """Rewards of every conversation in the stream, and more of the same pass where it is asked for.
+
+    Args:
+        model: A classification model.
+        batch: The stream, on the model's device.
+        backend: Attention backend; empty chooses by device.
+        answers: Keep what a language model's head would read.
+        tokens: Read the reward head before every answer token too, and everywhere in full precision: its readings are subtracted.
 
     Raises:
         ModelError: `answers` of a model that has to be padded.
@@ -89,14 +98,17 @@ def packed_rewards(model: PreTrainedModel, batch: PackedBatch, *, backend: str =
             "another base model."
         )
     with capture_routing(model) as routings:
-        if is_padded_only(model):
-            states_CD, answer_states_LD = _padded_end_states(model, batch), None
-        else:
-            states_TD = hidden_states(model, batch, backend=backend)
-            states_CD, answer_states_LD = states_TD[batch.end_index_C], states_TD[batch.logit_index_L] if answers else None
+        states_TD = _states(model, batch, backend)
+    states_CD, answer_states_LD = states_TD[batch.end_index_C], states_TD[batch.logit_index_L] if answers else None
     head = model.get_submodule("score")
-    rewards_C = head(states_CD.to(next(head.parameters()).dtype))[:, 0].float()
-    return PackedRewards(rewards_C, tuple(routings), states_CD, answer_states_LD)
+    with torch.autocast(states_TD.device.type, enabled=False) if tokens else contextlib.nullcontext():
+        rewards_C = _read(head, states_CD)
+        read_L = _read(head, states_TD[batch.logit_index_L]) if tokens else None
+    return PackedRewards(rewards_C, tuple(routings), states_CD, answer_states_LD, read_L=read_L)
+
+
+def _read(head: nn.Module, states_XD: Tensor) -> Tensor:
+    return head(states_XD.to(next(head.parameters()).dtype))[:, 0].float()
 
 
 @contextlib.contextmanager
@@ -160,7 +172,12 @@ def by_conversation(batch: PackedBatch, values_T: Tensor) -> list[Tensor]:
     ]
 
 
-def _padded_end_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+def _states(model: PreTrainedModel, batch: PackedBatch, backend: str) -> Tensor:
+    """Final hidden states of the stream, shape `(T, D)`, of models that have to be padded too."""
+    return _padded_states(model, batch) if is_padded_only(model) else hidden_states(model, batch, backend=backend)
+
+
+def _padded_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     if not getattr(model, _WARNED, False):
         log.warning("%s adds position biases inside its attention (ALiBi); scoring it padded instead of packed", model.config.model_type)
         setattr(model, _WARNED, True)
@@ -168,8 +185,14 @@ def _padded_end_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     lengths = torch.tensor([len(row) for row in rows], device=batch.token_ids_T.device)
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
     mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
-    output = model.base_model(input_ids=padded, attention_mask=mask.long(), use_cache=False)
-    return output.last_hidden_state[torch.arange(len(rows), device=padded.device), lengths - 1]
+    states_CPD = model.base_model(input_ids=padded, attention_mask=mask.long(), use_cache=False).last_hidden_state
+    pieces: list[Tensor] = []
+    ends, conversation = set(batch.end_index_C.tolist()), 0
+    for segment in batch.segments:  # what is shared is taken from the first conversation that has it
+        first = segment.prefix_end - segment.prefix_start
+        pieces.append(states_CPD[conversation, first : first + segment.end - segment.start])
+        conversation += segment.end - 1 in ends
+    return torch.cat(pieces)
 
 
 def position_boundary(model: PreTrainedModel) -> int | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,7 +22,11 @@ from rewardproof.models.families import is_padded_only
 from rewardproof.models.packed import PackedRewards, packed_rewards, position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_budget, default_device, resolve_precision
 from rewardproof.models.routing import Routing
+from rewardproof.models.token_scores import Readings, TokenScores, token_scores
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache, TrunkStore
+
+Read = TypeVar("Read", float, Readings)
+"""What is read of a conversation: its reward, or the scores of its answer as it is read."""
 
 
 class RewardModel:
@@ -168,20 +173,60 @@ class RewardModel:
             ModelError: A conversation is longer than dynamic rotary factors allow.
             EvaluationError: A reward is not finite.
         """
-        wanted = list(groups)
+        return self._over(list(groups), origins, _rewards, tokens=False)
+
+    def score_tokens(self, groups: Sequence[Group], context: object = None) -> list[tuple[TokenScores, ...]]:
+        """Scores of every answer of every group as it is read, token by token; the last is what `score` gives.
+
+        One pass does it: the head, in full precision, reads the states of the forward that `score` makes.
+
+        Args:
+            groups: Groups of any size.
+            context: Unused, as in `score`.
+
+        Raises:
+            ModelError: The tokenizer cannot say which characters its tokens stand for; and as `score`.
+        """
+        encoded, _ = self.encode(groups)
+        readings = self.readings_encoded(encoded, origins=[group.origin or group.id for group in groups])
+        return token_scores(groups, encoded, self.tokenizer, readings)
+
+    def readings_encoded(self, groups: Iterable[EncodedGroup], *, origins: Sequence[str] = ()) -> list[tuple[Readings, ...]]:
+        """What the head reads of every conversation of encoded groups: one position before its answer, and at each later token.
+
+        Arguments and errors as of `score_encoded`. A conversation that has no prompt is read from its first token on.
+        """
+        return self._over(list(groups), origins, _readings, tokens=True)
+
+    def _over(
+        self,
+        wanted: Sequence[EncodedGroup],
+        origins: Sequence[str],
+        read: Callable[[PackedRewards, PackedBatch], Sequence[Read]],
+        *,
+        tokens: bool,
+    ) -> list[tuple[Read, ...]]:
+        """What passes over all groups give, one reading a conversation, in order."""
         boundary = position_boundary(self.model)
         names = [origin or f"answer group {group.index}" for group, origin in zip(wanted, origins or [""] * len(wanted), strict=True)]
         self._refuse_too_long(wanted, names)
         parts = [(place, part) for place, group in enumerate(wanted) for part in self._parts(group, boundary)]
-        rewards: list[dict[tuple[int, ...], float]] = [{} for _ in wanted]
+        found: list[dict[tuple[int, ...], Read]] = [{} for _ in wanted]
         streams = [[], []] if boundary is not None else [[]]
         for entry in parts:
             long = boundary is not None and max(len(tokens) for tokens in entry[1].conversations) > boundary
             streams[int(long)].append(entry)
         with self._shared_trunk([part for _, part in parts]) as (trunk, store):
             for stream in streams:
-                self._score_stream(stream, rewards, names, trunk=trunk, store=store)
-        return [tuple(found[tokens] for tokens in group.conversations) for found, group in zip(rewards, wanted, strict=True)]
+                owners = iter(stream)
+                for run in fill((part for _, part in stream), tokens_per_batch=self.tokens_per_batch):
+                    batch = pack(run).to(self.model.device)
+                    values = iter(read(self._forward(run, batch, trunk, store, tokens=tokens), batch))
+                    for group in run:
+                        place, _ = next(owners)
+                        for conversation in group.conversations:
+                            found[place][conversation] = _finite(next(values), names[place])
+        return [tuple(made[tokens] for tokens in group.conversations) for made, group in zip(found, wanted, strict=True)]
 
     def routings(self, groups: Sequence[EncodedGroup]) -> Iterator[tuple[PackedBatch, tuple[Routing, ...]]]:
         """Streams of encoded groups, in order, with what each router of a mixture decides on them, lowest layer first."""
@@ -238,35 +283,34 @@ class RewardModel:
         return [part for side in sides for part in split_large(side, tokens_per_batch=self.tokens_per_batch)]
 
     def _forward(
-        self, run: Sequence[EncodedGroup], batch: PackedBatch, trunk: FrozenTrunk | None, store: TrunkStore | None
+        self,
+        run: Sequence[EncodedGroup],
+        batch: PackedBatch,
+        trunk: FrozenTrunk | None,
+        store: TrunkStore | None,
+        *,
+        tokens: bool = False,
     ) -> PackedRewards:
         """One stream, from the activations that are stored of it where they are."""
         device = self.model.device
         feed = trunk.feeding(store.read(run).to(device)) if trunk is not None and store is not None else contextlib.nullcontext()
         with torch.inference_mode(), computing_in(self.precision, device), feed:
-            return packed_rewards(self.model, batch, backend=self.backend)
-
-    def _score_stream(
-        self,
-        parts: list[tuple[int, EncodedGroup]],
-        rewards: list[dict[tuple[int, ...], float]],
-        names: Sequence[str],
-        *,
-        trunk: FrozenTrunk | None,
-        store: TrunkStore | None,
-    ) -> None:
-        owners = iter(parts)
-        device = self.model.device
-        for run in fill((part for _, part in parts), tokens_per_batch=self.tokens_per_batch):
-            values = iter(self._forward(run, pack(run).to(device), trunk, store).rewards_C.tolist())
-            for group in run:
-                place, _ = next(owners)
-                for tokens in group.conversations:
-                    rewards[place][tokens] = _finite(next(values), names[place])
+            return packed_rewards(self.model, batch, backend=self.backend, tokens=tokens)
 
 
-def _finite(value: float, name: str) -> float:
-    if not math.isfinite(value):
+def _rewards(output: PackedRewards, _: PackedBatch) -> list[float]:
+    return output.rewards_C.tolist()
+
+
+def _readings(output: PackedRewards, batch: PackedBatch) -> list[Readings]:
+    assert output.read_L is not None
+    counts = torch.bincount(batch.target_conversation_L, minlength=len(output.rewards_C)).tolist()
+    parts = output.read_L.double().cpu().split(counts)
+    return [torch.cat((part, end[None])).numpy() for part, end in zip(parts, output.rewards_C.double().cpu(), strict=True)]
+
+
+def _finite(value: Read, name: str) -> Read:
+    if not np.isfinite(value).all():
         raise EvaluationError(
             f"The reward of {name} is {value}, expected a finite number; the model's weights or its precision are broken. "
             "Score in fp32, or check the checkpoint."

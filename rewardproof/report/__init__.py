@@ -12,12 +12,14 @@ from rewardproof.report.figures import (
     routing_figure,
     training_figure,
 )
+from rewardproof.report.heat_map import HeatMap, heat_maps
 from rewardproof.report.optimisation_figures import course_figure, hacking_figure, policy_figure
 from rewardproof.report.page import Page, PageFigure, Section, provenance_rows, write_page
 from rewardproof.report.tables import Cell, Table, console_table, format_cell, format_gain, format_interval, markdown_table
 
 __all__ = [
     "Cell",
+    "HeatMap",
     "Page",
     "PageFigure",
     "SavedFigure",
@@ -31,6 +33,7 @@ __all__ = [
     "format_gain",
     "format_interval",
     "hacking_figure",
+    "heat_maps",
     "markdown_table",
     "policy_figure",
     "provenance_rows",
