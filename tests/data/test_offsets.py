@@ -1,4 +1,4 @@
-"""Characters behind tokens: against decoding every prefix, through templates that trim and turns that follow, and where it cannot be told."""
+"""Characters behind tokens: against decoding every prefix, through templates that trim, in turns that follow, and where none can tell."""
 
 from __future__ import annotations
 

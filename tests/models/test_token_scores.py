@@ -34,7 +34,9 @@ def bloom() -> PreTrainedModel:
 def prefix_by_prefix(model: PreTrainedModel, tokens: tuple[int, ...], start: int) -> np.ndarray:
     """The reward of every prefix, each in a forward of its own, from one token before `start`."""
     with torch.no_grad():
-        return np.array([float(model(input_ids=torch.tensor([tokens[:end]])).logits[0, 0]) for end in range(max(start, 1), len(tokens) + 1)])
+        return np.array(
+            [float(model(input_ids=torch.tensor([tokens[:end]])).logits[0, 0]) for end in range(max(start, 1), len(tokens) + 1)]
+        )
 
 
 def assert_every_prefix(scorer: RewardModel, model: PreTrainedModel, groups: list[EncodedGroup]) -> None:
@@ -91,10 +93,15 @@ def chat(*answers: tuple[str, ...]) -> Group:
 
 
 def test_the_prompts_score_the_tokens_and_the_suffix() -> None:
-    """The template writes `<bar> … <eos>` around a turn: the prompt's score is read at the answer's `<bar>`, the suffix is the last token's."""
+    """The template writes `<bar> … <eos>` around a turn: the prompt is scored at the answer's `<bar>`, the suffix is the last token's."""
     model, tokenizer = tiny.classifier("llama"), tiny.word_tokenizer()
     scorer = RewardModel(model, tokenizer)
-    groups = [chat(("w3 w4 w5",), ("w3 w9",)), chat(("w6 w7", "w8", "w10"),)]
+    groups = [
+        chat(("w3 w4 w5",), ("w3 w9",)),
+        chat(
+            ("w6 w7", "w8", "w10"),
+        ),
+    ]
     found = scorer.score_tokens(groups)
     alone = prefix_by_prefix(model, tuple(tokenizer("<bar> w1 w2 <eos> <bar> w3 w4 w5 <eos>")["input_ids"]), 1)
     one = found[0][0]
