@@ -18,6 +18,7 @@ import numpy as np
 from rewardproof.data.group import Group
 from rewardproof.errors import EvaluationError
 from rewardproof.statistics import Interval, Reliability, cluster_bootstrap_columns, reliability, wilson, within_cluster_correlation
+from rewardproof.statistics.bootstrap import Clusters
 from rewardproof.statistics.checks import FloatArray
 
 
@@ -127,7 +128,7 @@ def pair_accuracy(
     prompts = [group.prompt_key for group in ordered]
     correct_P = _wins(pairs.gap_P)
     correct_G, longer_G = pairs.by_group(correct_P), pairs.by_group(pairs.longer_P)
-    overall, length_only = _shares(np.stack([correct_G, longer_G], axis=1), prompts, seed=seed)
+    overall, length_only = accuracy_intervals(np.stack([correct_G, longer_G], axis=1), prompts, seed=seed)
     gap_mean = float(np.average(pairs.gap_P, weights=pairs.weight_P))
     rewards_A = np.concatenate([row for _, row in kept])
     return AccuracyReport(
@@ -242,8 +243,21 @@ def _lengths(group: Group) -> FloatArray:
     return np.asarray([len(text) for text in group.answer_texts], dtype=np.float64)
 
 
-def _shares(correct_GM: FloatArray, prompts: Sequence[str], *, seed: int) -> list[Interval]:
-    """Bootstrap over prompts; Wilson over prompts where every group agrees and resampling would claim certainty."""
+def accuracy_intervals(correct_GM: FloatArray, prompts: Clusters, *, seed: int = 0) -> list[Interval]:
+    """Accuracies with intervals: bootstrap over prompts; Wilson over prompts where every group agrees and resampling would claim certainty.
+
+    Args:
+        correct_GM: Share of each group's pairs that is ordered as the data does, a column a model.
+        prompts: The prompt of each group.
+        seed: Seed of the bootstrap, whose resamples all columns share.
+
+    Returns:
+        One interval a column.
+
+    Example:
+        >>> [interval.estimate for interval in accuracy_intervals(np.array([[1.0, 0.0], [0.5, 0.0]]), ["a", "b"])]
+        [0.75, 0.0]
+    """
     intervals = cluster_bootstrap_columns(correct_GM, prompts, seed=seed)
     for m, (interval, correct_G) in enumerate(zip(intervals, correct_GM.T, strict=True)):
         if correct_G.min() == correct_G.max() and correct_G[0] in (0.0, 1.0):
@@ -260,7 +274,7 @@ def _by_part(
         rows.setdefault(part(group) or "(none)", []).append(index)
     if len(rows) == 1:
         return {}
-    return {name: _shares(correct_G[rows[name], None], [prompts[i] for i in rows[name]], seed=seed)[0] for name in sorted(rows)}
+    return {name: accuracy_intervals(correct_G[rows[name], None], [prompts[i] for i in rows[name]], seed=seed)[0] for name in sorted(rows)}
 
 
 def _length_correlation(groups: list[Group], rewards_A: FloatArray) -> float | None:

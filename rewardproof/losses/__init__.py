@@ -6,11 +6,15 @@ Every function computes in float32 whatever it is given (float64 stays float64),
 from rewardproof.losses.advantages import gae, group_relative, leave_one_out, whitened
 from rewardproof.losses.bradley_terry import bradley_terry
 from rewardproof.losses.centering import centering, reward_l2
+from rewardproof.losses.contrastive import simcse, sinkhorn, swav
+from rewardproof.losses.direct_alignment import dpo, ipo, log_ratio_gap, policy_hinge
 from rewardproof.losses.divergence import KL, exact_kl, sampled_kl
+from rewardproof.losses.likelihood import chosen_likelihood
 from rewardproof.losses.policy_gradient import Aggregate, clipped_surrogate, clipped_value_loss, token_weights
 from rewardproof.losses.reduction import Reduction
 from rewardproof.losses.router_balance import importance_load_balance, smooth_load, squared_variation, switch_balance
 from rewardproof.losses.totals import Total, over_processes, own_part
+from rewardproof.losses.weibull import weibull_gamma_kl, weibull_sample, weibull_scale
 
 __all__ = [
     "KL",
@@ -19,20 +23,31 @@ __all__ = [
     "Total",
     "bradley_terry",
     "centering",
+    "chosen_likelihood",
     "clipped_surrogate",
     "clipped_value_loss",
+    "dpo",
     "exact_kl",
     "gae",
     "group_relative",
     "importance_load_balance",
+    "ipo",
     "leave_one_out",
+    "log_ratio_gap",
     "over_processes",
     "own_part",
+    "policy_hinge",
     "reward_l2",
     "sampled_kl",
+    "simcse",
+    "sinkhorn",
     "smooth_load",
     "squared_variation",
+    "swav",
     "switch_balance",
     "token_weights",
+    "weibull_gamma_kl",
+    "weibull_sample",
+    "weibull_scale",
     "whitened",
 ]

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rewardproof.data.packing import PackedBatch
 from rewardproof.errors import ModelError
@@ -29,10 +29,12 @@ class Auxiliary(NamedTuple):
     Attributes:
         loss: Sum over the stream's groups of each group's loss, the term's weight included; a scalar with a gradient.
         metrics: Quantities for the log, `room/quantity`, each summed over the stream's groups.
+        pairs: Weight of the pairs' own loss beside this term, in this pass.
     """
 
     loss: Tensor
     metrics: Mapping[str, float]
+    pairs: float = 1.0
 
 
 class PackedRewards(NamedTuple):
@@ -43,16 +45,16 @@ class PackedRewards(NamedTuple):
         routings: What each router decided, lowest layer first; empty for a dense model.
         states_CD: What the head read, the final hidden state of each conversation's last token, shape `(C, D)`.
         answer_states_LD: Final hidden states from which a language model predicts the answers' tokens, shape `(L, D)`, where asked for.
+        states_TD: Final hidden states of all tokens of the stream, shape `(T, D)`, where asked for.
         auxiliary: What further terms of the objective found, while training.
-        read_L: What the head reads where those states are, one position before each answer token, shape `(L,)`, float32, where asked for.
     """
 
     rewards_C: Tensor
     routings: tuple[Routing, ...]
     states_CD: Tensor
     answer_states_LD: Tensor | None = None
+    states_TD: Tensor | None = None
     auxiliary: tuple[Auxiliary, ...] = ()
-    read_L: Tensor | None = None
 
 
 def hidden_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "") -> Tensor:
@@ -80,14 +82,9 @@ def end_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "")
 def packed_rewards(
     model: PreTrainedModel, batch: PackedBatch, *, backend: str = "", answers: bool = False, tokens: bool = False
 ) -> PackedRewards:
-    """Rewards of every conversation in the stream, and more of the same pass where it is asked for.
+    """Rewards of every conversation in the stream, and with `answers` what a language model's head would read of the same pass.
 
-    Args:
-        model: A classification model.
-        batch: The stream, on the model's device.
-        backend: Attention backend; empty chooses by device.
-        answers: Keep what a language model's head would read.
-        tokens: Read the reward head before every answer token too, and everywhere in full precision: its readings are subtracted.
+    With `tokens` the final hidden states of all tokens are kept too.
 
     Raises:
         ModelError: `answers` of a model that has to be padded.
@@ -100,15 +97,13 @@ def packed_rewards(
     with capture_routing(model) as routings:
         states_TD = _states(model, batch, backend)
     states_CD, answer_states_LD = states_TD[batch.end_index_C], states_TD[batch.logit_index_L] if answers else None
+    return PackedRewards(head_rewards(model, states_CD), tuple(routings), states_CD, answer_states_LD, states_TD if tokens else None)
+
+
+def head_rewards(model: PreTrainedModel, states_CD: Tensor) -> Tensor:
+    """What the model's head makes of final hidden states, shape `(C,)`, float32."""
     head = model.get_submodule("score")
-    with torch.autocast(states_TD.device.type, enabled=False) if tokens else contextlib.nullcontext():
-        rewards_C = _read(head, states_CD)
-        read_L = _read(head, states_TD[batch.logit_index_L]) if tokens else None
-    return PackedRewards(rewards_C, tuple(routings), states_CD, answer_states_LD, read_L=read_L)
-
-
-def _read(head: nn.Module, states_XD: Tensor) -> Tensor:
-    return head(states_XD.to(next(head.parameters()).dtype))[:, 0].float()
+    return head(states_CD.to(next(head.parameters()).dtype))[:, 0].float()
 
 
 @contextlib.contextmanager
@@ -154,12 +149,15 @@ def next_token_log_probs(model: PreTrainedModel, states_LD: Tensor, *, temperatu
     head = model.get_output_embeddings()
     if head is None:
         raise ModelError(f"{type(model).__name__} has no language-model head, expected a causal model; log-probabilities need one.")
-    cap = getattr(model.config, "final_logit_softcapping", None)
     for states in states_LD.split(chunk):
-        logits = head(states).float()
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
-        yield (logits / temperature).log_softmax(dim=-1)
+        yield (final_logits(model.config, head(states)) / temperature).log_softmax(dim=-1)
+
+
+def final_logits(config: PreTrainedConfig, logits: Tensor) -> Tensor:
+    """What a language model makes of its head's output, in float32: some families bend large logits."""
+    cap = getattr(config, "final_logit_softcapping", None)
+    logits = logits.float()
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def by_conversation(batch: PackedBatch, values_T: Tensor) -> list[Tensor]:

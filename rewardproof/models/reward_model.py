@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewardproof.data.encoding import EncodedGroup, Overlong, encode_groups
@@ -18,15 +20,17 @@ from rewardproof.data.group import Group
 from rewardproof.data.packing import PackedBatch, fill, pack, split_at_position, split_large
 from rewardproof.errors import ConfigError, DataError, EvaluationError, ModelError
 from rewardproof.models.checkpoints import load_reward_model, save_reward_model
+from rewardproof.models.factor_head import factor_head_of
 from rewardproof.models.families import is_padded_only
 from rewardproof.models.packed import PackedRewards, packed_rewards, position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_budget, default_device, resolve_precision
 from rewardproof.models.routing import Routing
-from rewardproof.models.token_scores import Readings, TokenScores, token_scores
+from rewardproof.models.token_scores import Readings, TokenScores, read_stream, token_scores
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache, TrunkStore
 
-Read = TypeVar("Read", float, Readings)
-"""What is read of a conversation: its reward, or the scores of its answer as it is read."""
+ReadT = TypeVar("ReadT")
+FoundT = TypeVar("FoundT", float, Readings)
+Reader = Callable[[PackedRewards, PackedBatch, Sequence[str]], Sequence[ReadT]]
 
 
 class RewardModel:
@@ -173,7 +177,11 @@ class RewardModel:
             ModelError: A conversation is longer than dynamic rotary factors allow.
             EvaluationError: A reward is not finite.
         """
-        return self._over(list(groups), origins, _rewards, tokens=False)
+
+        def rewards(output: PackedRewards, _: PackedBatch, names: Sequence[str]) -> list[float]:
+            return [_finite(value, name) for value, name in zip(output.rewards_C.tolist(), names, strict=True)]
+
+        return [tuple(values) for values in self._read(list(groups), origins, rewards)]
 
     def score_tokens(self, groups: Sequence[Group], context: object = None) -> list[tuple[TokenScores, ...]]:
         """Scores of every answer of every group as it is read, token by token; the last is what `score` gives.
@@ -196,37 +204,64 @@ class RewardModel:
 
         Arguments and errors as of `score_encoded`. A conversation that has no prompt is read from its first token on.
         """
-        return self._over(list(groups), origins, _readings, tokens=True)
 
-    def _over(
-        self,
-        wanted: Sequence[EncodedGroup],
-        origins: Sequence[str],
-        read: Callable[[PackedRewards, PackedBatch], Sequence[Read]],
-        *,
-        tokens: bool,
-    ) -> list[tuple[Read, ...]]:
-        """What passes over all groups give, one reading a conversation, in order."""
+        def readings(output: PackedRewards, batch: PackedBatch, names: Sequence[str]) -> list[Readings]:
+            return [_finite(row, name) for row, name in zip(read_stream(self.model, output, batch), names, strict=True)]
+
+        return [tuple(rows) for rows in self._read(list(groups), origins, readings, tokens=True)]
+
+    def states(self, groups: Sequence[EncodedGroup]) -> list[Tensor]:
+        """What the head reads of every conversation of encoded groups: final hidden states on the CPU, `(N, D)` a group, in order.
+
+        Raises:
+            DataError: A conversation has more tokens than the model has positions.
+            ModelError: A conversation is longer than dynamic rotary factors allow.
+        """
+        rows = self._read(groups, (), lambda output, *_: output.states_CD.float().cpu().unbind())
+        return [torch.stack(of_group) for of_group in rows]
+
+    def uncertainty(self, groups: Sequence[Group], *, samples: int = 64, seed: int = 0) -> list[tuple[float, ...]]:
+        """Standard deviation of every answer's reward over draws from the posterior of its factors, in the caller's order.
+
+        Args:
+            groups: Groups of any size.
+            samples: Draws, 2 or more; each has one dictionary for all answers.
+            seed: Of the draws.
+
+        Raises:
+            ModelError: The model has no head of factors.
+            ConfigError: One draw has no spread.
+        """
+        head = factor_head_of(self.model)
+        if samples < 2:
+            raise ConfigError(f"Got samples={samples}, expected 2 or more: one draw has no spread. Write samples=64, for instance.")
+        found = self.states(self.encode(groups)[0])
+        if not found:
+            return []
+        spread_N = head.draws(torch.cat(found).to(self.model.device), samples, seed=seed).std(dim=0).cpu()
+        return [tuple(part.tolist()) for part in spread_N.split([len(states_ND) for states_ND in found])]
+
+    def _read(
+        self, wanted: Sequence[EncodedGroup], origins: Sequence[str], read: Reader[ReadT], *, tokens: bool = False
+    ) -> list[list[ReadT]]:
+        """What `read` makes of every conversation, given a stream's output, the stream, and the names of its conversations' groups.
+
+        With `tokens` the output has the states of all tokens.
+        """
         boundary = position_boundary(self.model)
         names = [origin or f"answer group {group.index}" for group, origin in zip(wanted, origins or [""] * len(wanted), strict=True)]
         self._refuse_too_long(wanted, names)
+        self.model.eval()  # in training, dropout and sampling heads give another reward every time
         parts = [(place, part) for place, group in enumerate(wanted) for part in self._parts(group, boundary)]
-        found: list[dict[tuple[int, ...], Read]] = [{} for _ in wanted]
+        found: list[dict[tuple[int, ...], ReadT]] = [{} for _ in wanted]
         streams = [[], []] if boundary is not None else [[]]
         for entry in parts:
             long = boundary is not None and max(len(tokens) for tokens in entry[1].conversations) > boundary
             streams[int(long)].append(entry)
         with self._shared_trunk([part for _, part in parts]) as (trunk, store):
             for stream in streams:
-                owners = iter(stream)
-                for run in fill((part for _, part in stream), tokens_per_batch=self.tokens_per_batch):
-                    batch = pack(run).to(self.model.device)
-                    values = iter(read(self._forward(run, batch, trunk, store, tokens=tokens), batch))
-                    for group in run:
-                        place, _ = next(owners)
-                        for conversation in group.conversations:
-                            found[place][conversation] = _finite(next(values), names[place])
-        return [tuple(made[tokens] for tokens in group.conversations) for made, group in zip(found, wanted, strict=True)]
+                self._read_stream(stream, names, read, found, trunk=trunk, store=store, tokens=tokens)
+        return [[values[tokens] for tokens in group.conversations] for values, group in zip(found, wanted, strict=True)]
 
     def routings(self, groups: Sequence[EncodedGroup]) -> Iterator[tuple[PackedBatch, tuple[Routing, ...]]]:
         """Streams of encoded groups, in order, with what each router of a mixture decides on them, lowest layer first."""
@@ -297,19 +332,28 @@ class RewardModel:
         with torch.inference_mode(), computing_in(self.precision, device), feed:
             return packed_rewards(self.model, batch, backend=self.backend, tokens=tokens)
 
+    def _read_stream(
+        self,
+        parts: list[tuple[int, EncodedGroup]],
+        names: Sequence[str],
+        read: Reader[ReadT],
+        found: list[dict[tuple[int, ...], ReadT]],
+        *,
+        trunk: FrozenTrunk | None,
+        store: TrunkStore | None,
+        tokens: bool,
+    ) -> None:
+        owners = iter(parts)
+        device = self.model.device
+        for run in fill((part for _, part in parts), tokens_per_batch=self.tokens_per_batch):
+            places = [(place, one) for place, group in itertools.islice(owners, len(run)) for one in group.conversations]
+            batch = pack(run).to(device)
+            values = read(self._forward(run, batch, trunk, store, tokens=tokens), batch, [names[place] for place, _ in places])
+            for (place, conversation), value in zip(places, values, strict=True):
+                found[place][conversation] = value
 
-def _rewards(output: PackedRewards, _: PackedBatch) -> list[float]:
-    return output.rewards_C.tolist()
 
-
-def _readings(output: PackedRewards, batch: PackedBatch) -> list[Readings]:
-    assert output.read_L is not None
-    counts = torch.bincount(batch.target_conversation_L, minlength=len(output.rewards_C)).tolist()
-    parts = output.read_L.double().cpu().split(counts)
-    return [torch.cat((part, end[None])).numpy() for part, end in zip(parts, output.rewards_C.double().cpu(), strict=True)]
-
-
-def _finite(value: Read, name: str) -> Read:
+def _finite(value: FoundT, name: str) -> FoundT:
     if not np.isfinite(value).all():
         raise EvaluationError(
             f"The reward of {name} is {value}, expected a finite number; the model's weights or its precision are broken. "

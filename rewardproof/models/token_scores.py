@@ -1,21 +1,39 @@
 """An answer's score as it is read, token by token: what the reward head says at every position of one pass."""
 
-# L answer tokens of a conversation and what the template writes after them, A the answer's own tokens.
+# C conversations of a stream, L answer tokens and what the template writes after them, A an answer's own tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.group import Group
 from rewardproof.data.offsets import Places, characters_read
+from rewardproof.data.packing import PackedBatch
+from rewardproof.models.packed import PackedRewards, head_rewards
 
 Readings = NDArray[np.float64]
 """The head one position before a conversation's answer, and at each token from there on, shape `(L + 1,)`."""
+
+
+@torch.inference_mode()
+def read_stream(model: PreTrainedModel, output: PackedRewards, batch: PackedBatch) -> list[Readings]:
+    """Readings of a stream's conversations out of a pass that kept the states of all tokens.
+
+    The head computes in full precision also where the pass did not: readings are subtracted.
+    """
+    assert output.states_TD is not None
+    with torch.autocast(output.states_TD.device.type, enabled=False):
+        before_L, last_C = (
+            head_rewards(model, output.states_TD[places]).double().cpu() for places in (batch.logit_index_L, batch.end_index_C)
+        )
+    counts = torch.bincount(batch.target_conversation_L, minlength=len(last_C)).tolist()
+    return [torch.cat((part, last[None])).numpy() for part, last in zip(before_L.split(counts), last_C, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

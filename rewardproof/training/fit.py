@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,13 +18,14 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from rewardproof.artifacts import Progress, is_main, silent
 from rewardproof.config import Section
+from rewardproof.data.encoding import EncodedGroup
 from rewardproof.errors import ConfigError
 from rewardproof.models.cost import products_per_token
 from rewardproof.models.families import family_of, is_padded_only
 from rewardproof.models.heads import Head, fit_probe, set_head, set_normal_head
 from rewardproof.models.packed import position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, resolve_precision, weights_dtype
-from rewardproof.models.trunk import FrozenTrunk, TrunkCache
+from rewardproof.models.trunk import FrozenTrunk, TrunkCache, group_key
 from rewardproof.training.arguments import training_arguments
 from rewardproof.training.auxiliary import AuxiliaryTerm
 from rewardproof.training.batches import Collator, TrainingGroup, TrainingSet
@@ -80,6 +81,7 @@ class Fit:
         expert_learning_rate: The experts' own rate; 0 is the trainer's.
         lora: Settings for peft's `LoraConfig`; empty trains the weights themselves.
         auxiliaries: Further terms of the objective, made for the model that trains.
+        judged: Groups of which such terms report something at the end, whole.
         trainable: Chooses parameters by module instead of by layer (merge coefficients); `None` trains the layers.
         callbacks: More callbacks, given the module that trains.
         resume: Go on from the last checkpoint in `folder`.
@@ -104,6 +106,7 @@ class Fit:
     expert_learning_rate: float = 0.0
     lora: Mapping[str, Any] = field(default_factory=dict)
     auxiliaries: Callable[[PreTrainedModel], Sequence[AuxiliaryTerm]] = lambda _: ()
+    judged: Sequence[EncodedGroup] = ()
     trainable: Callable[[PreTrainedModel], Sequence[nn.Parameter]] | None = None
     callbacks: Callable[[PackedRewardModule], list[TrainerCallback]] = lambda _: []
     resume: bool = False
@@ -122,8 +125,10 @@ class FitResult:
         tokens_per_second: Trained tokens (shared prompts once) by second of it.
         trainable_parameters: How many numbers trained.
         tokens: Tokens trained on, a prompt that a group shares once.
-        tflops: Floating-point operations of the matrix products, in 10^12: six a token in layers that train, two in frozen ones that run.
+        tflops: Floating-point operations of the matrix products, in 10^12: six a token in layers that train, two in frozen ones that run,
+            and those of further terms of the objective.
         last: The last training record of the log.
+        found: What further terms of the objective report.
     """
 
     steps: int
@@ -133,6 +138,7 @@ class FitResult:
     tokens: int
     tflops: float
     last: Mapping[str, float]
+    found: Mapping[str, Any] = field(default_factory=dict)
 
 
 def fit(run: Fit) -> FitResult:
@@ -148,17 +154,20 @@ def fit(run: Fit) -> FitResult:
     _refuse_too_long(run)
     start()
     adapters = _choose_trainable(run)
-    trainable = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
     with fed_module(run) as (module, collator):
+        trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         if run.head is not None:
             _start_head(run, module, collator)
+        for term in module.terms:
+            term.before(run, module, collator)
         with without_sharding() if run.trainable is not None else contextlib.nullcontext():
             result = _optimise(run, module, collator, trainable)
+        found = {name: value for term in module.terms for name, value in term.after(run, module, collator).items()}
     if adapters is not None:
         adapters.merge_and_unload()
     run.model.requires_grad_(True)
     run.model.eval()
-    return result
+    return replace(result, found=found)
 
 
 @contextlib.contextmanager
@@ -225,14 +234,21 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
             "Got upcycle.share_rate with FSDP or DeepSpeed, expected DDP or one process: a process that holds a part of the experts cannot "
             "pull them together. Use examples/launch/ddp.yaml, or write upcycle.share_rate=0."
         )
+    if sharded and not all(term.can_be_sharded for term in module.terms):
+        names = ", ".join(type(term).__name__ for term in module.terms if not term.can_be_sharded)
+        raise ConfigError(
+            f"Got {names} with FSDP or DeepSpeed, expected DDP or one process: it reads weights that a process would hold a part "
+            "of. Use examples/launch/ddp.yaml, or drop the term."
+        )
     with reduced, whole_afterwards(module) if sharded else contextlib.nullcontext():
         seconds = trainer.train_from(checkpoint)
     trainer.require_finite_weights()
     records = [entry for entry in trainer.state.log_history if "loss" in entry]
     speeds = [entry["tokens_per_second"] for entry in records if "tokens_per_second" in entry]
     speed = float(np.median(speeds)) if speeds else 0.0
-    tokens = round((trainer.state.epoch or 0.0) * sum(entry.group.n_tokens for entry in run.train.groups))
-    tflops = tokens * _operations_per_token(run) / 1e12
+    epochs = trainer.state.epoch or 0.0
+    tokens = round(epochs * sum(entry.group.n_tokens for entry in run.train.groups))
+    tflops = (tokens * _operations_per_token(run) + sum(term.operations(run, epochs) for term in module.terms)) / 1e12
     return FitResult(trainer.state.global_step, seconds, speed, trainable, tokens, tflops, records[-1] if records else {})
 
 
@@ -265,7 +281,8 @@ def _detached_trunk(run: Fit) -> Iterator[tuple[FrozenTrunk | None, TrunkCache |
         return
     precision = resolve_precision(run.trunk_precision or run.compute.precision, run.model.device)
     cache = TrunkCache(run.model, first, precision=precision, limit_gb=run.compute.trunk_cache_gb)
-    groups = [entry.group for part in (run.train, run.held_out) if part is not None for entry in part.groups]
+    everything = [entry.group for part in (run.train, run.held_out) if part is not None for entry in part.groups] + list(run.judged)
+    groups = list({group_key(group): group for group in everything}.values())
     if not agreed(cache.fits(groups)):
         log.warning("the activations of the frozen layers exceed trunk_cache_gb=%s; running them every step", run.compute.trunk_cache_gb)
         yield None, None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal, NamedTuple
@@ -39,6 +40,10 @@ class Loss(Section):
     """`cv2`: squared variation of importance and load (XFT); `switch`: fraction times probability (Switch Transformer)."""
     balance_over: Literal["token", "prompt"] = "token"
     """What the experts have to share evenly: tokens, or prompts, each with its answers and however long."""
+    language: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of a language model's loss on the preferred answers (GRM); 0 leaves it out, 0.01 is published."""
+    language_beta: Annotated[float, Field(ge=0)] = 0.1
+    """β of that loss, -log σ(β log π) of a whole answer; 0 takes -log π itself."""
 
 
 class RoutingTotals(NamedTuple):
@@ -125,15 +130,13 @@ def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals:
     index = PairIndex.of(batch, output.rewards_C.device)
     winner_P, loser_P, weight_P = index.winner_P, index.loser_P, index.weight_P
     chosen_P, rejected_P = output.rewards_C[winner_P], output.rewards_C[loser_P]
-    margin_P = index.margin_P if settings.margin == "data" else torch.zeros_like(index.margin_P)
-    doubt_P = torch.where(index.doubt_P > 0, index.doubt_P, settings.label_smoothing)
-    losses_P = doubted(pair_loss(settings.pair), chosen_P, rejected_P, margin_P, doubt_P)
+    losses_P = pair_losses(output.rewards_C, index, settings)
     if settings.reward_l2:
         squares_2P = reward_l2(torch.stack((chosen_P, rejected_P)), reduction="none")
         losses_P = losses_P + settings.reward_l2 * squares_2P.mean(dim=0)
     if settings.centering:
         losses_P = losses_P + settings.centering * centering(chosen_P, rejected_P, reduction="none")
-    loss = (weight_P * losses_P).sum()
+    loss = (weight_P * losses_P).sum() * math.prod(term.pairs for term in output.auxiliary)
     if output.routings and settings.router_balance:
         weight_T = 1.0 / torch.bincount(batch.group_T)[batch.group_T] if settings.balance_over == "prompt" else None
         balance = balance_loss(output.routings, settings.balance, token_weight_T=weight_T, total=total)
@@ -144,6 +147,13 @@ def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals:
         totals.add(term.metrics)
     _count(output, batch, (winner_P, loser_P), totals)
     return loss
+
+
+def pair_losses(rewards_C: Tensor, index: PairIndex, settings: Loss) -> Tensor:
+    """The loss of every pair under its own margin and doubt, shape `(P,)`, without what holds rewards near zero."""
+    margin_P = index.margin_P if settings.margin == "data" else torch.zeros_like(index.margin_P)
+    doubt_P = torch.where(index.doubt_P > 0, index.doubt_P, settings.label_smoothing)
+    return doubted(pair_loss(settings.pair), rewards_C[index.winner_P], rewards_C[index.loser_P], margin_P, doubt_P)
 
 
 def doubted(loss: PairLoss, chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor, doubt_P: Tensor) -> Tensor:

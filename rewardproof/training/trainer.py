@@ -51,6 +51,7 @@ class PackedRewardModule(nn.Module):
         """Join a reward model, where its activations are stored its detached trunk, and further terms of the objective."""
         super().__init__()
         self.model = model
+        self.terms = tuple(auxiliaries)
         self.auxiliaries = nn.ModuleList(auxiliaries)
         self.config = model.config
         self.trunk = trunk
@@ -59,10 +60,14 @@ class PackedRewardModule(nn.Module):
 
     def forward(self, stream: Stream) -> PackedRewards:
         """Rewards of the stream's conversations, and what the further terms found on the same pass."""
-        terms = cast("Sequence[AuxiliaryTerm]", self.auxiliaries)
+        output = self.passed(stream)
+        return output._replace(auxiliary=tuple(term(output, stream) for term in self.terms))
+
+    def passed(self, stream: Stream) -> PackedRewards:
+        """The pass alone, which the further terms read."""
         with self._fed(stream):
-            output = packed_rewards(self.model, stream.batch, backend=self.backend, answers=any(term.needs_answers for term in terms))
-        return output._replace(auxiliary=tuple(term(output, stream) for term in terms))
+            answers, tokens = any(term.needs_answers for term in self.terms), any(term.needs_tokens for term in self.terms)
+            return packed_rewards(self.model, stream.batch, backend=self.backend, answers=answers, tokens=tokens)
 
     def features(self, stream: Stream) -> Tensor:
         """What the head sees: final hidden states of the conversations' last tokens, shape `(C, D)`."""

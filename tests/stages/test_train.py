@@ -36,22 +36,57 @@ SMALL = {
     "warm": ["members=2"],
     "ensemble": ["members=2"],
     "linear_probe": ["trainer.num_train_epochs=0"],
+    "bnrm": ["factors.n_factors=24"],
+    "grm_bnrm": ["factors.n_factors=24"],
+    "dogerm": ["domain.model={base}", "domain.weights=0,0.25,0.5"],
 }
-LEARNS = ("dense", "ensemble", "ewa", "moe_unmerged", "umm", "umm_delta", "umm_regime", "warm")
+SECRETS = ("secrets_flip", "secrets_flip_margin", "secrets_margin", "secrets_soft_margin")
+LEARNS = (
+    "bnrm",
+    "dense",
+    "dogerm",
+    "ensemble",
+    "ewa",
+    "grm_bnrm",
+    "haf",
+    "moe_unmerged",
+    *SECRETS,
+    "simcse",
+    "swav",
+    "umm",
+    "umm_delta",
+    "umm_regime",
+    "warm",
+)
 SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
 
 @pytest.fixture(scope="session")
-def settings(base_dir: Path, toy_file: Path) -> Callable[..., Train]:
+def strong_file(toy_rows: Callable[..., list[dict[str, Any]]], write_jsonl, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy preferences with a strength each, every tenth one wrong and as weak as the others are strong."""
+    rows = [{**row, "strength": 1.0 + number / 160} for number, row in enumerate(toy_rows(160))]
+    for row in rows[::10]:
+        row |= {"chosen": row["rejected"], "rejected": row["chosen"], "strength": -row["strength"]}
+    return write_jsonl(tmp_path_factory.mktemp("strong") / "strong.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def settings(base_dir: Path, toy_file: Path, strong_file: Path) -> Callable[..., Train]:
     """`settings("umm", "key=value", …)`: a shipped recipe at the size of a test."""
 
     def make(recipe: str, *overrides: str) -> Train:
+        data = strong_file if recipe in SECRETS else toy_file
         common = [
-            f"model={base_dir}", f"data={toy_file}", "split=0.25", "compute.precision=fp32", "trainer.learning_rate=5e-3",
+            f"model={base_dir}", f"data={data}", "split=0.25", "compute.precision=fp32", "trainer.learning_rate=5e-3",
             "head.learning_rate=1e-2", "trainer.num_train_epochs=3", "trainer.per_device_train_batch_size=8", "trainer.save_strategy=no",
         ]  # fmt: skip
-        return parse(Train, apply_overrides(load_recipe(recipe), [*common, *SMALL.get(recipe, []), *overrides]))
+        return parse(
+            Train,
+            apply_overrides(
+                load_recipe(recipe), [*common, *(entry.replace("{base}", str(base_dir)) for entry in SMALL.get(recipe, [])), *overrides]
+            ),
+        )
 
     return make
 
@@ -81,7 +116,7 @@ def test_every_shipped_recipe_learns_the_toy_task(recipe: str, trained: Trained)
     overall = report.results["accuracy"]["overall"]
     assert overall["n"] > 25
     if recipe in LEARNS:
-        assert overall["estimate"] > 0.9, "a separable task"
+        assert overall["estimate"] > (0.8 if recipe in SECRETS else 0.9), "a separable task; secrets with a tenth of its labels wrong"
     else:
         assert overall["low"] > 0.5, "a probe must beat chance"
     found = json.loads((report.path / "report.json").read_text())
@@ -104,7 +139,7 @@ def test_every_recipe_is_named_here() -> None:
     assert set(LEARNS) | {"linear_probe"} == set(recipe_names("train")), "a new recipe needs a test"
 
 
-@pytest.mark.parametrize("recipe", ["dense", "ewa", "linear_probe", "umm", "umm_delta", "umm_regime", "warm"])
+@pytest.mark.parametrize("recipe", ["dense", "dogerm", "ewa", "haf", "linear_probe", "umm", "umm_delta", "umm_regime", "warm"])
 def test_the_delivered_model_is_the_stock_dense_class(recipe: str, trained: Trained, base_dir: Path) -> None:
     report = trained(recipe)
     model = AutoModelForSequenceClassification.from_pretrained(report.path / "model")
@@ -336,6 +371,8 @@ REFUSED: list[tuple[str, tuple[str, ...], str]] = [
     ("umm", ("lora={r: 2}",), "`lora` with `upcycle`.*Write upcycle.experts=lora:R"),
     ("dense", ("layers=top:0", "lora={r: 2}"), "layers=top:0 trains the head alone"),
     ("dense", ("start=rm",), "start=rm says what to upcycle.*drop it"),
+    ("simcse", ("layers=top:0",), "layers=top:0 trains the head alone, expected layers for `contrast` to change"),
+    ("secrets_margin", ("loss.margin=none",), "treatment=margin with loss.margin=none: the margins that it sets would be ignored"),
     ("dense", ("loss.margin=data",), "no training pair has a margin; add a `margin` column"),
     ("dense", ("trainer.gradient_checkpointing=true",), "gradient_checkpointing=True, expected it unset: .*lower compute.tokens_per_batch"),
     ("dense", ("trainer.load_best_model_at_end=true",), "load_best_model_at_end=True, expected it unset"),
@@ -358,6 +395,32 @@ def test_a_reused_model_of_another_shape(settings: Callable[..., Train], tiny: A
     other = save_reward_model(tiny.classifier("gpt2"), tiny.word_tokenizer(), tmp_path / "gpt2")
     with pytest.raises(ModelError, match=r"Cannot average models that differ: .*share their architecture"):
         run(settings("warm", f"reuse={other}", "trainer.max_steps=1"), tmp_path / "out")
+
+
+def test_treatments_by_strength_are_counted(trained: Trained) -> None:
+    counts = {recipe: trained(recipe).results["rows"]["strength"] for recipe in SECRETS}
+    pairs = counts["secrets_flip"]["pairs"]
+    assert pairs == trained("secrets_flip").results["rows"]["train"]
+    negative = counts["secrets_flip"]["negative"]
+    assert {found["negative"] for found in counts.values()} == {negative}
+    assert 5 < negative < 17
+    assert counts["secrets_flip"]["flipped"] == round(0.1 * pairs)
+    assert counts["secrets_soft_margin"]["smoothed"] == counts["secrets_margin"]["margin_clipped_at_0"] == negative
+    assert counts["secrets_margin"]["with_margin"] == pairs - negative
+
+
+def test_rows_without_strength_name_the_verb(settings: Callable[..., Train], toy_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"got a row without 'strength'.*rewardproof strength DATA OUT.jsonl"):
+        run(settings("secrets_flip", f"data={toy_file}"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("recipe", ["simcse", "swav"])
+def test_contrastive_terms_are_logged_and_not_delivered(recipe: str, trained: Trained) -> None:
+    report = trained(recipe)
+    records = [json.loads(line) for line in (report.path / "log.jsonl").read_text().splitlines()]
+    assert all({"contrast/loss", "contrast/pairs"} <= record.keys() for record in records if "loss" in record)
+    assert weights(report.path).keys() == weights(trained("dense").path).keys()
 
 
 def test_the_tokenizer_travels_with_the_model(trained: Trained, base_dir: Path) -> None:
