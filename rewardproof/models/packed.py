@@ -1,6 +1,6 @@
 """The packed forward: a stream of groups through a stock model, rewards read at each conversation's last token by position."""
 
-# T tokens of the stream, C conversations, D hidden width, L answer tokens, V vocabulary.
+# T tokens of the stream, C conversations, P positions of the longest, D hidden width, L answer tokens, V vocabulary.
 from __future__ import annotations
 
 import contextlib
@@ -76,9 +76,7 @@ def hidden_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = 
 
 def end_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "") -> Tensor:
     """Final hidden state of each conversation's last token, shape `(C, D)`."""
-    if is_padded_only(model):
-        return _padded_end_states(model, batch)
-    return hidden_states(model, batch, backend=backend)[batch.end_index_C]
+    return _states(model, batch, backend)[batch.end_index_C]
 
 
 def packed_rewards(
@@ -89,19 +87,16 @@ def packed_rewards(
     With `tokens` the final hidden states of all tokens are kept too.
 
     Raises:
-        ModelError: `answers` or `tokens` of a model that has to be padded.
+        ModelError: `answers` of a model that has to be padded.
     """
-    if (answers or tokens) and is_padded_only(model):
+    if answers and is_padded_only(model):
         raise ModelError(
-            f"Got {model.config.model_type}, expected a model whose streams are packed: states of single tokens are read from packed ones. "
-            "Use another base model."
+            f"Got {model.config.model_type}, expected a model whose streams are packed: log-probabilities are read from packed ones. Use "
+            "another base model."
         )
     with capture_routing(model) as routings:
-        if is_padded_only(model):
-            states_TD, answer_states_LD, states_CD = None, None, _padded_end_states(model, batch)
-        else:
-            states_TD = hidden_states(model, batch, backend=backend)
-            states_CD, answer_states_LD = states_TD[batch.end_index_C], states_TD[batch.logit_index_L] if answers else None
+        states_TD = _states(model, batch, backend)
+    states_CD, answer_states_LD = states_TD[batch.end_index_C], states_TD[batch.logit_index_L] if answers else None
     return PackedRewards(head_rewards(model, states_CD), tuple(routings), states_CD, answer_states_LD, states_TD if tokens else None)
 
 
@@ -175,7 +170,12 @@ def by_conversation(batch: PackedBatch, values_T: Tensor) -> list[Tensor]:
     ]
 
 
-def _padded_end_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+def _states(model: PreTrainedModel, batch: PackedBatch, backend: str) -> Tensor:
+    """Final hidden states of the stream, shape `(T, D)`, of models that have to be padded too."""
+    return _padded_states(model, batch) if is_padded_only(model) else hidden_states(model, batch, backend=backend)
+
+
+def _padded_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     if not getattr(model, _WARNED, False):
         log.warning("%s adds position biases inside its attention (ALiBi); scoring it padded instead of packed", model.config.model_type)
         setattr(model, _WARNED, True)
@@ -183,8 +183,14 @@ def _padded_end_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     lengths = torch.tensor([len(row) for row in rows], device=batch.token_ids_T.device)
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
     mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
-    output = model.base_model(input_ids=padded, attention_mask=mask.long(), use_cache=False)
-    return output.last_hidden_state[torch.arange(len(rows), device=padded.device), lengths - 1]
+    states_CPD = model.base_model(input_ids=padded, attention_mask=mask.long(), use_cache=False).last_hidden_state
+    pieces: list[Tensor] = []
+    ends, conversation = set(batch.end_index_C.tolist()), 0
+    for segment in batch.segments:  # what is shared is taken from the first conversation that has it
+        first = segment.prefix_end - segment.prefix_start
+        pieces.append(states_CPD[conversation, first : first + segment.end - segment.start])
+        conversation += segment.end - 1 in ends
+    return torch.cat(pieces)
 
 
 def position_boundary(model: PreTrainedModel) -> int | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,9 +28,12 @@ from rewardproof.models.packed import PackedRewards, packed_rewards, position_bo
 from rewardproof.models.precision import Precision, computing_in, default_budget, default_device, resolve_precision
 from rewardproof.models.routing import Routing
 from rewardproof.models.saving import save_reward_model
+from rewardproof.models.token_scores import Readings, TokenScores, read_stream, token_scores
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache, TrunkStore
 
 ReadT = TypeVar("ReadT")
+FoundT = TypeVar("FoundT", float, Readings)
+Reader = Callable[[PackedRewards, PackedBatch, Sequence[str]], Sequence[ReadT]]
 
 
 class RewardModel:
@@ -192,10 +195,37 @@ class RewardModel:
             EvaluationError: A reward is not finite.
         """
 
-        def rewards(output: PackedRewards, names: Sequence[str]) -> list[float]:
+        def rewards(output: PackedRewards, _: PackedBatch, names: Sequence[str]) -> list[float]:
             return [_finite(value, name) for value, name in zip(output.rewards_C.tolist(), names, strict=True)]
 
         return [tuple(values) for values in self._read(list(groups), origins, rewards)]
+
+    def score_tokens(self, groups: Sequence[Group], context: object = None) -> list[tuple[TokenScores, ...]]:
+        """Scores of every answer of every group as it is read, token by token; the last is what `score` gives.
+
+        One pass does it: the head, in full precision, reads the states of the forward that `score` makes.
+
+        Args:
+            groups: Groups of any size.
+            context: Unused, as in `score`.
+
+        Raises:
+            ModelError: The tokenizer cannot say which characters its tokens stand for; and as `score`.
+        """
+        encoded, _ = self.encode(groups)
+        readings = self.readings_encoded(encoded, origins=[group.origin or group.id for group in groups])
+        return token_scores(groups, encoded, self.tokenizer, readings)
+
+    def readings_encoded(self, groups: Iterable[EncodedGroup], *, origins: Sequence[str] = ()) -> list[tuple[Readings, ...]]:
+        """What the head reads of every conversation of encoded groups: one position before its answer, and at each later token.
+
+        Arguments and errors as of `score_encoded`. A conversation that has no prompt is read from its first token on.
+        """
+
+        def readings(output: PackedRewards, batch: PackedBatch, names: Sequence[str]) -> list[Readings]:
+            return [_finite(row, name) for row, name in zip(read_stream(self.model, output, batch), names, strict=True)]
+
+        return [tuple(rows) for rows in self._read(list(groups), origins, readings, tokens=True)]
 
     def states(self, groups: Sequence[EncodedGroup]) -> list[Tensor]:
         """What the head reads of every conversation of encoded groups: final hidden states on the CPU, `(N, D)` a group, in order.
@@ -204,7 +234,7 @@ class RewardModel:
             DataError: A conversation has more tokens than the model has positions.
             ModelError: A conversation is longer than dynamic rotary factors allow.
         """
-        rows = self._read(groups, (), lambda output, _: output.states_CD.float().cpu().unbind())
+        rows = self._read(groups, (), lambda output, *_: output.states_CD.float().cpu().unbind())
         return [torch.stack(of_group) for of_group in rows]
 
     def uncertainty(self, groups: Sequence[Group], *, samples: int = 64, seed: int = 0) -> list[tuple[float, ...]]:
@@ -229,9 +259,12 @@ class RewardModel:
         return [tuple(part.tolist()) for part in spread_N.split([len(states_ND) for states_ND in found])]
 
     def _read(
-        self, wanted: Sequence[EncodedGroup], origins: Sequence[str], read: Callable[[PackedRewards, Sequence[str]], Sequence[ReadT]]
+        self, wanted: Sequence[EncodedGroup], origins: Sequence[str], read: Reader[ReadT], *, tokens: bool = False
     ) -> list[list[ReadT]]:
-        """What `read` makes of every conversation, given a stream's output and the names of its conversations' groups."""
+        """What `read` makes of every conversation, given a stream's output, the stream, and the names of its conversations' groups.
+
+        With `tokens` the output has the states of all tokens.
+        """
         boundary = position_boundary(self.model)
         names = [origin or f"answer group {group.index}" for group, origin in zip(wanted, origins or [""] * len(wanted), strict=True)]
         self._refuse_too_long(wanted, names)
@@ -244,7 +277,7 @@ class RewardModel:
             streams[int(long)].append(entry)
         with self._shared_trunk([part for _, part in parts]) as (trunk, store):
             for stream in streams:
-                self._read_stream(stream, names, read, found, trunk=trunk, store=store)
+                self._read_stream(stream, names, read, found, trunk=trunk, store=store, tokens=tokens)
         return [[values[tokens] for tokens in group.conversations] for values, group in zip(found, wanted, strict=True)]
 
     def routings(self, groups: Sequence[EncodedGroup]) -> Iterator[tuple[PackedBatch, tuple[Routing, ...]]]:
@@ -302,7 +335,13 @@ class RewardModel:
         return [part for side in sides for part in split_large(side, tokens_per_batch=self.tokens_per_batch)]
 
     def _forward(
-        self, run: Sequence[EncodedGroup], batch: PackedBatch, trunk: FrozenTrunk | None, store: TrunkStore | None
+        self,
+        run: Sequence[EncodedGroup],
+        batch: PackedBatch,
+        trunk: FrozenTrunk | None,
+        store: TrunkStore | None,
+        *,
+        tokens: bool = False,
     ) -> PackedRewards:
         """One stream, from the activations that are stored of it where they are."""
         device = self.model.device
@@ -310,29 +349,31 @@ class RewardModel:
         with torch.inference_mode(), computing_in(self.precision, device), feed:
             if self.experts is not None:
                 return self.experts(self.model, batch, backend=self.backend)
-            return packed_rewards(self.model, batch, backend=self.backend)
+            return packed_rewards(self.model, batch, backend=self.backend, tokens=tokens)
 
     def _read_stream(
         self,
         parts: list[tuple[int, EncodedGroup]],
         names: Sequence[str],
-        read: Callable[[PackedRewards, Sequence[str]], Sequence[ReadT]],
+        read: Reader[ReadT],
         found: list[dict[tuple[int, ...], ReadT]],
         *,
         trunk: FrozenTrunk | None,
         store: TrunkStore | None,
+        tokens: bool,
     ) -> None:
         owners = iter(parts)
         device = self.model.device
         for run in fill((part for _, part in parts), tokens_per_batch=self.tokens_per_batch):
-            places = [(place, tokens) for place, group in itertools.islice(owners, len(run)) for tokens in group.conversations]
-            output = self._forward(run, pack(run).to(device), trunk, store)
-            for (place, tokens), value in zip(places, read(output, [names[place] for place, _ in places]), strict=True):
-                found[place][tokens] = value
+            places = [(place, one) for place, group in itertools.islice(owners, len(run)) for one in group.conversations]
+            batch = pack(run).to(device)
+            values = read(self._forward(run, batch, trunk, store, tokens=tokens), batch, [names[place] for place, _ in places])
+            for (place, conversation), value in zip(places, values, strict=True):
+                found[place][conversation] = value
 
 
-def _finite(value: float, name: str) -> float:
-    if not math.isfinite(value):
+def _finite(value: FoundT, name: str) -> FoundT:
+    if not np.isfinite(value).all():
         raise EvaluationError(
             f"The reward of {name} is {value}, expected a finite number; the model's weights or its precision are broken. "
             "Score in fp32, or check the checkpoint."

@@ -13,6 +13,7 @@ from rewardproof.report.figures import (
     routing_figure,
     training_figure,
 )
+from rewardproof.report.heat_map import HeatMap, heat_maps
 from rewardproof.report.optimisation_figures import course_figure, hacking_figure, policy_figure
 from rewardproof.report.page import Page, PageFigure, Section, provenance_rows, write_page
 from rewardproof.report.strength_figure import strength_figure
@@ -21,6 +22,7 @@ from rewardproof.report.weight_figure import weight_figure
 
 __all__ = [
     "Cell",
+    "HeatMap",
     "Page",
     "PageFigure",
     "SavedFigure",
@@ -35,6 +37,7 @@ __all__ = [
     "format_gain",
     "format_interval",
     "hacking_figure",
+    "heat_maps",
     "markdown_table",
     "policy_figure",
     "provenance_rows",

@@ -4,9 +4,9 @@ from rewardproof.scoring.combination import Combination, Scale, combine, disagre
 from rewardproof.scoring.double_mixture import DMOERM_FILE, DoubleMixture
 from rewardproof.scoring.ensemble import Combine, Ensemble, score_and_disagreement
 from rewardproof.scoring.gold import CheckableGold
-from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, ModelEnsemble, models_of
+from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, ModelEnsemble, models_of, reads_tokens, tokens_and_disagreement
 from rewardproof.scoring.remote import RemoteScorer
-from rewardproof.scoring.scorer import Scorer
+from rewardproof.scoring.scorer import Scorer, TokenScorer
 from rewardproof.scoring.sources import GIVEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
 
 __all__ = [
@@ -25,12 +25,15 @@ __all__ = [
     "RemoteScorer",
     "Scale",
     "Scorer",
+    "TokenScorer",
     "combine",
     "disagreement",
     "load_model",
     "load_scorer",
     "method_names",
     "models_of",
+    "reads_tokens",
     "score_and_disagreement",
     "stream_names",
+    "tokens_and_disagreement",
 ]

@@ -1,14 +1,16 @@
 """Reward models that judge together, as a directory: `ensemble.yaml` names the members, their units, and how they combine."""
 
+# M members, L tokens read of an answer and one before.
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeGuard, TypeVar
 
+import numpy as np
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
@@ -20,15 +22,17 @@ from rewardproof.data.packing import fill
 from rewardproof.errors import CheckpointError, ConfigError
 from rewardproof.models.precision import Precision, resolve_precision
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.token_scores import TokenScores, token_scores
 from rewardproof.models.trunk import TrunkMemory, layers_in_common
-from rewardproof.scoring.combination import Floats, Scale
+from rewardproof.scoring.combination import Floats, Scale, combine, disagreement
 from rewardproof.scoring.double_mixture import DMOERM_FILE, DoubleMixture
 from rewardproof.scoring.ensemble import Combine, Ensemble
-from rewardproof.scoring.scorer import Scorer
+from rewardproof.scoring.scorer import Scorer, TokenScorer
 
 ENSEMBLE_FILE = "ensemble.yaml"
 TOKENS_AT_ONCE = 131072
 """Tokens whose shared activations are in memory at a time: a quarter of a gigabyte at width 512."""
+Read = TypeVar("Read")
 
 
 AnyMember = RewardModel | DoubleMixture
@@ -151,16 +155,47 @@ class ModelEnsemble(Ensemble):
         return self._by_member_encoded(self.encode(groups)[0], [group.origin or group.id for group in groups])
 
     def _by_member_encoded(self, groups: Sequence[EncodedGroup], origins: Sequence[str]) -> list[Floats]:
-        """Every member's standardised scores; layers that all members have in common run once."""
-        found: dict[str, list[tuple[float, ...]]] = {name: [] for name in self.models}
+        """Every member's standardised scores."""
+        found = self._of_each(groups, origins, lambda model, run, names: model.score_encoded(run, origins=names))
+        return self.standardised(found, [len(group.conversations) for group in groups])
+
+    def score_tokens(self, groups: Sequence[Group], context: object = None) -> list[tuple[TokenScores, ...]]:
+        """Scores as the answers are read: at every token the members' standardised scores, combined as those of whole answers are.
+
+        Arguments and errors as of `RewardModel.score_tokens`.
+        """
+        return self.score_tokens_with_disagreement(groups)[0]
+
+    def score_tokens_with_disagreement(self, groups: Sequence[Group]) -> tuple[list[tuple[TokenScores, ...]], float]:
+        """What `score_tokens` gives, and the mean over answers of the members' variance, for one reading by the members."""
+        encoded, origins = self.encode(groups)[0], [group.origin or group.id for group in groups]
+        found = self._of_each(encoded, origins, _readings)
+        by_answer = [[*zip(*rows, strict=True)] for rows in zip(*found.values(), strict=True)]
+        scales = [self.scales[name] for name in found]
+        members = [
+            [np.stack([scale.standardised(row) for scale, row in zip(scales, answer, strict=True)]) for answer in group]
+            for group in by_answer
+        ]
+        combined = [[combine(one_ML, self.how.combination, penalty=self.how.penalty) for one_ML in group] for group in members]
+        apart = float(np.mean([disagreement(one_ML[:, -1:]) for group in members for one_ML in group]))
+        return token_scores(groups, encoded, self.tokenizer, combined), apart
+
+    def _of_each(
+        self,
+        groups: Sequence[EncodedGroup],
+        origins: Sequence[str],
+        read: Callable[[AnyMember, Sequence[EncodedGroup], Sequence[str]], list[Read]],
+    ) -> dict[str, list[Read]]:
+        """What every member gives, one entry a group; layers that all members have in common run once."""
+        found: dict[str, list[Read]] = {name: [] for name in self.models}
         done = 0
         for run in fill(groups, tokens_per_batch=TOKENS_AT_ONCE):
             names = origins[done : done + len(run)]
             with self._one_trunk():
                 for name, model in self.models.items():
-                    found[name] += model.score_encoded(run, origins=names)
+                    found[name] += read(model, run, names)
             done += len(run)
-        return self.standardised(found, [len(group.conversations) for group in groups])
+        return found
 
     @contextlib.contextmanager
     def _one_trunk(self) -> Iterator[None]:
@@ -204,6 +239,30 @@ def models_of(scorer: Scorer) -> list[RewardModel]:
     if isinstance(scorer, DoubleMixture):
         return scorer.models
     return [one for member in scorer.models.values() for one in models_of(member)] if isinstance(scorer, ModelEnsemble) else []
+
+
+def reads_tokens(scorer: Scorer) -> TypeGuard[TokenScorer]:
+    """Whether a scorer can say how an answer's score grows, token by token.
+
+    Slow tokenizers do not tell where their tokens lie, and a DMoERM has no head that could be read at every token.
+    """
+    if isinstance(scorer, ModelEnsemble) and len(scorer._dense) < len(scorer.models):
+        return False
+    return isinstance(scorer, TokenScorer) and all(model.tokenizer.is_fast for model in models_of(scorer))
+
+
+def tokens_and_disagreement(
+    scorer: TokenScorer, groups: Sequence[Group], context: object = None
+) -> tuple[list[tuple[TokenScores, ...]], float | None]:
+    """What `score_and_disagreement` gives, the scores as answers are read."""
+    if isinstance(scorer, ModelEnsemble):
+        return scorer.score_tokens_with_disagreement(groups)
+    return scorer.score_tokens(groups, context), None
+
+
+def _readings(model: AnyMember, groups: Sequence[EncodedGroup], names: Sequence[str]) -> list[tuple[Floats, ...]]:
+    assert isinstance(model, RewardModel), "reads_tokens lets no other member through"
+    return model.readings_encoded(groups, origins=names)
 
 
 def _reading(model: AnyMember) -> tuple[dict[str, int], str, Reads]:

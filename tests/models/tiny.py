@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -105,6 +105,26 @@ def word_tokenizer(known: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
         "{% for message in messages %}{{ '<bar> ' + message['content'] + ' <eos> ' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<bar> ' }}{% endif %}"
     )
+    return tokenizer
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer(template: str = CHATML, *, size: int = 262) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with hardly any merges: most words are several tokens, and so are characters of several bytes."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<|im_start|>", "<|im_end|>", "<bos>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, special_tokens=special, show_progress=False)
+    made.train_from_iterator(["the cat sat on the mat"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<|im_end|>")
+    tokenizer.chat_template = template
     return tokenizer
 
 
