@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rewardproof.stages.merge import run as merge
     from rewardproof.stages.score import Score
     from rewardproof.stages.score import run as score
+    from rewardproof.stages.strength import Strength
+    from rewardproof.stages.strength import run as strength
     from rewardproof.stages.train import Train
     from rewardproof.stages.train import run as train
     from rewardproof.stages.upcycle import UpcycleModel
@@ -34,6 +36,7 @@ _PLACES = {
     "Message": ("rewardproof.data", "Message"),
     "RewardModel": ("rewardproof.models.reward_model", "RewardModel"),
     "Score": ("rewardproof.stages.score", "Score"),
+    "Strength": ("rewardproof.stages.strength", "Strength"),
     "Train": ("rewardproof.stages.train", "Train"),
     "UpcycleModel": ("rewardproof.stages.upcycle", "UpcycleModel"),
     "demo": ("rewardproof.stages.demo", "run"),
@@ -41,6 +44,7 @@ _PLACES = {
     "merge": ("rewardproof.stages.merge", "run"),
     "read_groups": ("rewardproof.data", "read_groups"),
     "score": ("rewardproof.stages.score", "run"),
+    "strength": ("rewardproof.stages.strength", "run"),
     "train": ("rewardproof.stages.train", "run"),
     "upcycle": ("rewardproof.stages.upcycle", "run"),
 }
@@ -52,6 +56,7 @@ __all__ = [
     "Message",
     "RewardModel",
     "Score",
+    "Strength",
     "Train",
     "UpcycleModel",
     "demo",
@@ -59,6 +64,7 @@ __all__ = [
     "merge",
     "read_groups",
     "score",
+    "strength",
     "train",
     "upcycle",
 ]

@@ -34,13 +34,15 @@ def _split_commas(value: object) -> object:
 
 
 def _listed(value: object) -> object:
-    return (value,) if isinstance(value, int) else _split_commas(value)
+    return (value,) if isinstance(value, int | float) else _split_commas(value)
 
 
 Strings = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 """A list of strings; `a,b` on the command line."""
 Integers = Annotated[tuple[int, ...], BeforeValidator(_listed)]
 """A list of whole numbers; `0,1` on the command line."""
+Floats = Annotated[tuple[float, ...], BeforeValidator(_listed)]
+"""A list of numbers; `0,0.5` on the command line."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -162,9 +162,18 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tied_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same whose head is its input embedding."""
+    folder = tmp_path_factory.mktemp("tied")
+    TINY.causal("llama", tie_word_embeddings=True).save_pretrained(folder)
+    TINY.word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def reward_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny dense Llama reward model on disk, with random weights."""
-    from rewardproof.models.checkpoints import save_reward_model
+    from rewardproof.models.saving import save_reward_model
 
     folder = tmp_path_factory.mktemp("reward") / "model"
     return save_reward_model(TINY.classifier("llama"), TINY.word_tokenizer(), folder)

@@ -68,7 +68,7 @@ def upcycle(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False,
 @app.command()
 @guarded
 def merge(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False) -> Any:
-    """MOE OUT, or MODEL MODEL… OUT method=average: experts into one dense model, or models into one."""
+    """MOE OUT, or MODEL MODEL… OUT method=average|domain: experts into one dense model, or models into one."""
     (*models, out), overrides = _arguments(tokens, "MODEL…", "OUT")
     from rewardproof.stages.merge import MergeModels, run
 
@@ -86,6 +86,17 @@ def score(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, 
     with session(Options(as_json)) as progress:
         settings = parse(Score, apply_overrides({"model": model, "data": data}, overrides))
         return run(settings, out, overwrite=overwrite, resume=resume, progress=progress)
+
+
+@app.command()
+@guarded
+def strength(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Any:
+    """DATA OUT: write the rows of DATA with each pair's preference strength, by reward models that did not see its prompt."""
+    (data, out), overrides = _arguments(tokens, "DATA", "OUT")
+    from rewardproof.stages.strength import run, settings_of
+
+    with session(Options(as_json)) as progress:
+        return run(settings_of(data, overrides), out, overwrite=overwrite, resume=resume, progress=progress)
 
 
 @app.command()

@@ -9,12 +9,23 @@ from rewardproof.data.formats import FORMATS, Format, detect, find_format, to_ro
 from rewardproof.data.group import ROLES, Group, Message
 from rewardproof.data.pairs import Pair, merge_single_answers, ordered_pairs, with_label_noise
 from rewardproof.data.reading import GroupSet, ReadCounts, Row, iter_rows, read_groups
-from rewardproof.data.splitting import prompt_overlap, split_by_prompt, split_position, split_salt
+from rewardproof.data.scenarios import SCENARIOS, ScenarioCut, Scenarios, cut_scenarios
+from rewardproof.data.splitting import (
+    key_position,
+    prompt_overlap,
+    split_by_prompt,
+    split_key,
+    split_position,
+    split_salt,
+    without_prompts_of,
+)
+from rewardproof.data.strength import StrengthTreatment, Treated, strengths_of
 
 __all__ = [
     "FORMATS",
     "REASONS",
     "ROLES",
+    "SCENARIOS",
     "BadRow",
     "Format",
     "Group",
@@ -23,17 +34,26 @@ __all__ = [
     "Pair",
     "ReadCounts",
     "Row",
+    "ScenarioCut",
+    "Scenarios",
+    "StrengthTreatment",
+    "Treated",
     "check_group",
+    "cut_scenarios",
     "detect",
     "find_format",
     "iter_rows",
+    "key_position",
     "merge_single_answers",
     "ordered_pairs",
     "prompt_overlap",
     "read_groups",
     "split_by_prompt",
+    "split_key",
     "split_position",
     "split_salt",
+    "strengths_of",
     "to_row",
     "with_label_noise",
+    "without_prompts_of",
 ]

@@ -17,7 +17,12 @@ def split_position(group: Group, salt: str = "") -> float:
         group: The group; of a group without a known prompt (raw text) the answers' texts are hashed in place of the prompt.
         salt: The empty salt is the main held-out split; any other gives an independent split, for use inside the kept part.
     """
-    digest = hashlib.sha256(f"{salt}\0{_split_key(group)}".encode()).hexdigest()
+    return key_position(split_key(group), salt)
+
+
+def key_position(key: str, salt: str = "") -> float:
+    """Where the groups of a key (see `split_key`) fall in [0, 1); the salt as for `split_position`."""
+    digest = hashlib.sha256(f"{salt}\0{key}".encode()).hexdigest()
     return int(digest[:13], 16) / 16**13
 
 
@@ -62,10 +67,17 @@ def split_by_prompt(groups: Iterable[Group], *, fraction: float, salt: str = "")
 
 def prompt_overlap(a: Iterable[Group], b: Iterable[Group]) -> int:
     """How many distinct prompts both hold."""
-    return len({_split_key(group) for group in a} & {_split_key(group) for group in b})
+    return len({split_key(group) for group in a} & {split_key(group) for group in b})
 
 
-def _split_key(group: Group) -> str:
+def without_prompts_of(groups: Iterable[Group], others: Iterable[Group]) -> list[Group]:
+    """Those of `groups` whose prompt none of `others` has, order kept."""
+    known = {split_key(group) for group in others}
+    return [group for group in groups if split_key(group) not in known]
+
+
+def split_key(group: Group) -> str:
+    """What splits hash: the prompt's key, or a hash of the answers where no prompt is known."""
     if group.prompt_text.strip():
         return group.prompt_key
     return hashlib.sha256(json.dumps(sorted(group.answer_texts)).encode()).hexdigest()

@@ -1,23 +1,41 @@
 """Evaluation: what a reward model's scores are worth. It takes groups and numbers, never a model, so any scorer can be judged."""
 
-from rewardproof.evaluation.accuracy import AccuracyReport, PairOutcomes, pair_accuracy, pair_outcomes
+from rewardproof.evaluation.accuracy import (
+    AccuracyReport,
+    PairOutcomes,
+    accuracy_intervals,
+    agreement,
+    correct_shares,
+    pair_accuracy,
+    pair_outcomes,
+)
+from rewardproof.evaluation.factors import Factor, FactorReading, read_factors
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.hidden_states import StateSimilarity, state_similarities
 from rewardproof.evaluation.law import LawRange
 from rewardproof.evaluation.policy_runs import Evaluation, PolicyHacking, PolicyRuns, read_evaluation
+from rewardproof.evaluation.ranking import RankAgreement, rank_agreement
 
 __all__ = [
     "AccuracyReport",
     "BestOfNRuns",
     "Evaluation",
+    "Factor",
+    "FactorReading",
     "Hacking",
     "LawRange",
     "PairOutcomes",
     "PolicyHacking",
     "PolicyRuns",
+    "RankAgreement",
     "StateSimilarity",
+    "accuracy_intervals",
+    "agreement",
+    "correct_shares",
     "pair_accuracy",
     "pair_outcomes",
+    "rank_agreement",
     "read_evaluation",
+    "read_factors",
     "state_similarities",
 ]

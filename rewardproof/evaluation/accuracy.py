@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from rewardproof.data.group import Group
+from rewardproof.data.pairs import Pair
 from rewardproof.errors import EvaluationError
 from rewardproof.statistics import Interval, Reliability, cluster_bootstrap_columns, reliability, wilson, within_cluster_correlation
+from rewardproof.statistics.bootstrap import Clusters
 from rewardproof.statistics.checks import FloatArray
 
 
@@ -116,7 +118,7 @@ def pair_accuracy(
         raise EvaluationError(
             f"{len(rewards)} lists of rewards for {len(groups)} groups; expected one a group. Score the same rows that you evaluate."
         )
-    arrays = [_finite_row(group, row) for group, row in zip(groups, rewards, strict=True)]
+    arrays = [finite_row(group, row) for group, row in zip(groups, rewards, strict=True)]
     kept = [(group, row) for group, row in zip(groups, arrays, strict=True) if _ordered(group)]
     if not kept:
         raise EvaluationError(
@@ -127,7 +129,7 @@ def pair_accuracy(
     prompts = [group.prompt_key for group in ordered]
     correct_P = _wins(pairs.gap_P)
     correct_G, longer_G = pairs.by_group(correct_P), pairs.by_group(pairs.longer_P)
-    overall, length_only = _shares(np.stack([correct_G, longer_G], axis=1), prompts, seed=seed)
+    overall, length_only = accuracy_intervals(np.stack([correct_G, longer_G], axis=1), prompts, seed=seed)
     gap_mean = float(np.average(pairs.gap_P, weights=pairs.weight_P))
     rewards_A = np.concatenate([row for _, row in kept])
     return AccuracyReport(
@@ -184,7 +186,7 @@ def pair_outcomes(groups: Sequence[Group], rewards: Sequence[Sequence[float] | F
         >>> pair_outcomes([Group((Message("user", "a"),), answers, scores=(2.0, 1.0, 0.0))], [[3.0, 5.0, 3.0]]).correct
         '0=1'
     """
-    kept = [(group, _finite_row(group, row)) for group, row in zip(groups, rewards, strict=True) if _ordered(group)]
+    kept = [(group, finite_row(group, row)) for group, row in zip(groups, rewards, strict=True) if _ordered(group)]
     pairs = _all_pairs(kept)
     return PairOutcomes(
         correct=_letters(_wins(pairs.gap_P)),
@@ -195,11 +197,49 @@ def pair_outcomes(groups: Sequence[Group], rewards: Sequence[Sequence[float] | F
     )
 
 
+def correct_shares(pairs: Sequence[Sequence[Pair]], rewards: Sequence[Sequence[float]]) -> FloatArray:
+    """Share of each group's given pairs that the rewards order as they do; a tie is half a correct pair.
+
+    Args:
+        pairs: Ordered pairs of every group, at least one.
+        rewards: The rewards of every group's answers, in the groups' order.
+
+    Example:
+        >>> correct_shares([[Pair(0, 1, None), Pair(1, 2, None)]], [[2.0, 1.0, 1.0]])
+        array([0.75])
+    """
+    gaps = [np.array([row[pair.winner] - row[pair.loser] for pair in some]) for some, row in zip(pairs, rewards, strict=True)]
+    return np.array([_wins(gap_P).mean() for gap_P in gaps])
+
+
+def agreement(
+    prompts: Sequence[str], pairs: Sequence[Sequence[Pair]], rewards: Sequence[Sequence[float]], *, seed: int = 0
+) -> Interval | None:
+    """How often rewards order answers as given pairs do, which need not be the data's own; nothing where there are no pairs.
+
+    Args:
+        prompts: Key of every group's prompt, which the interval resamples.
+        pairs: Ordered pairs of every group; groups without one are left out.
+        rewards: The rewards of every group's answers, in the groups' order.
+        seed: Seed of the bootstrap.
+    """
+    ordered = [place for place, some in enumerate(pairs) if some]
+    if not ordered:
+        return None
+    shares_G = correct_shares([pairs[place] for place in ordered], [rewards[place] for place in ordered])
+    return accuracy_intervals(shares_G[:, None], [prompts[place] for place in ordered], seed=seed)[0]
+
+
 def _letters(wins_P: FloatArray) -> str:
     return "".join("1" if win == 1 else "0" if win == 0 else "=" for win in wins_P.tolist())
 
 
-def _finite_row(group: Group, row: Sequence[float] | FloatArray) -> FloatArray:
+def finite_row(group: Group, row: Sequence[float] | FloatArray) -> FloatArray:
+    """A group's rewards as an array, after a look at them and at its scores.
+
+    Raises:
+        EvaluationError: There is not one reward an answer, or a reward or score is not finite.
+    """
     values = np.asarray(row, dtype=np.float64)
     name = group.origin or group.id or repr(group.prompt_text[:60])
     if values.shape != (len(group.answers),):
@@ -242,8 +282,21 @@ def _lengths(group: Group) -> FloatArray:
     return np.asarray([len(text) for text in group.answer_texts], dtype=np.float64)
 
 
-def _shares(correct_GM: FloatArray, prompts: Sequence[str], *, seed: int) -> list[Interval]:
-    """Bootstrap over prompts; Wilson over prompts where every group agrees and resampling would claim certainty."""
+def accuracy_intervals(correct_GM: FloatArray, prompts: Clusters, *, seed: int = 0) -> list[Interval]:
+    """Accuracies with intervals: bootstrap over prompts; Wilson over prompts where every group agrees and resampling would claim certainty.
+
+    Args:
+        correct_GM: Share of each group's pairs that is ordered as the data does, a column a model.
+        prompts: The prompt of each group.
+        seed: Seed of the bootstrap, whose resamples all columns share.
+
+    Returns:
+        One interval a column.
+
+    Example:
+        >>> [interval.estimate for interval in accuracy_intervals(np.array([[1.0, 0.0], [0.5, 0.0]]), ["a", "b"])]
+        [0.75, 0.0]
+    """
     intervals = cluster_bootstrap_columns(correct_GM, prompts, seed=seed)
     for m, (interval, correct_G) in enumerate(zip(intervals, correct_GM.T, strict=True)):
         if correct_G.min() == correct_G.max() and correct_G[0] in (0.0, 1.0):
@@ -260,7 +313,7 @@ def _by_part(
         rows.setdefault(part(group) or "(none)", []).append(index)
     if len(rows) == 1:
         return {}
-    return {name: _shares(correct_G[rows[name], None], [prompts[i] for i in rows[name]], seed=seed)[0] for name in sorted(rows)}
+    return {name: accuracy_intervals(correct_G[rows[name], None], [prompts[i] for i in rows[name]], seed=seed)[0] for name in sorted(rows)}
 
 
 def _length_correlation(groups: list[Group], rewards_A: FloatArray) -> float | None:

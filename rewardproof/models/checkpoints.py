@@ -1,20 +1,16 @@
-"""Loading and saving under the checkpoint contract, so that a delivered model drops into every consumer unchanged.
+"""Loading under the checkpoint contract, by which a delivered model drops into every consumer unchanged; `saving.py` writes it.
 
 The contract: a stock `*ForSequenceClassification` with one label, `problem_type="regression"`, a pad token that is not eos, the chat
 template saved with the tokenizer, safetensors. An unmerged mixture is saved as `experts.safetensors`, a name that stock loaders do not
-look for: they would otherwise fill the blocks that they do not know with random weights. It is written and read one tensor at a time, so
-that its experts are in memory once.
+look for: they would otherwise fill the blocks that they do not know with random weights. A model with a head of factors is saved so too, as
+`factors.safetensors`. Both are written and read one tensor at a time, so that their weights are in memory once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +25,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_NAME
 
-from rewardproof.artifacts import writing
 from rewardproof.data.encoding import prepare_tokenizer
 from rewardproof.errors import CheckpointError, ModelError
 from rewardproof.models.embedded import embedded_model_dir
+from rewardproof.models.factor_head import FACTORS_FILE, FACTORS_KEY, restore_factors
 from rewardproof.models.families import is_padded_only
-from rewardproof.models.tensor_files import TensorFile, write_tensors
-from rewardproof.models.upcycling import CONFIG_KEY, is_upcycled, restore_structure
+from rewardproof.models.tensor_files import TensorFile
+from rewardproof.models.upcycling import CONFIG_KEY, restore_structure
 
 EXPERTS_FILE = "experts.safetensors"
 EMBEDDED = {"embedded:smollm2-135m": embedded_model_dir}
@@ -110,6 +105,11 @@ def load_base(spec: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dty
     resolved, config = _load_config(spec)
     if hasattr(config, CONFIG_KEY):
         raise ModelError(f"{spec} holds experts, expected a dense model to start from; merge it first (rewardproof merge {spec} OUT).")
+    if hasattr(config, FACTORS_KEY):
+        raise ModelError(
+            f"{spec} has a head of factors, expected a language model or a linear reward model to start from: training draws a head. Name "
+            "the model that it was trained from."
+        )
     if _has_head(config):
         _check_one_label(spec, config)
     config.num_labels = 1
@@ -135,9 +135,7 @@ def load_causal(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTr
         CheckpointError: Nothing of that name exists, or its weights cannot be read.
         ModelError: It is a reward model, or packing cannot hold its positions.
     """
-    resolved, config = _load_config(spec)
-    if _has_head(config) or hasattr(config, CONFIG_KEY):
-        raise ModelError(f"{spec} is a reward model, expected a language model, which writes answers. Name the one it was trained from.")
+    resolved, config = causal_config(spec)
     _switch_dropout_off(config)
     tokenizer = load_tokenizer(spec)
     with _readable(spec):
@@ -147,6 +145,19 @@ def load_causal(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTr
     if is_padded_only(model):
         raise ModelError(f"{spec} adds position biases inside its attention (ALiBi), expected rotary or learnt positions; take another.")
     return model, tokenizer
+
+
+def causal_config(spec: str) -> tuple[str, Any]:
+    """What `from_pretrained` takes for MODEL, and the configuration found there, which is that of a language model.
+
+    Raises:
+        CheckpointError: The checkpoint is missing.
+        ModelError: It is a reward model.
+    """
+    resolved, config = _load_config(spec)
+    if _has_head(config) or hasattr(config, CONFIG_KEY):
+        raise ModelError(f"{spec} is a reward model, expected a language model, which writes answers. Name the one it was trained from.")
+    return resolved, config
 
 
 @contextlib.contextmanager
@@ -216,7 +227,9 @@ def load_reward_model(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple
     resolved, config = reward_model_config(spec)
     tokenizer = load_tokenizer(spec)
     if hasattr(config, CONFIG_KEY):
-        model = _load_experts(experts_file(resolved), config, dtype)
+        model = _load_own(experts_file(resolved), config, dtype)
+    elif hasattr(config, FACTORS_KEY):
+        model = _load_own(_own_file(resolved, FACTORS_FILE, "a head of factors"), config, dtype)
     else:
         _switch_dropout_off(config)
         with _readable(spec):
@@ -250,20 +263,24 @@ def experts_file(folder: Path | str) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    file = Path(folder) / EXPERTS_FILE
+    return _own_file(folder, EXPERTS_FILE, "experts")
+
+
+def _own_file(folder: Path | str, name: str, what: str) -> Path:
+    file = Path(folder) / name
     if not file.is_file():
-        raise CheckpointError(
-            f"{folder} says that it holds experts but has no {EXPERTS_FILE}; the checkpoint is incomplete. Train it again."
-        )
+        raise CheckpointError(f"{folder} says that it holds {what} but has no {name}; the checkpoint is incomplete. Train it again.")
     return file
 
 
 def structure(config: Any, dtype: torch.dtype) -> PreTrainedModel:
-    """The model that a configuration describes, dense or with experts, its parameters without data (on the meta device)."""
+    """The model that a configuration describes, with its experts or factors, its parameters without data (on the meta device)."""
     with init_empty_weights(include_buffers=False):  # rotary frequencies and the like are in no file: they are computed here
         model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
     if hasattr(config, CONFIG_KEY):
         restore_structure(model, getattr(config, CONFIG_KEY))
+    if hasattr(config, FACTORS_KEY):
+        restore_factors(model, getattr(config, FACTORS_KEY))
     return model
 
 
@@ -279,96 +296,14 @@ def check_tensors(file: TensorFile, model: PreTrainedModel) -> None:
         if expected.get(name) != found.get(name):
             raise CheckpointError(
                 f"{file.path} has {name} as {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')} by its config.json: "
-                "weights and configuration are not of one model. Restore the pair, or train the mixture again."
+                "weights and configuration are not of one model. Restore the pair, or train the model again."
             )
 
 
-def _load_experts(path: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+def _load_own(path: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
     model = structure(config, dtype)
     with TensorFile(path) as file:
         check_tensors(file, model)
         # With assign=True the tensors read become the parameters: at no time are there two copies.
         model.load_state_dict({name: file.read(name, empty.dtype) for name, empty in model.state_dict().items()}, assign=True)
     return model
-
-
-def save_reward_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str, *, dtype: torch.dtype | None = None
-) -> Path:
-    """Write a checkpoint under the contract, atomically: a reader sees the whole directory or none.
-
-    Args:
-        model: Dense or upcycled reward model.
-        tokenizer: Its tokenizer, saved with the chat template.
-        path: Directory to write; replaced if it exists.
-        dtype: Precision of the saved weights; `None` keeps the model's own.
-    """
-    if is_upcycled(model):
-        return save_streamed(model, tokenizer, path, model.state_dict().items(), dtype=dtype)
-    return save_model(model, tokenizer, path, dtype=dtype)
-
-
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str, *, dtype: torch.dtype | None = None) -> Path:
-    """Write a stock model of any kind, atomically; arguments as for `save_reward_model`."""
-    state = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in model.state_dict().items()}
-    return _publish(model, tokenizer, path, lambda folder: model.save_pretrained(folder, state_dict=state), dtype or model.dtype)
-
-
-def save_streamed(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    path: Path | str,
-    tensors: Iterable[tuple[str, torch.Tensor]],
-    *,
-    dtype: torch.dtype | None = None,
-) -> Path:
-    """Write a checkpoint whose tensors come one after the other, without ever holding all of them in the precision to save.
-
-    Args:
-        model: Structure, configuration and class; its own parameters may be without data.
-        tokenizer: Its tokenizer.
-        path: Directory to write; replaced if it exists.
-        tensors: The entries of the model's state dict, in any order.
-        dtype: Precision of the saved weights; `None` keeps the model's own.
-    """
-    layout = {name: torch.empty_like(tensor, dtype=dtype or tensor.dtype, device="meta") for name, tensor in model.state_dict().items()}
-    name = EXPERTS_FILE if is_upcycled(model) else SAFE_WEIGHTS_NAME
-
-    def write(folder: Path) -> None:
-        write_tensors(folder / name, layout, tensors)
-        model.config.save_pretrained(folder)
-
-    return _publish(model, tokenizer, path, write, dtype or model.dtype)
-
-
-def _publish(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str, write: Callable[[Path], None], dtype: torch.dtype
-) -> Path:
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in target.parent.glob(f".{target.name}.partial-*"):  # of a process that was killed while it saved
-        shutil.rmtree(stale, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    with writing(target, discard=partial):
-        write(partial)
-        saved = json.loads((partial / "config.json").read_text())
-        saved["dtype"] = str(dtype).removeprefix("torch.")
-        saved["architectures"] = [type(model).__name__]
-        (partial / "config.json").write_text(json.dumps(saved, indent=2) + "\n")
-        tokenizer.save_pretrained(partial)
-    partial.chmod(0o755)
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(partial, target)
-    return target
-
-
-def save_reward_scale(path: Path | str, rewards: Sequence[Sequence[float]]) -> None:
-    """Write the mean and standard deviation of rewards into a saved checkpoint's configuration, where consumers normalise by them."""
-    values = torch.tensor([value for row in rewards for value in row], dtype=torch.float64)
-    file = Path(path) / "config.json"
-    config = json.loads(file.read_text()) | {"mean": float(values.mean()), "std": float(values.std(correction=0))}
-    partial = file.with_name(file.name + ".partial")
-    with writing(file, discard=partial):
-        partial.write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(partial, file)

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-HEADS = ("score", "lm_head")
+HEADS = frozenset(("score", "lm_head"))
 
 
 @runtime_checkable
@@ -27,7 +27,7 @@ def products_per_token(model: nn.Module) -> int:
     """
     total = 0
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] not in HEADS:
+        if isinstance(module, nn.Linear | Conv1D) and not HEADS.intersection(name.split(".")):
             total += module.weight.numel()
         elif isinstance(module, Counted):
             total += module.products()

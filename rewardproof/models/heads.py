@@ -23,7 +23,7 @@ class Head(Section):
 
     init: Literal["zero", "normal", "probe", "keep"] = "zero"
     """`zero`: every reward starts at 0; `normal`: drawn from N(0, 1/width); `probe`: logistic regression on the frozen features; `keep`:
-    the head of a model that is a reward model already."""
+    the head of a model that is a reward model already. A head of `factors` has a start of its own."""
     learning_rate: Annotated[float, Field(ge=0)] = 1e-3
     """The head's own learning rate: at the backbone's small rate, a head that starts at zero learns nothing in a short run."""
     probe_penalty: Annotated[float, Field(gt=0)] = 1e-2

@@ -1,6 +1,6 @@
 """The packed forward: a stream of groups through a stock model, rewards read at each conversation's last token by position."""
 
-# T tokens of the stream, C conversations, D hidden width, L answer tokens, V vocabulary.
+# T tokens of the stream, C conversations, P positions of the longest, D hidden width, L answer tokens, V vocabulary.
 from __future__ import annotations
 
 import contextlib
@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rewardproof.data.packing import PackedBatch
 from rewardproof.errors import ModelError
@@ -29,10 +29,12 @@ class Auxiliary(NamedTuple):
     Attributes:
         loss: Sum over the stream's groups of each group's loss, the term's weight included; a scalar with a gradient.
         metrics: Quantities for the log, `room/quantity`, each summed over the stream's groups.
+        pairs: Weight of the pairs' own loss beside this term, in this pass.
     """
 
     loss: Tensor
     metrics: Mapping[str, float]
+    pairs: float = 1.0
 
 
 class PackedRewards(NamedTuple):
@@ -43,6 +45,7 @@ class PackedRewards(NamedTuple):
         routings: What each router decided, lowest layer first; empty for a dense model.
         states_CD: What the head read, the final hidden state of each conversation's last token, shape `(C, D)`.
         answer_states_LD: Final hidden states from which a language model predicts the answers' tokens, shape `(L, D)`, where asked for.
+        states_TD: Final hidden states of all tokens of the stream, shape `(T, D)`, where asked for.
         auxiliary: What further terms of the objective found, while training.
     """
 
@@ -50,6 +53,7 @@ class PackedRewards(NamedTuple):
     routings: tuple[Routing, ...]
     states_CD: Tensor
     answer_states_LD: Tensor | None = None
+    states_TD: Tensor | None = None
     auxiliary: tuple[Auxiliary, ...] = ()
 
 
@@ -72,13 +76,15 @@ def hidden_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = 
 
 def end_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "") -> Tensor:
     """Final hidden state of each conversation's last token, shape `(C, D)`."""
-    if is_padded_only(model):
-        return _padded_end_states(model, batch)
-    return hidden_states(model, batch, backend=backend)[batch.end_index_C]
+    return _states(model, batch, backend)[batch.end_index_C]
 
 
-def packed_rewards(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "", answers: bool = False) -> PackedRewards:
+def packed_rewards(
+    model: PreTrainedModel, batch: PackedBatch, *, backend: str = "", answers: bool = False, tokens: bool = False
+) -> PackedRewards:
     """Rewards of every conversation in the stream, and with `answers` what a language model's head would read of the same pass.
+
+    With `tokens` the final hidden states of all tokens are kept too.
 
     Raises:
         ModelError: `answers` of a model that has to be padded.
@@ -89,14 +95,15 @@ def packed_rewards(model: PreTrainedModel, batch: PackedBatch, *, backend: str =
             "another base model."
         )
     with capture_routing(model) as routings:
-        if is_padded_only(model):
-            states_CD, answer_states_LD = _padded_end_states(model, batch), None
-        else:
-            states_TD = hidden_states(model, batch, backend=backend)
-            states_CD, answer_states_LD = states_TD[batch.end_index_C], states_TD[batch.logit_index_L] if answers else None
+        states_TD = _states(model, batch, backend)
+    states_CD, answer_states_LD = states_TD[batch.end_index_C], states_TD[batch.logit_index_L] if answers else None
+    return PackedRewards(head_rewards(model, states_CD), tuple(routings), states_CD, answer_states_LD, states_TD if tokens else None)
+
+
+def head_rewards(model: PreTrainedModel, states_CD: Tensor) -> Tensor:
+    """What the model's head makes of final hidden states, shape `(C,)`, float32."""
     head = model.get_submodule("score")
-    rewards_C = head(states_CD.to(next(head.parameters()).dtype))[:, 0].float()
-    return PackedRewards(rewards_C, tuple(routings), states_CD, answer_states_LD)
+    return head(states_CD.to(next(head.parameters()).dtype))[:, 0].float()
 
 
 @contextlib.contextmanager
@@ -142,12 +149,15 @@ def next_token_log_probs(model: PreTrainedModel, states_LD: Tensor, *, temperatu
     head = model.get_output_embeddings()
     if head is None:
         raise ModelError(f"{type(model).__name__} has no language-model head, expected a causal model; log-probabilities need one.")
-    cap = getattr(model.config, "final_logit_softcapping", None)
     for states in states_LD.split(chunk):
-        logits = head(states).float()
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
-        yield (logits / temperature).log_softmax(dim=-1)
+        yield (final_logits(model.config, head(states)) / temperature).log_softmax(dim=-1)
+
+
+def final_logits(config: PreTrainedConfig, logits: Tensor) -> Tensor:
+    """What a language model makes of its head's output, in float32: some families bend large logits."""
+    cap = getattr(config, "final_logit_softcapping", None)
+    logits = logits.float()
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def by_conversation(batch: PackedBatch, values_T: Tensor) -> list[Tensor]:
@@ -160,7 +170,12 @@ def by_conversation(batch: PackedBatch, values_T: Tensor) -> list[Tensor]:
     ]
 
 
-def _padded_end_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+def _states(model: PreTrainedModel, batch: PackedBatch, backend: str) -> Tensor:
+    """Final hidden states of the stream, shape `(T, D)`, of models that have to be padded too."""
+    return _padded_states(model, batch) if is_padded_only(model) else hidden_states(model, batch, backend=backend)
+
+
+def _padded_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     if not getattr(model, _WARNED, False):
         log.warning("%s adds position biases inside its attention (ALiBi); scoring it padded instead of packed", model.config.model_type)
         setattr(model, _WARNED, True)
@@ -168,8 +183,14 @@ def _padded_end_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     lengths = torch.tensor([len(row) for row in rows], device=batch.token_ids_T.device)
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
     mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
-    output = model.base_model(input_ids=padded, attention_mask=mask.long(), use_cache=False)
-    return output.last_hidden_state[torch.arange(len(rows), device=padded.device), lengths - 1]
+    states_CPD = model.base_model(input_ids=padded, attention_mask=mask.long(), use_cache=False).last_hidden_state
+    pieces: list[Tensor] = []
+    ends, conversation = set(batch.end_index_C.tolist()), 0
+    for segment in batch.segments:  # what is shared is taken from the first conversation that has it
+        first = segment.prefix_end - segment.prefix_start
+        pieces.append(states_CPD[conversation, first : first + segment.end - segment.start])
+        conversation += segment.end - 1 in ends
+    return torch.cat(pieces)
 
 
 def position_boundary(model: PreTrainedModel) -> int | None:

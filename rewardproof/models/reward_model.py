@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rewardproof.data.encoding import EncodedGroup, Overlong, encode_groups
+from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, encode_groups
 from rewardproof.data.group import Group
 from rewardproof.data.packing import PackedBatch, fill, pack, split_at_position, split_large
 from rewardproof.errors import ConfigError, DataError, EvaluationError, ModelError
-from rewardproof.models.checkpoints import load_reward_model, save_reward_model
+from rewardproof.models.checkpoints import load_reward_model
+from rewardproof.models.cost import products_per_token
+from rewardproof.models.double_mixture import CapabilityExperts
+from rewardproof.models.factor_head import factor_head_of
 from rewardproof.models.families import is_padded_only
 from rewardproof.models.packed import PackedRewards, packed_rewards, position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_budget, default_device, resolve_precision
 from rewardproof.models.routing import Routing
+from rewardproof.models.saving import save_reward_model
+from rewardproof.models.token_scores import Readings, TokenScores, read_stream, token_scores
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache, TrunkStore
 
+ReadT = TypeVar("ReadT")
+FoundT = TypeVar("FoundT", float, Readings)
+Reader = Callable[[PackedRewards, PackedBatch, Sequence[str]], Sequence[ReadT]]
 # B answers, D hidden width.
-Read = TypeVar("Read")
 
 
 class RewardsAndStates(NamedTuple):
@@ -49,6 +57,11 @@ class RewardModel:
         >>> model.score([Group(prompt=..., answers=...)])          # doctest: +SKIP
     """
 
+    routes = False
+    """Whether who judges depends on what the user said, so that encoded groups have to hold it."""
+    reads: Reads = "conversation"
+    """How much of a conversation it reads."""
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -57,6 +70,7 @@ class RewardModel:
         precision: Precision = "fp32",
         tokens_per_batch: int = 0,
         backend: str = "",
+        experts: CapabilityExperts | None = None,
     ) -> None:
         """Wrap a model and its tokenizer.
 
@@ -66,8 +80,10 @@ class RewardModel:
             precision: Of the forward pass; `fp32` reproduces stock rewards to rounding.
             tokens_per_batch: Token budget of one stream; 0 takes what keeps the device busy.
             backend: Attention backend; empty chooses by device.
+            experts: What makes the reward, where the model carries experts by capability instead of one head.
         """
         self.model = model
+        self.experts = experts
         self.tokenizer = tokenizer
         self.precision: Precision = precision
         self.tokens_per_batch = tokens_per_batch or default_budget(model.device)
@@ -138,7 +154,13 @@ class RewardModel:
     @property
     def parameters(self) -> int:
         """Parameters, head included."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        over = self.experts.parameters_of_mixer if self.experts is not None else 0
+        return sum(parameter.numel() for parameter in self.model.parameters()) + over
+
+    @property
+    def products(self) -> int:
+        """Multiplications of the matrix products that one token takes part in; heads are left out."""
+        return products_per_token(self.model) if self.experts is None else self.experts.products(self.model)
 
     @property
     def longest(self) -> int | None:
@@ -185,33 +207,102 @@ class RewardModel:
             ModelError: A conversation is longer than dynamic rotary factors allow.
             EvaluationError: A reward is not finite.
         """
-        wanted = list(groups)
-        names = [origin or f"answer group {group.index}" for group, origin in zip(wanted, origins or [""] * len(wanted), strict=True)]
-        rewards = self._read(wanted, names, lambda out: out.rewards_C.tolist())
-        return [tuple(_finite(value, name) for value in found) for found, name in zip(rewards, names, strict=True)]
+
+        def rewards(output: PackedRewards, _: PackedBatch, names: Sequence[str]) -> list[float]:
+            return [_finite(value, name) for value, name in zip(output.rewards_C.tolist(), names, strict=True)]
+
+        return [tuple(values) for values in self._read(list(groups), origins, rewards)]
+
+    def score_tokens(self, groups: Sequence[Group], context: object = None) -> list[tuple[TokenScores, ...]]:
+        """Scores of every answer of every group as it is read, token by token; the last is what `score` gives.
+
+        One pass does it: the head, in full precision, reads the states of the forward that `score` makes.
+
+        Args:
+            groups: Groups of any size.
+            context: Unused, as in `score`.
+
+        Raises:
+            ModelError: The tokenizer cannot say which characters its tokens stand for; and as `score`.
+        """
+        encoded, _ = self.encode(groups)
+        readings = self.readings_encoded(encoded, origins=[group.origin or group.id for group in groups])
+        return token_scores(groups, encoded, self.tokenizer, readings)
+
+    def readings_encoded(self, groups: Iterable[EncodedGroup], *, origins: Sequence[str] = ()) -> list[tuple[Readings, ...]]:
+        """What the head reads of every conversation of encoded groups: one position before its answer, and at each later token.
+
+        Arguments and errors as of `score_encoded`. A conversation that has no prompt is read from its first token on.
+        """
+
+        def readings(output: PackedRewards, batch: PackedBatch, names: Sequence[str]) -> list[Readings]:
+            return [_finite(row, name) for row, name in zip(read_stream(self.model, output, batch), names, strict=True)]
+
+        return [tuple(rows) for rows in self._read(list(groups), origins, readings, tokens=True)]
+
+    def states(self, groups: Sequence[EncodedGroup]) -> list[Tensor]:
+        """What the head reads of every conversation of encoded groups: final hidden states on the CPU, `(N, D)` a group, in order.
+
+        Raises:
+            DataError: A conversation has more tokens than the model has positions.
+            ModelError: A conversation is longer than dynamic rotary factors allow.
+        """
+        rows = self._read(groups, (), lambda output, *_: output.states_CD.float().cpu().unbind())
+        return [torch.stack(of_group) for of_group in rows]
 
     def rewards_and_states(self, groups: Sequence[Group]) -> RewardsAndStates:
         """Rewards of every answer and the states that the head reads them from, for what else reads these; raises as `score`."""
-        encoded = self.encode(groups)[0]
-        names = [group.origin or group.id for group in groups]
-        found = self._read(encoded, names, lambda out: list(zip(out.rewards_C.tolist(), out.states_CD.float(), strict=True)))
-        flat = [(_finite(reward, name), state_D) for part, name in zip(found, names, strict=True) for reward, state_D in part]
+
+        def both(output: PackedRewards, _: PackedBatch, names: Sequence[str]) -> list[tuple[float, Tensor]]:
+            rewards = [_finite(value, name) for value, name in zip(output.rewards_C.tolist(), names, strict=True)]
+            return list(zip(rewards, output.states_CD.float(), strict=True))
+
+        found = self._read(self.encode(groups)[0], [group.origin or group.id for group in groups], both)
+        flat = [one for of_group in found for one in of_group]
         return RewardsAndStates(torch.tensor([reward for reward, _ in flat]), torch.stack([state_D for _, state_D in flat]))
 
-    def _read(self, wanted: Sequence[EncodedGroup], names: Sequence[str], read: Callable[[PackedRewards], list[Read]]) -> list[list[Read]]:
-        """One reading of every conversation of every group, in order; `read` gives those of a stream."""
+    def uncertainty(self, groups: Sequence[Group], *, samples: int = 64, seed: int = 0) -> list[tuple[float, ...]]:
+        """Standard deviation of every answer's reward over draws from the posterior of its factors, in the caller's order.
+
+        Args:
+            groups: Groups of any size.
+            samples: Draws, 2 or more; each has one dictionary for all answers.
+            seed: Of the draws.
+
+        Raises:
+            ModelError: The model has no head of factors.
+            ConfigError: One draw has no spread.
+        """
+        head = factor_head_of(self.model)
+        if samples < 2:
+            raise ConfigError(f"Got samples={samples}, expected 2 or more: one draw has no spread. Write samples=64, for instance.")
+        found = self.states(self.encode(groups)[0])
+        if not found:
+            return []
+        spread_N = head.draws(torch.cat(found).to(self.model.device), samples, seed=seed).std(dim=0).cpu()
+        return [tuple(part.tolist()) for part in spread_N.split([len(states_ND) for states_ND in found])]
+
+    def _read(
+        self, wanted: Sequence[EncodedGroup], origins: Sequence[str], read: Reader[ReadT], *, tokens: bool = False
+    ) -> list[list[ReadT]]:
+        """What `read` makes of every conversation, given a stream's output, the stream, and the names of its conversations' groups.
+
+        With `tokens` the output has the states of all tokens.
+        """
         boundary = position_boundary(self.model)
+        names = [origin or f"answer group {group.index}" for group, origin in zip(wanted, origins or [""] * len(wanted), strict=True)]
         self._refuse_too_long(wanted, names)
+        self.model.eval()  # in training, dropout and sampling heads give another reward every time
         parts = [(place, part) for place, group in enumerate(wanted) for part in self._parts(group, boundary)]
-        readings: list[dict[tuple[int, ...], Read]] = [{} for _ in wanted]
+        found: list[dict[tuple[int, ...], ReadT]] = [{} for _ in wanted]
         streams = [[], []] if boundary is not None else [[]]
         for entry in parts:
             long = boundary is not None and max(len(tokens) for tokens in entry[1].conversations) > boundary
             streams[int(long)].append(entry)
         with self._shared_trunk([part for _, part in parts]) as (trunk, store):
             for stream in streams:
-                self._read_stream(stream, readings, read, trunk=trunk, store=store)
-        return [[found[tokens] for tokens in group.conversations] for found, group in zip(readings, wanted, strict=True)]
+                self._read_stream(stream, names, read, found, trunk=trunk, store=store, tokens=tokens)
+        return [[values[tokens] for tokens in group.conversations] for values, group in zip(found, wanted, strict=True)]
 
     def routings(self, groups: Sequence[EncodedGroup]) -> Iterator[tuple[PackedBatch, tuple[Routing, ...]]]:
         """Streams of encoded groups, in order, with what each router of a mixture decides on them, lowest layer first."""
@@ -268,35 +359,45 @@ class RewardModel:
         return [part for side in sides for part in split_large(side, tokens_per_batch=self.tokens_per_batch)]
 
     def _forward(
-        self, run: Sequence[EncodedGroup], batch: PackedBatch, trunk: FrozenTrunk | None, store: TrunkStore | None
+        self,
+        run: Sequence[EncodedGroup],
+        batch: PackedBatch,
+        trunk: FrozenTrunk | None,
+        store: TrunkStore | None,
+        *,
+        tokens: bool = False,
     ) -> PackedRewards:
         """One stream, from the activations that are stored of it where they are."""
         device = self.model.device
         feed = trunk.feeding(store.read(run).to(device)) if trunk is not None and store is not None else contextlib.nullcontext()
         with torch.inference_mode(), computing_in(self.precision, device), feed:
-            return packed_rewards(self.model, batch, backend=self.backend)
+            if self.experts is not None:
+                return self.experts(self.model, batch, backend=self.backend)
+            return packed_rewards(self.model, batch, backend=self.backend, tokens=tokens)
 
     def _read_stream(
         self,
         parts: list[tuple[int, EncodedGroup]],
-        readings: list[dict[tuple[int, ...], Read]],
-        read: Callable[[PackedRewards], list[Read]],
+        names: Sequence[str],
+        read: Reader[ReadT],
+        found: list[dict[tuple[int, ...], ReadT]],
         *,
         trunk: FrozenTrunk | None,
         store: TrunkStore | None,
+        tokens: bool,
     ) -> None:
         owners = iter(parts)
         device = self.model.device
         for run in fill((part for _, part in parts), tokens_per_batch=self.tokens_per_batch):
-            values = iter(read(self._forward(run, pack(run).to(device), trunk, store)))
-            for group in run:
-                place, _ = next(owners)
-                for tokens in group.conversations:
-                    readings[place][tokens] = next(values)
+            places = [(place, one) for place, group in itertools.islice(owners, len(run)) for one in group.conversations]
+            batch = pack(run).to(device)
+            values = read(self._forward(run, batch, trunk, store, tokens=tokens), batch, [names[place] for place, _ in places])
+            for (place, conversation), value in zip(places, values, strict=True):
+                found[place][conversation] = value
 
 
-def _finite(value: float, name: str) -> float:
-    if not math.isfinite(value):
+def _finite(value: FoundT, name: str) -> FoundT:
+    if not np.isfinite(value).all():
         raise EvaluationError(
             f"The reward of {name} is {value}, expected a finite number; the model's weights or its precision are broken. "
             "Score in fp32, or check the checkpoint."

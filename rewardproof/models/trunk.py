@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 _NOT_OF_THE_TRUNK = frozenset(
     "_name_or_path architectures dtype id2label label2id mean std problem_type pad_token_id eos_token_id bos_token_id use_cache "
-    "transformers_version value_head_prefix rewardproof_upcycle num_labels torch_dtype".split()
+    "transformers_version value_head_prefix rewardproof_upcycle rewardproof_factors num_labels torch_dtype".split()
 )
 """Configuration entries that two models may differ in and still share their lower layers' activations."""
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rewardproof.errors import EvaluationError
+from rewardproof.policy.redistribution import Redistributor
 from rewardproof.policy.rollouts import Rollouts
-from rewardproof.scoring import Scale, Scorer, score_and_disagreement
+from rewardproof.scoring import Scale, Scorer, reads_tokens, score_and_disagreement, tokens_and_disagreement
 
 DISAGREEMENT = "ensemble/disagreement"
 """What the log calls how far an ensemble's members are apart."""
@@ -84,6 +85,7 @@ class ScoredAnswers:
         weights: Sequence[float] = (),
         cut_penalty: float = 0.0,
         limit: float = 0.0,
+        redistributor: Redistributor | None = None,
     ) -> None:
         """Judge answers by scorers.
 
@@ -93,11 +95,13 @@ class ScoredAnswers:
             weights: Of the streams; 1 each where left out.
             cut_penalty: Subtracted in the first stream, in units, where an answer was cut before it ended by itself.
             limit: Largest absolute reward, in units; 0 for none.
+            redistributor: Spreads rewards over the tokens; all scorers can then say how their scores grow.
         """
         self.scorers = dict(scorers)
         self.scales = dict(scales)
         self.cut_penalty = cut_penalty
         self.limit = limit
+        self.redistributor = redistributor
         self._weights = tuple(weights) or (1.0,) * len(scorers)
         self._apart: list[float] = []
 
@@ -107,27 +111,41 @@ class ScoredAnswers:
         return tuple(self.scorers)
 
     def rewards(self, rollouts: Rollouts, moment: Moment) -> Tensor:
-        """Each answer's score at its last token."""
+        """Each answer's score at its last token, or spread over its tokens."""
         tables: list[Tensor] = []
         self._apart = []
         for name, scorer in self.scorers.items():
-            found, apart = score_and_disagreement(scorer, rollouts.groups, moment)
-            self._apart += [] if apart is None else [apart]
-            reward_B = torch.from_numpy(self.scales[name].standardised(_checked(found, rollouts, name=name)))
-            if self.limit:
-                reward_B = reward_B.clamp(-self.limit, self.limit)
+            if self.redistributor is None:
+                table_BT = self._at_end(name, scorer, rollouts, moment)
+            else:
+                table_BT = self._spread(self.redistributor, name, rollouts, moment)
             if not tables:
-                reward_B = reward_B - self.cut_penalty * ~rollouts.finished_B
-            tables.append(rollouts.at_end(reward_B.float()))
+                table_BT = table_BT - rollouts.at_end(self.cut_penalty * ~rollouts.finished_B)
+            tables.append(table_BT.float())
         return torch.stack(tables)
+
+    def _at_end(self, name: str, scorer: Scorer, rollouts: Rollouts, moment: Moment) -> Tensor:
+        found, apart = score_and_disagreement(scorer, rollouts.groups, moment)
+        self._apart += [] if apart is None else [apart]
+        reward_B = torch.from_numpy(self.scales[name].standardised(_checked(found, rollouts, name=name)))
+        return rollouts.at_end(reward_B.clamp(-self.limit, self.limit) if self.limit else reward_B)
+
+    def _spread(self, redistributor: Redistributor, name: str, rollouts: Rollouts, moment: Moment) -> Tensor:
+        scorer = self.scorers[name]
+        assert reads_tokens(scorer)  # `refuse_others` has refused what is none
+        found, apart = tokens_and_disagreement(scorer, rollouts.groups, moment)
+        self._apart += [] if apart is None else [apart]
+        _checked([[one.score for one in row] for row in found], rollouts, name=name)
+        return redistributor.rewards([one for row in found for one in row], rollouts, self.scales[name], limit=self.limit)
 
     def weights(self) -> Sequence[float]:
         """As they were given."""
         return self._weights
 
     def learn(self, rollouts: Rollouts, rewards_SBT: Tensor, moment: Moment) -> Mapping[str, float]:
-        """Nothing, since these scorers do not change; where there are ensembles, how far their members were apart on the answers."""
-        return {DISAGREEMENT: float(np.mean(self._apart))} if self._apart else {}
+        """Nothing, since these scorers do not change; tells how far ensembles' members were apart, and how rewards were spread."""
+        told = {} if self.redistributor is None else self.redistributor.told()
+        return {**({DISAGREEMENT: float(np.mean(self._apart))} if self._apart else {}), **told}
 
     def state(self) -> Mapping[str, Any]:
         """Empty."""

@@ -11,6 +11,7 @@ from rewardproof.errors import ConfigError
 from rewardproof.losses import Aggregate
 from rewardproof.policy.estimators import Estimator
 from rewardproof.policy.kl_penalty import KLPenalty
+from rewardproof.policy.redistribution import Redistribution, refuse_unsafe
 from rewardproof.policy.sampling import Sampling
 
 Count = Annotated[int, Field(ge=1)]
@@ -81,6 +82,8 @@ class OnPolicy(Section):
     """Taken from the (first) reward of an answer that was cut, in its standard deviations."""
     reward_limit: NotNegative = 0.0
     """Largest absolute reward, in its standard deviations; 0 for any."""
+    redistribute: Redistribution = Redistribution()
+    """Whether rewards are spread over an answer's tokens."""
     layers: str = "all"
     """Layers of the policy that train: `all`, or `top:K`."""
     lora: dict[str, Any] = {}
@@ -126,6 +129,7 @@ def check(settings: OnPolicy) -> None:
             "kl.estimate=k1 in the loss, expected k2 or k3: on fresh samples the gradient of k1 is 0 on average: noise, and no penalty. "
             "Write kl.estimate=k2, or kl.place=reward."
         )
+    refuse_unsafe(settings.redistribute, estimator=settings.estimator, discount=settings.discount)
     if settings.kl.target and not settings.kl.coefficient:
         raise ConfigError("kl.target with kl.coefficient=0, expected a weight above 0 to steer; write kl.coefficient=0.05.")
     if settings.lora.get("lora_dropout"):

@@ -3,6 +3,7 @@
 Figures import matplotlib and the page imports jinja2 when they are called, so that a command that prints a table waits for neither.
 """
 
+from rewardproof.report.factor_figures import factors_figure
 from rewardproof.report.figure_style import SavedFigure, save_figure
 from rewardproof.report.figures import (
     accuracy_figure,
@@ -12,12 +13,16 @@ from rewardproof.report.figures import (
     routing_figure,
     training_figure,
 )
+from rewardproof.report.heat_map import HeatMap, heat_maps
 from rewardproof.report.optimisation_figures import course_figure, hacking_figure, policy_figure, similarity_figure
 from rewardproof.report.page import Page, PageFigure, Section, provenance_rows, write_page
+from rewardproof.report.strength_figure import strength_figure
 from rewardproof.report.tables import Cell, Table, console_table, format_cell, format_gain, format_interval, markdown_table
+from rewardproof.report.weight_figure import weight_figure
 
 __all__ = [
     "Cell",
+    "HeatMap",
     "Page",
     "PageFigure",
     "SavedFigure",
@@ -27,10 +32,12 @@ __all__ = [
     "coefficients_figure",
     "console_table",
     "course_figure",
+    "factors_figure",
     "format_cell",
     "format_gain",
     "format_interval",
     "hacking_figure",
+    "heat_maps",
     "markdown_table",
     "policy_figure",
     "provenance_rows",
@@ -39,6 +46,8 @@ __all__ = [
     "routing_figure",
     "save_figure",
     "similarity_figure",
+    "strength_figure",
     "training_figure",
+    "weight_figure",
     "write_page",
 ]

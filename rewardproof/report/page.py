@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rewardproof.errors import CheckpointError
+from rewardproof.report.heat_map import HeatMap
 from rewardproof.report.tables import Cell, Table, format_cell
 
 _BOUNDS = re.compile(r" \[-?[\d.]+, -?[\d.]+\]$")  # an interval as format_interval writes it, from an Interval or already text
@@ -36,13 +37,14 @@ class PageFigure:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page: a heading, then what there is of paragraphs, table, figures and code, in this order."""
+    """A part of the page: a heading, then what there is of paragraphs, table, figures, code and heat maps, in this order."""
 
     heading: str
     paragraphs: Sequence[str] = ()
     table: Table | None = None
     figures: Sequence[PageFigure] = ()
     code: str | None = None
+    heat_maps: Sequence[HeatMap] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def write_page(path: Path | str, page: Page) -> Path:
     environment = Environment(
         loader=PackageLoader("rewardproof", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters.update(cell=format_cell, estimate=_estimate, bounds=_bounds, embed=_embed)
+    environment.filters.update(cell=format_cell, estimate=_estimate, bounds=_bounds, embed=_embed, colour=_colour)
     target = Path(path)
     target.write_text(environment.get_template("page.html.j2").render(page=page), encoding="utf-8")
     return target
@@ -111,6 +113,12 @@ def _estimate(cell: Cell) -> str:
 def _bounds(cell: Cell) -> str:
     found = _BOUNDS.search(format_cell(cell))
     return found.group().strip() if found else ""
+
+
+def _colour(shade: float) -> str:
+    """A background whose strength says how much, and its hue in which direction."""
+    red, green, blue = (213, 94, 0) if shade > 0 else (0, 114, 178)
+    return f"rgba({red}, {green}, {blue}, {0.5 * abs(shade):.3f})"
 
 
 def _embed(path: Path | str) -> str:

@@ -1,21 +1,24 @@
 """Scorers: anything that gives each answer of a group a number."""
 
 from rewardproof.scoring.combination import Combination, Scale, combine, disagreement
+from rewardproof.scoring.double_mixture import DMOERM_FILE, DoubleMixture
 from rewardproof.scoring.ensemble import Combine, Ensemble, score_and_disagreement
 from rewardproof.scoring.gold import CheckableGold
-from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, ModelEnsemble, models_of
+from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, ModelEnsemble, models_of, reads_tokens, tokens_and_disagreement
 from rewardproof.scoring.policy_feedback import PolicyFeedbackReward, PolicyMoment, own_weight
 from rewardproof.scoring.remote import RemoteScorer
-from rewardproof.scoring.scorer import Scorer
+from rewardproof.scoring.scorer import Scorer, TokenScorer
 from rewardproof.scoring.sources import GIVEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
 
 __all__ = [
+    "DMOERM_FILE",
     "ENSEMBLE_FILE",
     "GIVEN",
     "AnyModel",
     "CheckableGold",
     "Combination",
     "Combine",
+    "DoubleMixture",
     "Ensemble",
     "EnsembleFile",
     "GivenScores",
@@ -25,6 +28,7 @@ __all__ = [
     "RemoteScorer",
     "Scale",
     "Scorer",
+    "TokenScorer",
     "combine",
     "disagreement",
     "load_model",
@@ -32,6 +36,8 @@ __all__ = [
     "method_names",
     "models_of",
     "own_weight",
+    "reads_tokens",
     "score_and_disagreement",
     "stream_names",
+    "tokens_and_disagreement",
 ]

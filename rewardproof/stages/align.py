@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,8 +30,9 @@ from rewardproof.artifacts import (
 from rewardproof.config import Section, Strings
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import Evaluation, PolicyRuns, read_evaluation
-from rewardproof.models.checkpoints import load_causal, save_model
+from rewardproof.models.checkpoints import load_causal
 from rewardproof.models.precision import Precision, default_device, resolve_precision, weights_dtype
+from rewardproof.models.saving import save_model
 from rewardproof.models.upcycling import select_layers
 from rewardproof.policy.checkpoints import load_loop, save_loop
 from rewardproof.policy.evaluation import evaluate_policy
@@ -39,6 +40,7 @@ from rewardproof.policy.feedback import LearningFeedback, PolicyFeedback, check_
 from rewardproof.policy.monitor import HackingMonitor, watched
 from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.policy.policy import Policy
+from rewardproof.policy.redistribution import COUNTS, PREFIX, Redistributor, refuse_others
 from rewardproof.policy.rewards import RewardSource, ScoredAnswers
 from rewardproof.policy.settings import OnPolicy
 from rewardproof.policy.settings import check as check_optimise
@@ -142,7 +144,7 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
         EvaluationError: A scorer gives no finite numbers, or the same one for all answers.
         TrainingError: The loss is no longer finite.
     """
-    from rewardproof.stages.align_page import write_align_page
+    from rewardproof.stages.align_page import token_maps, write_align_page
 
     started = time.perf_counter()
     check_settings(config)
@@ -160,6 +162,7 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
     scorers = {name: load_scorer(spec, precision=config.compute.precision) for name, spec in words}
     if config.feedback is not None:
         scorers = following(scorers, config.feedback, policy_width=model.config.hidden_size, seed=config.seed)
+    refuse_others(config.optimise.redistribute, scorers)
     gold = load_scorer(config.gold, precision=config.compute.precision) if config.gold else None
     directory = run_directory(out, config, overwrite=overwrite, resume=resume, started=started)
     directory.log({"phase": "data", **prompts.rows})
@@ -171,31 +174,39 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
     save_model(course.delivered(), tokenizer, directory.path / "model", dtype=weights_dtype(config.compute.save_dtype))
     evaluations = run_evaluations(directory.path)
     runs = PolicyRuns([evaluations], weights=config.weights, gold=GOLD if gold is not None else "")
+    updates = [record for record in map(json.loads, (directory.path / LOG).read_text().splitlines()) if record["phase"] == "optimising"]
     report = directory.finish(
         _verdict(runs),
         {
             "rows": prompts.rows,
             "precision": resolve_precision(config.compute.precision, model.device),
             "scales": course.scales,
-            "signs_without_gold": _signs(directory.path / LOG),
+            "signs_without_gold": _signs(updates),
+            **_redistributed(updates),
             "retries": sum(getattr(scorer, "retries", 0) for scorer in (*scorers.values(), gold)),
             "evaluations": runs.table(),
             **feedback_results(directory.path / LOG, scorers, evaluations),
         },
     )
-    write_align_page(directory, config, runs, evaluations, report)
+    maps = token_maps(scorers, course.scales, [prompt.group for prompt in prompts.judged], evaluations)
+    write_align_page(directory, config, runs, evaluations, report, maps)
     wait()
     return report
 
 
-def _signs(log: Path) -> dict[str, int]:
+def _signs(updates: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Signs of hacking that need no gold, and the update at which each was first beyond its limit."""
     monitor, found = HackingMonitor(), dict[str, int]()
-    for record in map(json.loads, log.read_text().splitlines()):
-        if record["phase"] == "optimising":
-            for name in monitor.named(monitor.observe(watched(record))):
-                found.setdefault(name, record["step"])
+    for record in updates:
+        for name in monitor.named(monitor.observe(watched(record))):
+            found.setdefault(name, record["step"])
     return found
+
+
+def _redistributed(updates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where rewards were spread over tokens, on how many of them nothing lies, and how many answers could not be followed."""
+    found = [record for record in updates if PREFIX + COUNTS[0] in record]
+    return {"redistribution": {name: sum(record[PREFIX + name] for record in found) for name in COUNTS}} if found else {}
 
 
 def _verdict(runs: PolicyRuns) -> str:
@@ -303,6 +314,7 @@ class _Course:
             weights=self.config.weights,
             cut_penalty=settings.cut_penalty,
             limit=settings.reward_limit,
+            redistributor=Redistributor(settings.redistribute, self.tokenizer) if settings.redistribute.share else None,
         )
         if feedback is None:
             return scored

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rewardproof.artifacts import Report, RunDirectory
+from rewardproof.data import Group, Message
 from rewardproof.evaluation import Evaluation, PolicyRuns
-from rewardproof.report import Page, Section, Table, course_figure, format_interval, policy_figure, provenance_rows, save_figure, write_page
+from rewardproof.report import (
+    Page,
+    Section,
+    Table,
+    course_figure,
+    format_interval,
+    heat_maps,
+    policy_figure,
+    provenance_rows,
+    save_figure,
+    write_page,
+)
+from rewardproof.scoring import Scale, Scorer, reads_tokens
 from rewardproof.stages.align_feedback import feedback_sections
 from rewardproof.stages.experts_page import shown
 from rewardproof.statistics import Interval
@@ -22,19 +36,39 @@ EXAMPLES = 4
 """Answers shown of either kind."""
 
 
-def write_align_page(directory: RunDirectory, config: Align, runs: PolicyRuns, evaluations: Sequence[Evaluation], report: Report) -> Path:
-    """Draw the figures and write the page."""
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """An answer worth showing.
+
+    Attributes:
+        kind: Whether the proxy promises `most` beyond gold or `least`.
+        prompt: Place of the prompt.
+        answer: Place of the answer.
+        proxy: What it promises, standard deviations.
+    """
+
+    kind: str
+    prompt: int
+    answer: int
+    proxy: float
+
+
+def write_align_page(
+    directory: RunDirectory,
+    config: Align,
+    runs: PolicyRuns,
+    evaluations: Sequence[Evaluation],
+    report: Report,
+    token_sections: Sequence[Section] = (),
+) -> Path:
+    """Draw the figures and write the page; `token_sections` come last."""
+    course = _course(directory, runs, report.results["signs_without_gold"])
     page = Page(
         title="What became of the policy",
         subtitle=f"{config.optimise.estimator} on {', '.join(config.reward)}" + (f", judged by {config.gold}" if config.gold else ""),
         verdict=f"{report.headline[0].upper()}{report.headline[1:]}.",
         facts=(("updates", runs.steps[-1]), ("prompts judged", len(runs.prompts)), ("answers sampled for learning", _sampled(config))),
-        sections=[
-            _course(directory, runs, report.results["signs_without_gold"]),
-            _distance(directory, runs),
-            *feedback_sections(directory, evaluations),
-            examples(evaluations),
-        ],
+        sections=[course, _distance(directory, runs), *feedback_sections(directory, evaluations), examples(evaluations), *token_sections],
         provenance=provenance_rows(directory.path),
     )
     return write_page(directory.path / "report.html", page)
@@ -82,24 +116,33 @@ def _distance(directory: RunDirectory, runs: PolicyRuns) -> Section:
     return Section("Against distance", tuple(told), figures=(shown(figure, "Gold and proxy against the square root of KL."),))
 
 
-def examples(evaluations: Sequence[Evaluation], *, title: str = "What it has learnt to say") -> Section:
-    """First and last answers to the prompts where the proxy promised most beyond gold, and where both agree best."""
+def picked(evaluations: Sequence[Evaluation]) -> list[Pick]:
+    """Of each prompt the last answer that promises most beyond gold, where that is most and where it is least."""
     first, last = evaluations[0], evaluations[-1]
     proxy_PK = last.standardised(first, last.proxies)
     gold_PK = last.standardised(first, ["gold"]) if "gold" in last.rows[0] else np.zeros_like(proxy_PK)
     gap_P, place_P = (proxy_PK - gold_PK).max(axis=1), (proxy_PK - gold_PK).argmax(axis=1)
     order = np.argsort(-gap_P)
+    return [
+        Pick(kind, int(prompt), int(place_P[prompt]), float(proxy_PK[prompt, place_P[prompt]]))
+        for kind, prompts in (("most", order[:EXAMPLES]), ("least", order[-EXAMPLES:]))
+        for prompt in prompts
+    ]
+
+
+def examples(evaluations: Sequence[Evaluation], *, title: str = "What it has learnt to say") -> Section:
+    """First and last answers to the prompts where the proxy promised most beyond gold, and where both agree best."""
+    first, last = evaluations[0], evaluations[-1]
     rows = [
         (
-            kind,
-            str(last.rows[place].get("text", "")),
-            first.rows[place]["answers"][int(place_P[place])],
-            last.rows[place]["answers"][int(place_P[place])],
-            f"{proxy_PK[place, place_P[place]]:+.2f}",
-            f"{last.rows[place]['gold'][int(place_P[place])]:.3f}" if "gold" in last.rows[place] else "–",
+            pick.kind,
+            str(last.rows[pick.prompt].get("text", "")),
+            first.rows[pick.prompt]["answers"][pick.answer],
+            last.rows[pick.prompt]["answers"][pick.answer],
+            f"{pick.proxy:+.2f}",
+            f"{last.rows[pick.prompt]['gold'][pick.answer]:.3f}" if "gold" in last.rows[pick.prompt] else "–",
         )
-        for kind, places in (("most", order[:EXAMPLES]), ("least", order[-EXAMPLES:]))
-        for place in places
+        for pick in picked(evaluations)
     ]
     columns = ("beyond gold", "prompt", "at first", "at last", "proxy, SD", "gold")
     return Section(
@@ -107,3 +150,38 @@ def examples(evaluations: Sequence[Evaluation], *, title: str = "What it has lea
         ("Of each prompt the answer for which the proxy promises most beyond gold, where that is most and where it is least.",),
         Table(columns, tuple(rows)),
     )
+
+
+def token_maps(
+    scorers: Mapping[str, Scorer], scales: Mapping[str, Scale], prompts: Sequence[Group], evaluations: Sequence[Evaluation]
+) -> list[Section]:
+    """The last answers that `examples` shows, with what each of their tokens adds to the score, by each reward that can say.
+
+    Args:
+        scorers: By the name of their stream.
+        scales: Zero and unit of each.
+        prompts: Those of the evaluations' rows, in order.
+        evaluations: The run's.
+    """
+    picks, rows = picked(evaluations), evaluations[-1].rows
+    texts = [rows[pick.prompt]["answers"][pick.answer] for pick in picks]
+    groups = [
+        replace(prompts[pick.prompt], answers=((Message("assistant", text),),), scores=None)
+        for pick, text in zip(picks, texts, strict=True)
+    ]
+    sections: list[Section] = []
+    for name, scorer in scorers.items():
+        if not reads_tokens(scorer):
+            continue
+        answers = [
+            (f"{pick.kind} beyond gold: {group.prompt_text}", text, found)
+            for pick, group, text, (found,) in zip(picks, groups, texts, scorer.score_tokens(groups), strict=True)
+        ]
+        scale = scales[name]
+        maps = heat_maps(answers, mean=scale.mean, std=scale.std, unit="standard deviations over the first answers")
+        text = (
+            f"Its last answers again, as {name} reads them: how far each piece moves the score of what stands there so far. A reward model "
+            "is trained on whole answers; what it says before the end may be noise."
+        )
+        sections.append(Section(f"Where {name} sees it", (text,), heat_maps=maps))
+    return sections

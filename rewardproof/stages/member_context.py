@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,12 @@ from rewardproof.artifacts import Progress, RunDirectory
 from rewardproof.models.families import family_of
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import first_differing, select_layers
+from rewardproof.stages.policy_head import policy_callbacks, policy_terms
+from rewardproof.training.auxiliary import AuxiliaryTerm
+from rewardproof.training.contrast import contrast_terms
+from rewardproof.training.factor_divergence import FactorDivergence
 from rewardproof.training.fit import Fit, fit
+from rewardproof.training.language_term import ChosenLanguage
 from rewardproof.training.preparation import Prepared
 
 if TYPE_CHECKING:
@@ -46,10 +51,15 @@ class MemberContext:
         """Where a member keeps its own files: the run directory itself where there is only one."""
         return self.directory.path if self.config.members == 1 else self.directory.path / "members" / str(number)
 
+    def head_seed(self, seed: int) -> int:
+        """Seed of a member's head: members that judge together each have their own, weights that are averaged have to belong to one."""
+        return self.config.seed if self.config.ensemble is None else seed
+
     def plan(self, model: PreTrainedModel, folder: Path, seed: int, what: str) -> Fit:
         """How the run trains a model, `what` by name, with its checkpoints in `folder`."""
         config = self.config
-        head = config.head.model_copy(update={"init": "keep"}) if what == "mixture" and config.start == "rm" else config.head
+        has_head = config.factors is not None or (what == "mixture" and config.start == "rm")
+        head = config.head.model_copy(update={"init": "keep"}) if has_head else config.head
         return Fit(
             model=model,
             train=self.prepared.train,
@@ -61,16 +71,29 @@ class MemberContext:
             loss=config.loss,
             compute=config.compute,
             head=head,
-            # The weights of members that are averaged have to belong to one head; members that judge together each have their own.
-            head_seed=config.seed if config.ensemble is None else seed,
+            head_seed=self.head_seed(seed),
             router_learning_rate=config.upcycle.router_learning_rate if config.upcycle else 0.0,
             expert_learning_rate=config.upcycle.expert_learning_rate if config.upcycle else 0.0,
             lora=config.lora,
+            callbacks=lambda module: policy_callbacks(config, module),
+            judged=self.prepared.held_out_tokens if config.policy_loss else (),
+            auxiliaries=lambda model: self.terms(model, seed),
             resume=self.resume,
             record=lambda entry: self.directory.log({"phase": what, "seed": seed, **entry}),
             progress=self.progress,
             what=what,
+            look_at_states=True,
         )
+
+    def terms(self, model: PreTrainedModel, seed: int) -> list[AuxiliaryTerm]:
+        """The terms of the objective that the settings ask for beside the pairs' loss, made for the model that trains."""
+        config = self.config
+        terms = [*contrast_terms(config.contrast, config.loss, seed)(model), *policy_terms(self, model)]
+        if config.factors is not None:
+            terms.append(FactorDivergence(model, config.factors))
+        if config.loss.language:
+            terms.append(ChosenLanguage(model, config.model, weight=config.loss.language, beta=config.loss.language_beta))
+        return terms
 
     def remember(self, folder: Path, summary: Mapping[str, Any]) -> None:
         """Keep what is to be reported of a finished part beside its checkpoints, for a run that goes on from that part."""
@@ -96,6 +119,9 @@ def fitted(plan: Fit) -> dict[str, Any]:
         "tokens": result.tokens,
         "tflops": float(f"{result.tflops:.4g}"),
         "last": dict(result.last),
+        **result.found,
+        "states": {when: asdict(found) for when, found in result.states.items()},
+        **({} if result.best_step is None else {"best_step": result.best_step}),
     }
 
 

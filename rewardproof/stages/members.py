@@ -11,10 +11,14 @@ from transformers import PreTrainedModel
 
 from rewardproof.artifacts import is_main
 from rewardproof.merging import average
-from rewardproof.models.checkpoints import load_base, load_reward_model, save_reward_model
+from rewardproof.models.checkpoints import load_base, load_reward_model
 from rewardproof.models.depth import keep_first_layers
+from rewardproof.models.factor_head import install_factors
 from rewardproof.models.precision import default_device
+from rewardproof.models.saving import save_reward_model
 from rewardproof.models.upcycling import is_upcycled
+from rewardproof.stages.domain import matched, merge_with_domain, require_one_base
+from rewardproof.stages.factors_page import dictionary_of, factors_summary
 from rewardproof.stages.member_context import Member, MemberContext, fitted, remembered
 from rewardproof.stages.mixture import train_mixture
 from rewardproof.stages.weighing import Weighing, merge_mixture
@@ -30,8 +34,13 @@ def train_member(context: MemberContext, number: int) -> Member:
         return Member(_loaded(str(finished)), remembered(folder))
     seed = config.seed + number
     member = Member(_mixture_or_base(context, folder, seed))
+    if config.domain is not None and not is_upcycled(member.model):
+        require_one_base(member.model, config.domain.model)
     if config.upcycle is None or (config.start == "rm" and not is_upcycled(member.model)):
+        start_K = dictionary_of(member.model)
         member.summary["dense"] = fitted(context.plan(member.model, folder / "checkpoints" / "dense", seed, "training"))
+        if start_K is not None:
+            member.summary["factors"] = factors_summary(context, member.model, start_K)
     if config.upcycle is not None:
         train_mixture(context, member, folder, seed)
     if config.merge is not None:
@@ -45,6 +54,17 @@ def train_member(context: MemberContext, number: int) -> Member:
             progress=context.progress,
         )
         member.summary["merge"] = merge_mixture(context.reward_model(member.model), work)
+    if config.domain is not None:
+        matches = matched(member.model, context.tokenizer, config.domain.model, several=config.domain.validate_on is not None)
+        found = merge_with_domain(
+            matches,
+            config.domain,
+            validation=context.prepared.validation,
+            tokenizer=context.tokenizer,
+            compute=config.compute,
+            progress=context.progress,
+        )
+        member.model, member.summary["domain"] = found.model, found.summary
     if config.members > 1:
         context.remember(folder, member.summary)
         if is_main():
@@ -65,10 +85,17 @@ def _loaded(path: str) -> PreTrainedModel:
 def _mixture_or_base(context: MemberContext, folder: Path, seed: int) -> PreTrainedModel:
     if context.config.upcycle is not None and context.resume and (folder / "moe").is_dir():
         return _loaded(str(folder / "moe"))
+    return base_model(context, seed)
+
+
+def base_model(context: MemberContext, seed: int) -> PreTrainedModel:
+    """The language model that all parts of a run start from, as a reward model with an untrained head."""
     torch.manual_seed(seed)
     model = load_base(context.config.model, context.tokenizer)
     if context.config.depth:
         keep_first_layers(model, context.config.depth)
+    if context.config.factors is not None:
+        install_factors(model, context.config.factors, seed=context.head_seed(seed))
     return model.to(default_device())  # pyright: ignore[reportArgumentType]
 
 

@@ -1,4 +1,4 @@
-"""`rewardproof merge MOE OUT`, or `merge MODEL MODEL… OUT method=average`: experts into one dense model, or models into one."""
+"""`rewardproof merge MOE OUT`, or `merge MODEL MODEL… OUT method=average|domain`: experts into one dense model, or models into one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rewardproof.artifacts import Progress, Report, RunDirectory, refuse_inputs_inside, require_free, silent
-from rewardproof.config import Section, Strings
+from rewardproof.config import Floats, Section, Strings
 from rewardproof.errors import ConfigError, ModelError
 from rewardproof.evaluation import pair_accuracy
 from rewardproof.merging import average
 from rewardproof.merging.experts import Merge, unmeasured_coefficients
 from rewardproof.merging.streaming import StoredMixture, merge_stored, open_mixture
-from rewardproof.models.checkpoints import forget_reward_scale, load_reward_model, save_reward_model, save_reward_scale
+from rewardproof.models.checkpoints import forget_reward_scale, load_reward_model
 from rewardproof.models.precision import default_device
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.saving import save_reward_model, save_reward_scale
 from rewardproof.models.upcycling import is_upcycled
+from rewardproof.stages.domain import SWEEP
+from rewardproof.stages.domain_verb import check_merge, merge_models
 from rewardproof.stages.experts_page import write_merge_page
 from rewardproof.stages.training_report import scored
 from rewardproof.stages.weighing import WeighedExperts, Weighing, coefficients_summary, compare_rewards, weigh_experts
@@ -33,13 +36,24 @@ class MergeModels(Section):
     """What to merge and how."""
 
     models: Strings
-    """One mixture, or two or more dense models of one architecture for `method=average`."""
-    method: Literal["uniform", "routing_mass", "learned", "average"] = "learned"
-    """Coefficients of the routed experts, or the uniform average of whole models (WARM)."""
+    """One mixture; two or more dense models of one architecture for `method=average`; a dense model and a language model for `domain`."""
+    method: Literal["uniform", "routing_mass", "learned", "average", "domain"] = "learned"
+    """Coefficients of the routed experts, the uniform average of whole models (WARM), or a reward model with a domain's language model
+    (DogeRM)."""
     data: Strings = ()
     """Preferences on which routing is measured and coefficients are learned; `uniform` and `average` do without, and with data `uniform`
     compares mixture and merged model. Name the mixture's training data: the parts are drawn by hashes of the texts, so the same data,
-    `split`, `held_out` and `read` give the same parts as in training."""
+    `split`, `held_out` and `read` give the same parts as in training. For `domain`: validation preferences, all of which λ is chosen on;
+    never those that the merged model will be judged by."""
+    weight: Annotated[float, Field(ge=0, le=1)] | Literal["choose"] = "choose"
+    """Of the language model in `domain`, λ; `choose` takes that of `weights` with the highest accuracy on `data`, the smaller of equals."""
+    weights: Floats = SWEEP
+    """What `choose` tries."""
+    reward_weight: Annotated[float, Field(ge=0)] | Literal["rest"] = "rest"
+    """Of the reward model in `domain`: the `rest`, 1 − λ, or a number that does not depend on λ."""
+    domain_tokens: Literal["leave", "add"] = "leave"
+    """Tokens that only the language model has: left out, so that the reward model reads as before, or added to its tokenizer with their
+    rows copied."""
     split: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Fraction of prompts held out for evaluation, as in training; 0 where the training run had its own `eval_data`."""
     split_seed: int = 0
@@ -75,6 +89,9 @@ def check_settings(config: MergeModels) -> None:
         if len(config.models) < 2:
             raise ConfigError(f"method=average got {len(config.models)} model, expected two or more; name them before OUT.")
         return
+    if config.method == "domain":
+        check_merge(config)
+        return
     if len(config.models) != 1:
         raise ConfigError(
             f"Got {len(config.models)} models for method={config.method}, expected one mixture; to average models write method=average."
@@ -104,6 +121,8 @@ def run(
     started = time.perf_counter()
     refuse_inputs_inside(out, (*config.models, *config.data))
     require_free(out, overwrite=overwrite, resume=False)
+    if config.method == "domain":
+        return merge_models(config, out, overwrite=overwrite, started=started, progress=progress)
     if config.method == "average":
         return _average(config, out, overwrite=overwrite, started=started)
     stored = open_mixture(config.models[0])

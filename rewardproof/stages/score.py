@@ -12,8 +12,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import date, datetime
-from datetime import time as clock
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -21,13 +19,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from rewardproof.artifacts import Progress, Report, RunDirectory, require_free, require_writable, silent, writing
+from rewardproof.artifacts import Progress, Report, RunDirectory, silent, writing
 from rewardproof.config import Section
 from rewardproof.data import ReadCounts, Row, iter_rows
 from rewardproof.data.encoding import EncodedGroup, Overlong
 from rewardproof.errors import CheckpointError
 from rewardproof.models.precision import Precision
 from rewardproof.scoring import AnyModel, load_model
+from rewardproof.stages.row_file import RowFile, as_line
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +80,9 @@ def run(
         StorageError: The disk is full; the rows written stay, and `resume` goes on after them.
     """
     started = time.perf_counter()
-    files = _Files.at(Path(out))
+    files = RowFile.at(Path(out))
     files.check(config.data, overwrite=overwrite, resume=resume)
-    earlier = files.earlier(config.chunk) if resume else None
+    earlier = _earlier_rows(files, config.chunk) if resume else None
     model = load_model(config.model, precision=config.precision)
     files.out.parent.mkdir(parents=True, exist_ok=True)
     directory = RunDirectory(files.report, config, resume=True, started=started) if resume else None
@@ -93,11 +92,11 @@ def run(
     scored = _scored(model, islice(_encoded(model, rows, config, lengths), done, None), config.chunk)
     first = next(scored, [])
     moments = _Moments(earlier)
-    with writing(files.partial), files.open_partial(earlier) as stream:
+    with writing(files.partial), _open_partial(files, earlier) as stream:
         directory = directory or RunDirectory(files.report, config, overwrite=overwrite, started=started)
         for chunk in chain([first], scored):
             for row, values in chunk:
-                stream.write(_line({**row.raw, "rewards": list(values)}))
+                stream.write(as_line({**row.raw, "rewards": list(values)}))
                 moments.add(values)
             stream.flush()
             done += len(chunk)
@@ -106,7 +105,7 @@ def run(
     return _report(directory, files, done, (counts, lengths), moments)
 
 
-def _report(directory: RunDirectory, files: _Files, written: int, counted: tuple[ReadCounts, Counter[str]], moments: _Moments) -> Report:
+def _report(directory: RunDirectory, files: RowFile, written: int, counted: tuple[ReadCounts, Counter[str]], moments: _Moments) -> Report:
     counts, lengths = counted
     dropped = dict(counts.bad) | ({"overlong": lengths["overlong_dropped"]} if lengths["overlong_dropped"] else {})
     shortened = lengths["overlong_prompt_truncated"]
@@ -130,73 +129,31 @@ class _Earlier(NamedTuple):
     size: int
 
 
-class _Files(NamedTuple):
-    """OUT and what lies beside it."""
+def _earlier_rows(files: RowFile, chunk: int) -> _Earlier | None:
+    """What an interrupted run left: whole chunks, so that the rest is scored in the same company, to the same last bit."""
+    file = next((file for file in (files.partial, files.out) if file.exists()), None)
+    if file is None or not file.stat().st_size:
+        return None
+    files.require_ours(file, "score")
+    ends = [0]
+    with file.open("rb") as stream:
+        for line in stream:
+            if line.endswith(b"\n"):
+                ends.append(ends[-1] + len(line))
+    rows = len(ends) - 1
+    if file == files.partial:
+        rows -= rows % chunk
+    return _Earlier(file, rows, ends[rows])
 
-    out: Path
-    partial: Path
-    report: Path
 
-    @classmethod
-    def at(cls, out: Path) -> _Files:
-        return cls(out, Path(f"{out}.partial"), Path(f"{out}.report"))
-
-    def check(self, data: str, *, overwrite: bool, resume: bool) -> None:
-        """Refuse before anything is opened what would destroy rows, ours or the user's."""
-        for file in (self.out, self.partial):
-            if file.is_dir():
-                raise CheckpointError(f"{file} is a directory; expected a file to write rows to. Name a file in it, or another.")
-        source = Path(data).resolve()
-        if source.exists():
-            same = source in (self.out.resolve(), self.partial.resolve()) or (self.out.exists() and self.out.samefile(source))
-            if same or source.is_relative_to(self.report.resolve()):
-                raise CheckpointError(
-                    f"Got {data} to read and {self.out} to write; expected two different files: the rows would be replaced by their own "
-                    "output. Name another OUT."
-                )
-            if source.is_dir() and self.out.resolve().is_relative_to(source):
-                raise CheckpointError(
-                    f"{self.out} lies in {data}, the folder to read; expected it elsewhere: a later run would read the scored rows as "
-                    "data. Name an OUT outside that folder."
-                )
-        if self.out.exists() and not (overwrite or resume):
-            raise CheckpointError(f"{self.out} exists; a run never overwrites a file. Name another, or pass --overwrite or --resume.")
-        if self.partial.exists() and self.partial.stat().st_size and not (overwrite or resume):
-            raise CheckpointError(
-                f"{self.partial} exists, rows of an interrupted run; expected none, because a run never overwrites another. Pass --resume "
-                "to go on after them, or --overwrite to start again."
-            )
-        require_writable(self.out)
-        require_free(self.report, overwrite=overwrite, resume=resume)
-
-    def earlier(self, chunk: int) -> _Earlier | None:
-        """What an interrupted run left: whole chunks, so that the rest is scored in the same company, to the same last bit."""
-        file = next((file for file in (self.partial, self.out) if file.exists()), None)
-        if file is None or not file.stat().st_size:
-            return None
-        if not (self.report / "config.yaml").exists():
-            raise CheckpointError(
-                f"{file} was not written by rewardproof score (no {self.report}/config.yaml); expected rows of an interrupted run, because "
-                "--resume appends to them. Name another OUT."
-            )
-        ends = [0]
-        with file.open("rb") as stream:
-            for line in stream:
-                if line.endswith(b"\n"):
-                    ends.append(ends[-1] + len(line))
-        rows = len(ends) - 1
-        if file == self.partial:
-            rows -= rows % chunk
-        return _Earlier(file, rows, ends[rows])
-
-    def open_partial(self, earlier: _Earlier | None) -> Any:
-        """`OUT.partial`, behind its whole rows; OUT itself is left as it is."""
-        if earlier is None:
-            return self.partial.open("wb")
-        if earlier.file != self.partial:
-            shutil.copyfile(earlier.file, self.partial)
-        os.truncate(self.partial, earlier.size)
-        return self.partial.open("ab")
+def _open_partial(files: RowFile, earlier: _Earlier | None) -> Any:
+    """`OUT.partial`, behind its whole rows; OUT itself is left as it is."""
+    if earlier is None:
+        return files.partial.open("wb")
+    if earlier.file != files.partial:
+        shutil.copyfile(earlier.file, files.partial)
+    os.truncate(files.partial, earlier.size)
+    return files.partial.open("ab")
 
 
 class _Moments:
@@ -243,21 +200,3 @@ def _scored(model: AnyModel, entries: Iterator[tuple[Row, EncodedGroup]], size: 
     while chunk := list(islice(entries, size)):
         rewards = model.score_encoded([entry for _, entry in chunk], origins=[row.group.origin for row, _ in chunk])
         yield [(row, values) for (row, _), values in zip(chunk, rewards, strict=True)]
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    """One row as a line of JSON; what JSON has no type for (Parquet's dates, decimals and bytes) as text."""
-    try:
-        return json.dumps(row, ensure_ascii=False, default=_as_json).encode() + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot hold but an escape can
-        return json.dumps(row, default=_as_json).encode() + b"\n"
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, (datetime, date, clock)):
-        return value.isoformat()
-    if isinstance(value, (bytes, bytearray)):
-        return bytes(value).decode(errors="backslashreplace")
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    return str(value)

@@ -17,18 +17,19 @@ from rewardproof.models.trunk import TrunkCache
 
 
 class TrainingGroup(NamedTuple):
-    """An encoded group and its ordered pairs."""
+    """An encoded group, its ordered pairs, and the key by which its prompt falls on a side of a split."""
 
     group: EncodedGroup
     pairs: tuple[Pair, ...]
+    key: str = ""
 
 
-def keep_paired(group: EncodedGroup, pairs: Sequence[Pair]) -> TrainingGroup:
+def keep_paired(group: EncodedGroup, pairs: Sequence[Pair], *, key: str = "") -> TrainingGroup:
     """Drop the answers that no pair names, so that no computation is spent on them."""
     used = sorted({index for pair in pairs for index in (pair.winner, pair.loser)})
     place = {index: number for number, index in enumerate(used)}
     renamed = tuple(pair._replace(winner=place[pair.winner], loser=place[pair.loser]) for pair in pairs)
-    return TrainingGroup(group.select(used), renamed)
+    return TrainingGroup(group.select(used), renamed, key)
 
 
 class TrainingSet(Dataset[TrainingGroup]):

@@ -15,17 +15,25 @@ from transformers import PreTrainedTokenizerBase
 from rewardproof.config import Section, Strings
 from rewardproof.data import (
     Group,
+    Pair,
     ReadCounts,
+    Scenarios,
+    StrengthTreatment,
+    Treated,
+    cut_scenarios,
     merge_single_answers,
     ordered_pairs,
     prompt_overlap,
     read_groups,
     split_by_prompt,
+    split_key,
     split_position,
     split_salt,
+    strengths_of,
     with_label_noise,
+    without_prompts_of,
 )
-from rewardproof.data.encoding import EncodedGroup, Overlong, encode_groups
+from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, as_read, encode_groups, with_queries
 from rewardproof.errors import DataError
 from rewardproof.training.batches import TrainingSet, keep_paired
 
@@ -48,6 +56,8 @@ class Read(Section):
     """Probability that a training preference is flipped; the same pairs flip whatever the training seed."""
     noise_seed: int = 0
     """Seed of the flips."""
+    strength: StrengthTreatment = StrengthTreatment()
+    """What the preference strength of training rows does to their labels and margins; of the noisy label where there is label noise."""
     pairs_per_group: Annotated[int, Field(ge=0)] = 0
     """At most so many ordered pairs a training group, chosen by a hash of the texts; 0 takes all."""
     share: tuple[float, float] = (0.0, 1.0)
@@ -69,7 +79,10 @@ class Prepared:
         held_out: Groups for evaluation, as text; those that fit the length limit.
         held_out_tokens: The same groups, encoded.
         held_out_set: The same as ordered pairs in tokens, for the accuracy during training.
+        training: The training groups as text; what an encoded training group's `index` points into.
+        training_tokens: Those that fit the length limit, encoded with all their answers.
         rows: Counts for the report.
+        validation: What a setting of the finished model is chosen on; empty where nothing is chosen.
     """
 
     train: TrainingSet
@@ -78,7 +91,27 @@ class Prepared:
     held_out: tuple[Group, ...]
     held_out_tokens: tuple[EncodedGroup, ...]
     held_out_set: TrainingSet
+    training: tuple[Group, ...] = ()
+    training_tokens: tuple[EncodedGroup, ...] = ()
     rows: dict[str, Any] = field(default_factory=dict)
+    validation: TrainingSet = field(default_factory=lambda: TrainingSet([]))
+
+
+@dataclass(frozen=True, slots=True)
+class Validate:
+    """What a setting of the finished model is to be chosen on: no prompt of it is trained on, and none is among the evaluation data.
+
+    Attributes:
+        data: Sources; where none is given a fraction of the training prompts is kept.
+        held_out: That fraction.
+        categories: Only groups of these categories; empty takes all.
+        key: What the settings call it, for messages.
+    """
+
+    data: Strings
+    held_out: float
+    categories: Strings
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +126,10 @@ class Sources:
         read: How rows are read.
         max_length: Longest conversation, in tokens.
         split_seed: Which of the possible splits.
+        validate: What to choose a setting of the finished model on, or nothing.
+        scenarios: How the data is cut by the answers' sources as well; held-out prompts then keep the answers of seen sources.
+        reads: How much of a conversation is encoded.
+        queries: Whether encoded groups also hold what the user said alone.
     """
 
     data: Strings
@@ -102,6 +139,10 @@ class Sources:
     read: Read
     max_length: int
     split_seed: int = 0
+    validate: Validate | None = None
+    scenarios: Scenarios | None = None
+    reads: Reads = "conversation"
+    queries: bool = False
 
 
 def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
@@ -118,7 +159,11 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         inside = tuple(group for group in groups if low <= split_position(group, "share") < high)
         rows["left_out_by_share"] = len(groups) - len(inside)
         groups = inside
-    if sources.eval_data:
+    if sources.scenarios is not None:
+        cut = cut_scenarios(groups, sources.scenarios, fraction=sources.split, salt=split_salt(sources.split_seed))
+        rows["scenarios"] = cut.counts
+        training, held_out = list(cut.train), cut.prompt_disjoint
+    elif sources.eval_data:
         held_out, counts = _read(sources.eval_data, read)
         rows["eval_sources"] = _counts(counts)
         training = list(groups)
@@ -132,15 +177,21 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         if limit and len(groups) > limit:
             rows[f"left_out_by_{name}"] = len(groups) - limit
     training, held_out = _some(training, read.max_groups), tuple(_some(held_out, read.max_held_out))
+    training, validating = _kept_for_validation(sources, training, held_out, rows)
+    treated = _treated(training, read)
     training, merging = split_by_prompt(training, fraction=sources.merge_held_out, salt=split_salt(sources.split_seed, "merge"))
     fit_groups, stop_groups = split_by_prompt(merging, fraction=0.4, salt=split_salt(sources.split_seed, "merge-stop"))
     falls: Counter[str] = Counter()
-    tokens = _Tokens(tokenizer, sources, falls)
+    tokens = _Tokens(tokenizer, sources, falls, treated)
+    training_tokens = tokens.encoded(training)
     sets = {
-        "train": tokens.ordered(training, tokens.encoded(training), noisy=True),
+        "train": tokens.ordered(training, training_tokens, noisy=True),
         "merge_fit": tokens.ordered(fit_groups, tokens.encoded(fit_groups), noisy=True),
         "merge_stop": tokens.ordered(stop_groups, tokens.encoded(stop_groups), noisy=True),
     }
+    if sources.validate:  # rows from elsewhere have labels of their own, which get no noise
+        sets["validation"] = tokens.ordered(validating, tokens.encoded(validating), noisy=not sources.validate.data)
+        _refuse_without_order([sources.validate.key], validating, sets["validation"])
     held_out_tokens = tokens.encoded(held_out)
     sets["held_out_set"] = tokens.ordered(held_out, held_out_tokens, noisy=False)
     _refuse_without_order(sources.data, training, sets["train"])
@@ -153,8 +204,48 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
             "each; raise merge.held_out, or write merge.method=routing_mass, which learns nothing."
         )
     rows |= {name: len(found) for name, found in sets.items()} | {"fell_away": dict(falls), "label_noise": read.label_noise}
+    rows |= {"strength": treated.summary()} if treated else {}
     kept_groups = tuple(held_out[entry.index] for entry in held_out_tokens)
-    return Prepared(**sets, held_out=kept_groups, held_out_tokens=tuple(held_out_tokens), rows=rows)
+    return Prepared(
+        **sets,
+        held_out=kept_groups,
+        held_out_tokens=tuple(held_out_tokens),
+        training=tuple(training),
+        training_tokens=tuple(training_tokens),
+        rows=rows,
+    )
+
+
+def _kept_for_validation(
+    sources: Sources, training: list[Group], held_out: Sequence[Group], rows: dict[str, Any]
+) -> tuple[list[Group], list[Group]]:
+    """What is left to train on, and what a setting is chosen on."""
+    wanted = sources.validate
+    if wanted is None:
+        return training, []
+    candidates: Sequence[Group] = training
+    if wanted.data:
+        candidates, counts = _read(wanted.data, sources.read)
+        apart = without_prompts_of(candidates, [*training, *held_out])
+        rows["validation_sources"] = _counts(counts) | {"of_prompts_in_train_or_eval": len(candidates) - len(apart)}
+        candidates = apart
+    inside = [group for group in candidates if not wanted.categories or group.category in wanted.categories]
+    if not inside:
+        known = ", ".join(sorted({group.category for group in candidates if group.category})) or "none"
+        raise DataError(
+            f"{wanted.key}: none of {len(candidates)} groups to choose on has a category of {', '.join(wanted.categories) or 'any kind'}, "
+            f"expected some; the categories there are: {known}. Correct the categories, or name validation data with other prompts than "
+            "training and evaluation have."
+        )
+    if wanted.data:
+        return training, inside
+    chosen = split_by_prompt(inside, fraction=wanted.held_out, salt=split_salt(sources.split_seed, "validation"))[1]
+    if not chosen or len(chosen) == len(training):
+        raise DataError(
+            f"{wanted.key}={wanted.held_out} of {len(inside)} groups keeps {len(chosen)} to choose on and leaves "
+            f"{len(training) - len(chosen)} to train on, expected at least one each; change it, or name validation data."
+        )
+    return without_prompts_of(training, chosen), chosen
 
 
 def _refuse_without_order(names: Sequence[str], groups: Sequence[Group], found: TrainingSet) -> None:
@@ -202,11 +293,13 @@ class _Tokens:
     tokenizer: PreTrainedTokenizerBase
     sources: Sources
     falls: Counter[str]
+    treated: Treated | None
 
     def encoded(self, groups: Sequence[Group]) -> list[EncodedGroup]:
-        encoded, counts = encode_groups(groups, self.tokenizer, max_length=self.sources.max_length, overlong=self.sources.read.overlong)
+        read = [as_read(group, self.sources.reads) for group in groups]
+        encoded, counts = encode_groups(read, self.tokenizer, max_length=self.sources.max_length, overlong=self.sources.read.overlong)
         self.falls.update(counts)
-        return encoded
+        return with_queries(groups, encoded, self.tokenizer) if self.sources.queries else encoded
 
     def ordered(self, groups: Sequence[Group], encoded: Sequence[EncodedGroup], *, noisy: bool) -> TrainingSet:
         read = self.sources.read
@@ -221,5 +314,21 @@ class _Tokens:
                 flipped = with_label_noise(group, pairs, rate=read.label_noise, seed=read.noise_seed)
                 self.falls["flipped_pairs"] += sum(before.winner != after.winner for before, after in zip(pairs, flipped, strict=True))
                 pairs = flipped
-            kept.append(keep_paired(entry, pairs))
+            if noisy and self.treated:
+                pairs = self.treated.pairs(pairs, strengths_of(group, pairs))
+            kept.append(keep_paired(entry, pairs, key=split_key(group)))
         return TrainingSet(kept)
+
+
+def _noisy_pairs(group: Group, read: Read) -> tuple[Pair, ...]:
+    """A training group's ordered pairs, under the settings' limit and label noise."""
+    return with_label_noise(group, ordered_pairs(group, limit=read.pairs_per_group), rate=read.label_noise, seed=read.noise_seed)
+
+
+def _treated(training: Sequence[Group], read: Read) -> Treated | None:
+    """The treatment by strength, its cuts and unit those of all training pairs; nothing where there is none."""
+    if read.strength.treatment == "none":
+        return None
+    pairs = ((group, _noisy_pairs(group, read)) for group in training)
+    strengths = [strength for group, found in pairs if found for strength in strengths_of(group, found)]
+    return Treated.measured(read.strength, strengths) if strengths else None

@@ -70,6 +70,7 @@ OTHER_ROWS: list[tuple[str, dict[str, Any]]] = [
     ("llama_factory", {"instruction": ASK, "input": "Now.", "output": GOOD, "kto_tag": False}),
     ("trl", {"prompt": ASK, "completion": GOOD, "label": True}),
     ("trl", {"chosen": f"{ASK} {GOOD}", "rejected": f"{ASK} {POOR}"}),
+    ("gsm8k", {"question": ASK, "answer": f"{GOOD}\n#### 7"}),
 ]
 PROMPT = {"prompt": ASK, "id": "p", "category": "c"}
 KEYS = sorted({key for _, row in ROWS + OTHER_ROWS for key in row})
@@ -109,6 +110,17 @@ def test_prompts_alone_are_there_to_be_answered() -> None:
             check_group(FORMATS["prompts"].to_group({"prompt": prompt}), purpose="answer")
     with pytest.raises(BadRow, match="unknown format"):
         detect({"prompt": ASK, "answer": GOOD})
+
+
+def test_a_worked_problem_has_its_solution_and_its_final_answer() -> None:
+    solution = "She sold 48/2 = <<48/2=24>>24 in May.\nIn all 1,248.\n#### 1,248"
+    group = FORMATS["gsm8k"].to_group({"question": ASK, "answer": solution, "category": "arithmetic"})
+    assert group.answer_texts == (solution,)
+    assert (group.scores, group.reference, group.category) == ((1.0,), "1248", "arithmetic")
+    check_group(group)
+    for answer in ("no mark", "nothing behind it ####  "):
+        with pytest.raises(BadRow, match="missing field: no final answer behind '####'"):
+            FORMATS["gsm8k"].to_group({"question": ASK, "answer": answer})
 
 
 def test_every_format_is_named_documented_and_covered() -> None:

@@ -50,6 +50,7 @@ SEEDS: dict[str, list[dict[str, Any]]] = {
     "alpaca_eval": [{"instruction": ASK, "input": None, "output_1": GOOD, "output_2": POOR, "preference": 1}],
     "ranked": [{"prompt": ASK, "completions": [GOOD, POOR], "ranks": [1, 2]}, {"question": ASK, "responses": [{"text": GOOD, "rank": 1}]}],
     "openrlhf": [{"context_messages": [USER], **PAIR}, {"input": ASK, **PAIR}],
+    "gsm8k": [{"question": ASK, "answer": f"{GOOD}\n#### 1,200"}],
     "hh": [{"chosen": f"\n\nHuman: {ASK}\n\nAssistant: {GOOD}", "rejected": f"\n\nHuman: {ASK}\n\nAssistant: {POOR}"}],
     "trl": [{"prompt": ASK, **PAIR, "margin": 0.5}, {"prompt": ASK, "completion": GOOD, "label": True}],
     "prompts": [{"prompt": ASK, "subset": "s"}, {"prompt": [USER], "id": 7, "category": "c"}],

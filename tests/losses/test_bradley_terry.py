@@ -52,6 +52,16 @@ def test_shifting_all_rewards_changes_nothing_and_large_gaps_stay_finite(pairs: 
     assert bradley_terry(torch.tensor([-1e4]), torch.tensor([1e4]), label_smoothing=0.1).isfinite()
 
 
+def test_the_logarithm_does_not_saturate() -> None:
+    """Of `-log(sigmoid(d) + 1e-5)` the loss of a gap of -100 would be 11.5, and its gradient 0."""
+    chosen = torch.tensor([-100.0], requires_grad=True)
+    loss = bradley_terry(chosen, torch.tensor([0.0]))
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(100.0)
+    assert chosen.grad is not None
+    assert float(chosen.grad) == pytest.approx(-1.0)
+
+
 def test_half_precision_is_computed_in_float32() -> None:
     loss = bradley_terry(torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([0.5], dtype=torch.bfloat16))
     assert loss.dtype == torch.float32

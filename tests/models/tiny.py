@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -83,17 +83,21 @@ def classifier(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
     return model.eval()
 
 
-def causal(family: str, *, seed: int = 0) -> PreTrainedModel:
-    """A random causal model of a family."""
+def causal(family: str, *, seed: int = 0, **changes: object) -> PreTrainedModel:
+    """A random causal model of a family, some entries of its configuration changed."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family].__class__(**CONFIGS[family].to_dict()), attn_implementation="eager")
+    settings = {**CONFIGS[family].to_dict(), **changes}
+    model = AutoModelForCausalLM.from_config(CONFIGS[family].__class__(**settings), attn_implementation="eager")
     _sharpen(model, seed)
     return model.eval()
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over w0 … w91 with a small chat template."""
-    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2, "<bar>": 3, **{f"w{number}": number + 4 for number in range(92)}}
+WORDS = tuple(f"w{number}" for number in range(92))
+
+
+def word_tokenizer(known: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over w0 … w91, or other words, with a small chat template."""
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2, "<bar>": 3, **{word: number + 4 for number, word in enumerate(known)}}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
@@ -101,6 +105,26 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
         "{% for message in messages %}{{ '<bar> ' + message['content'] + ' <eos> ' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<bar> ' }}{% endif %}"
     )
+    return tokenizer
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer(template: str = CHATML, *, size: int = 262) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with hardly any merges: most words are several tokens, and so are characters of several bytes."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<|im_start|>", "<|im_end|>", "<bos>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, special_tokens=special, show_progress=False)
+    made.train_from_iterator(["the cat sat on the mat"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<|im_end|>")
+    tokenizer.chat_template = template
     return tokenizer
 
 

@@ -18,9 +18,9 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from rewardproof.data import Group, Message, read_groups
 from rewardproof.errors import CheckpointError, ConfigError, DataError
-from rewardproof.models.checkpoints import save_reward_model
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.stages import score as stage
+from rewardproof.models.saving import save_reward_model
+from rewardproof.stages.row_file import as_line
 from rewardproof.stages.score import Score, run
 
 POSITIONS = 24
@@ -182,7 +182,7 @@ def test_values_that_json_does_not_know(reward_dir: Path, tmp_path: Path) -> Non
 
 
 def test_numpy_values_and_half_characters_become_json() -> None:
-    line = stage._line({"a": np.float32(0.5), "b": np.arange(2), "c": np.bool_(True), "d": "\ud800é", "e": base64.b64decode("AA==")})
+    line = as_line({"a": np.float32(0.5), "b": np.arange(2), "c": np.bool_(True), "d": "\ud800é", "e": base64.b64decode("AA==")})
     assert json.loads(line) == {"a": 0.5, "b": [0, 1], "c": True, "d": "\ud800é", "e": "\x00"}
     assert line.endswith(b"\n")
 

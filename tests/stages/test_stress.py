@@ -15,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
+from rewardproof.config import recipe_names
 from rewardproof.data import read_groups
 from rewardproof.errors import ConfigError, DataError, EvaluationError
 from rewardproof.evaluation import BestOfNRuns
@@ -166,7 +167,7 @@ def test_scores_of_other_pools_are_not_taken(models, pool_file: Path, tmp_path: 
 
 
 def test_what_cannot_be_judged_is_refused(models, pool_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"methods=tpo: expected some of bon, grpo, ppo, .*rloo"):
+    with pytest.raises(ConfigError, match=f"methods=tpo: expected some of bon, {', '.join(recipe_names('align'))}: best of n"):
         run(settings(models, pool_file, methods=("bon", "tpo")), tmp_path / "a")
     with pytest.raises(ConfigError, match="methods is empty"):
         run(settings(models, pool_file, methods=()), tmp_path / "a")

@@ -10,6 +10,7 @@ from rewardproof.data.formats.alpaca_eval import ALPACA_ANSWERS, ALPACA_EVAL
 from rewardproof.data.formats.benchmarks import LLMBAR, REWARDBENCH, RM_BENCH, RMB
 from rewardproof.data.formats.dsp import DSP
 from rewardproof.data.formats.fields import Format, JsonRow
+from rewardproof.data.formats.gsm8k import GSM8K
 from rewardproof.data.formats.helpsteer import HELPSTEER
 from rewardproof.data.formats.hh import HH
 from rewardproof.data.formats.llama_factory import LLAMA_FACTORY
@@ -36,6 +37,7 @@ FORMATS: dict[str, Format] = {
     "alpaca_eval": ALPACA_EVAL,
     "ranked": RANKED,
     "openrlhf": OPENRLHF,
+    "gsm8k": GSM8K,
     "hh": HH,
     "trl": TRL,
     "prompts": PROMPTS,
