@@ -1,6 +1,6 @@
 """The packed forward: a stream of groups through a stock model, rewards read at each conversation's last token by position."""
 
-# T tokens of the stream, C conversations, P positions of the longest, D hidden width, L answer tokens, V vocabulary.
+# T tokens of the stream, C conversations, B answers, P positions of the longest, D hidden width, L answer tokens, V vocabulary.
 from __future__ import annotations
 
 import contextlib
@@ -55,6 +55,18 @@ class PackedRewards(NamedTuple):
     answer_states_LD: Tensor | None = None
     states_TD: Tensor | None = None
     auxiliary: tuple[Auxiliary, ...] = ()
+
+
+class RewardsAndStates(NamedTuple):
+    """What a reward model makes of answers, group by group.
+
+    Attributes:
+        rewards_B: The rewards, float32, on the CPU.
+        states_BD: What the head read, float32, on the model's device, without gradient.
+    """
+
+    rewards_B: Tensor
+    states_BD: Tensor
 
 
 def hidden_states(model: PreTrainedModel, batch: PackedBatch, *, backend: str = "") -> Tensor:

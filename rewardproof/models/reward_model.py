@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from rewardproof.models.cost import products_per_token
 from rewardproof.models.double_mixture import CapabilityExperts
 from rewardproof.models.factor_head import factor_head_of
 from rewardproof.models.families import is_padded_only
-from rewardproof.models.packed import PackedRewards, packed_rewards, position_boundary, position_table
+from rewardproof.models.packed import PackedRewards, RewardsAndStates, packed_rewards, position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_budget, default_device, resolve_precision
 from rewardproof.models.routing import Routing
 from rewardproof.models.saving import save_reward_model
@@ -34,19 +34,6 @@ from rewardproof.models.trunk import FrozenTrunk, TrunkCache, TrunkStore
 ReadT = TypeVar("ReadT")
 FoundT = TypeVar("FoundT", float, Readings)
 Reader = Callable[[PackedRewards, PackedBatch, Sequence[str]], Sequence[ReadT]]
-# B answers, D hidden width.
-
-
-class RewardsAndStates(NamedTuple):
-    """What a reward model makes of answers, group by group.
-
-    Attributes:
-        rewards_B: The rewards, float32, on the CPU.
-        states_BD: What the head read, float32, on the model's device, without gradient.
-    """
-
-    rewards_B: Tensor
-    states_BD: Tensor
 
 
 class RewardModel:

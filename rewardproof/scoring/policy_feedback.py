@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from rewardproof.data.group import Group
 from rewardproof.errors import EvaluationError
 from rewardproof.models.cross_attention import AttentionShape, CrossAttention
-from rewardproof.models.reward_model import RewardModel, RewardsAndStates
+from rewardproof.models.packed import RewardsAndStates
+from rewardproof.models.reward_model import RewardModel
 
 log = logging.getLogger(__name__)
 Feedback = Literal["policy", "noise"]
