@@ -23,9 +23,10 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from rewardproof.artifacts import require_free
 from rewardproof.data import Group, read_groups
 from rewardproof.data.encoding import EncodedGroup, encode_groups
-from rewardproof.models.checkpoints import load_causal, save_model
+from rewardproof.models.checkpoints import load_causal
 from rewardproof.models.families import family_of
 from rewardproof.models.precision import default_device, resolve_precision
+from rewardproof.models.saving import save_model
 from rewardproof.models.upcycling import select_layers
 from rewardproof.training.freezing import freeze_all_but
 

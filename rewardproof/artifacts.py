@@ -217,7 +217,7 @@ def _as_line(record: Mapping[str, Any]) -> str:
 
 def _kind(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a record of the log is about, apart from the step."""
-    return record.get("phase"), record.get("seed"), "loss" in record, "eval_loss" in record
+    return record.get("phase"), record.get("seed"), record.get("states"), "loss" in record, "eval_loss" in record
 
 
 def _delete_run(path: Path) -> None:

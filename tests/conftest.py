@@ -173,7 +173,7 @@ def tied_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def reward_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny dense Llama reward model on disk, with random weights."""
-    from rewardproof.models.checkpoints import save_reward_model
+    from rewardproof.models.saving import save_reward_model
 
     folder = tmp_path_factory.mktemp("reward") / "model"
     return save_reward_model(TINY.classifier("llama"), TINY.word_tokenizer(), folder)

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from rewardproof.config import (
+    Floats,
+    Integers,
     Section,
     Strings,
     apply_overrides,
@@ -63,6 +65,27 @@ def test_values_are_read_as_a_person_means_them(text: str, value: Any) -> None:
     found = apply_overrides({}, [f"key={text}"])["key"]
     assert found == value
     assert type(found) is type(value)
+
+
+class Lists(Section):
+    """Lists of numbers."""
+
+    places: Integers = ()
+    """Whole numbers."""
+    weights: Floats = ()
+    """Numbers."""
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [("0,0.05,1", (0.0, 0.05, 1.0)), ("0.5", (0.5,)), ("1", (1.0,)), ("[0, 1e-1]", (0.0, 0.1)), ("0,1", (0.0, 1.0)), ("", ())],
+)
+def test_numbers_are_listed_with_commas(text: str, weights: tuple[float, ...]) -> None:
+    assert parse(Lists, apply_overrides({}, [f"weights={text}"])).weights == weights
+    assert parse(Lists, apply_overrides({}, ["places=0,12"])).places == (0, 12)
+    for wrong in ("weights=0,half", "places=0.5"):
+        with pytest.raises(ConfigError, match="Bad value for"):
+            parse(Lists, apply_overrides({}, [wrong]))
 
 
 def test_numbers_in_files_are_numbers_and_pyyaml_is_left_alone() -> None:
@@ -138,7 +161,8 @@ def test_a_resolved_configuration_survives_yaml() -> None:
 def test_shipped_recipes_parse_and_survive_yaml(name: str) -> None:
     from rewardproof.stages.train import Train, check_settings
 
-    config = parse(Train, {**load_recipe(name), "model": "m", "data": "d"})
+    given = ["model=m", "data=d", *(["domain.model=lm"] if "domain" in load_recipe(name) else [])]
+    config = parse(Train, apply_overrides(load_recipe(name), given))
     check_settings(config)
     assert parse(Train, load_yaml(dump_yaml(config), origin=name)) == config
     text = recipe_text(name)

@@ -9,6 +9,7 @@ from rewardproof.data.formats import FORMATS, Format, detect, find_format, to_ro
 from rewardproof.data.group import ROLES, Group, Message
 from rewardproof.data.pairs import Pair, merge_single_answers, ordered_pairs, with_label_noise
 from rewardproof.data.reading import GroupSet, ReadCounts, Row, iter_rows, read_groups
+from rewardproof.data.scenarios import SCENARIOS, ScenarioCut, Scenarios, cut_scenarios
 from rewardproof.data.splitting import (
     key_position,
     prompt_overlap,
@@ -24,6 +25,7 @@ __all__ = [
     "FORMATS",
     "REASONS",
     "ROLES",
+    "SCENARIOS",
     "BadRow",
     "Format",
     "Group",
@@ -32,9 +34,12 @@ __all__ = [
     "Pair",
     "ReadCounts",
     "Row",
+    "ScenarioCut",
+    "Scenarios",
     "StrengthTreatment",
     "Treated",
     "check_group",
+    "cut_scenarios",
     "detect",
     "find_format",
     "iter_rows",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Overlong = Literal["fail", "drop", "truncate_prompt"]
+Reads = Literal["conversation", "last_query"]
+"""How much of a conversation a reward model reads: all of it, or the user's last turn and the answer."""
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -38,12 +40,14 @@ class EncodedGroup:
         shared: Length of the token prefix that all of them share; always shorter than each of them, 0 for a single conversation.
         answer_starts: For each conversation the index of its answer's first token.
         index: Position of the group in the caller's order.
+        queries: Token ids of what the user said alone, for models that choose by it who judges; empty where none asked.
     """
 
     conversations: tuple[tuple[int, ...], ...]
     shared: int
     answer_starts: tuple[int, ...]
     index: int
+    queries: tuple[int, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -53,7 +57,8 @@ class EncodedGroup:
     def select(self, indices: Sequence[int]) -> EncodedGroup:
         """The same group with some of its conversations; the shared part is found anew."""
         conversations = tuple(self.conversations[index] for index in indices)
-        return EncodedGroup(conversations, shared_prefix(conversations), tuple(self.answer_starts[index] for index in indices), self.index)
+        starts = tuple(self.answer_starts[index] for index in indices)
+        return replace(self, conversations=conversations, shared=shared_prefix(conversations), answer_starts=starts)
 
 
 def shared_prefix(conversations: Sequence[Sequence[int]]) -> int:
@@ -137,6 +142,26 @@ def encode_prompt(group: Group, tokenizer: PreTrainedTokenizerBase) -> tuple[int
         return tuple(int(token) for token in tokenizer(text, add_special_tokens=True)["input_ids"])
     text = str(tokenizer.apply_chat_template(as_chat(group.prompt), tokenize=False, add_generation_prompt=True))
     return encode_text(text, tokenizer, raw=False)
+
+
+def encode_queries(group: Group, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Token ids of the user's turns, joined by an empty line, and of nothing else; of the whole prompt where no turn is the user's.
+
+    No template is applied: many refuse two turns of one speaker in a row.
+    """
+    text = "\n\n".join(message.content for message in group.prompt if message.role == "user").strip() or group.prompt_text.strip()
+    return encode_text(text, tokenizer, raw=True) if text else ()
+
+
+def with_queries(groups: Sequence[Group], encoded: Sequence[EncodedGroup], tokenizer: PreTrainedTokenizerBase) -> list[EncodedGroup]:
+    """Encoded groups with what their users said; `index` says which of the groups each is of."""
+    return [replace(entry, queries=encode_queries(groups[entry.index], tokenizer)) for entry in encoded]
+
+
+def as_read(group: Group, reads: Reads) -> Group:
+    """The part of a group that a reward model reads; without a turn of the user it is the whole."""
+    last = [message for message in group.prompt if message.role == "user"][-1:]
+    return replace(group, prompt=tuple(last)) if reads == "last_query" and last else group
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:

@@ -1,10 +1,19 @@
 """Evaluation: what a reward model's scores are worth. It takes groups and numbers, never a model, so any scorer can be judged."""
 
-from rewardproof.evaluation.accuracy import AccuracyReport, PairOutcomes, accuracy_intervals, pair_accuracy, pair_outcomes
+from rewardproof.evaluation.accuracy import (
+    AccuracyReport,
+    PairOutcomes,
+    accuracy_intervals,
+    agreement,
+    correct_shares,
+    pair_accuracy,
+    pair_outcomes,
+)
 from rewardproof.evaluation.factors import Factor, FactorReading, read_factors
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.law import LawRange
 from rewardproof.evaluation.policy_runs import Evaluation, PolicyHacking, PolicyRuns, read_evaluation
+from rewardproof.evaluation.ranking import RankAgreement, rank_agreement
 
 __all__ = [
     "AccuracyReport",
@@ -17,9 +26,13 @@ __all__ = [
     "PairOutcomes",
     "PolicyHacking",
     "PolicyRuns",
+    "RankAgreement",
     "accuracy_intervals",
+    "agreement",
+    "correct_shares",
     "pair_accuracy",
     "pair_outcomes",
+    "rank_agreement",
     "read_evaluation",
     "read_factors",
 ]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rewardproof.data.group import Group
+from rewardproof.data.pairs import Pair
 from rewardproof.errors import EvaluationError
 from rewardproof.statistics import Interval, Reliability, cluster_bootstrap_columns, reliability, wilson, within_cluster_correlation
 from rewardproof.statistics.bootstrap import Clusters
@@ -117,7 +118,7 @@ def pair_accuracy(
         raise EvaluationError(
             f"{len(rewards)} lists of rewards for {len(groups)} groups; expected one a group. Score the same rows that you evaluate."
         )
-    arrays = [_finite_row(group, row) for group, row in zip(groups, rewards, strict=True)]
+    arrays = [finite_row(group, row) for group, row in zip(groups, rewards, strict=True)]
     kept = [(group, row) for group, row in zip(groups, arrays, strict=True) if _ordered(group)]
     if not kept:
         raise EvaluationError(
@@ -185,7 +186,7 @@ def pair_outcomes(groups: Sequence[Group], rewards: Sequence[Sequence[float] | F
         >>> pair_outcomes([Group((Message("user", "a"),), answers, scores=(2.0, 1.0, 0.0))], [[3.0, 5.0, 3.0]]).correct
         '0=1'
     """
-    kept = [(group, _finite_row(group, row)) for group, row in zip(groups, rewards, strict=True) if _ordered(group)]
+    kept = [(group, finite_row(group, row)) for group, row in zip(groups, rewards, strict=True) if _ordered(group)]
     pairs = _all_pairs(kept)
     return PairOutcomes(
         correct=_letters(_wins(pairs.gap_P)),
@@ -196,11 +197,49 @@ def pair_outcomes(groups: Sequence[Group], rewards: Sequence[Sequence[float] | F
     )
 
 
+def correct_shares(pairs: Sequence[Sequence[Pair]], rewards: Sequence[Sequence[float]]) -> FloatArray:
+    """Share of each group's given pairs that the rewards order as they do; a tie is half a correct pair.
+
+    Args:
+        pairs: Ordered pairs of every group, at least one.
+        rewards: The rewards of every group's answers, in the groups' order.
+
+    Example:
+        >>> correct_shares([[Pair(0, 1, None), Pair(1, 2, None)]], [[2.0, 1.0, 1.0]])
+        array([0.75])
+    """
+    gaps = [np.array([row[pair.winner] - row[pair.loser] for pair in some]) for some, row in zip(pairs, rewards, strict=True)]
+    return np.array([_wins(gap_P).mean() for gap_P in gaps])
+
+
+def agreement(
+    prompts: Sequence[str], pairs: Sequence[Sequence[Pair]], rewards: Sequence[Sequence[float]], *, seed: int = 0
+) -> Interval | None:
+    """How often rewards order answers as given pairs do, which need not be the data's own; nothing where there are no pairs.
+
+    Args:
+        prompts: Key of every group's prompt, which the interval resamples.
+        pairs: Ordered pairs of every group; groups without one are left out.
+        rewards: The rewards of every group's answers, in the groups' order.
+        seed: Seed of the bootstrap.
+    """
+    ordered = [place for place, some in enumerate(pairs) if some]
+    if not ordered:
+        return None
+    shares_G = correct_shares([pairs[place] for place in ordered], [rewards[place] for place in ordered])
+    return accuracy_intervals(shares_G[:, None], [prompts[place] for place in ordered], seed=seed)[0]
+
+
 def _letters(wins_P: FloatArray) -> str:
     return "".join("1" if win == 1 else "0" if win == 0 else "=" for win in wins_P.tolist())
 
 
-def _finite_row(group: Group, row: Sequence[float] | FloatArray) -> FloatArray:
+def finite_row(group: Group, row: Sequence[float] | FloatArray) -> FloatArray:
+    """A group's rewards as an array, after a look at them and at its scores.
+
+    Raises:
+        EvaluationError: There is not one reward an answer, or a reward or score is not finite.
+    """
     values = np.asarray(row, dtype=np.float64)
     name = group.origin or group.id or repr(group.prompt_text[:60])
     if values.shape != (len(group.answers),):

@@ -10,30 +10,36 @@ from rewardproof.losses.contrastive import simcse, sinkhorn, swav
 from rewardproof.losses.direct_alignment import dpo, ipo, log_ratio_gap, policy_hinge
 from rewardproof.losses.divergence import KL, exact_kl, sampled_kl
 from rewardproof.losses.likelihood import chosen_likelihood
+from rewardproof.losses.pairwise import decoupled, hinge, normalised
 from rewardproof.losses.policy_gradient import Aggregate, clipped_surrogate, clipped_value_loss, token_weights
 from rewardproof.losses.reduction import Reduction
 from rewardproof.losses.router_balance import importance_load_balance, smooth_load, squared_variation, switch_balance
 from rewardproof.losses.totals import Total, over_processes, own_part
 from rewardproof.losses.weibull import weibull_gamma_kl, weibull_sample, weibull_scale
+from rewardproof.losses.zero_sum import ZeroSum, zero_sum, zero_sum_part, zero_sum_slope
 
 __all__ = [
     "KL",
     "Aggregate",
     "Reduction",
     "Total",
+    "ZeroSum",
     "bradley_terry",
     "centering",
     "chosen_likelihood",
     "clipped_surrogate",
     "clipped_value_loss",
+    "decoupled",
     "dpo",
     "exact_kl",
     "gae",
     "group_relative",
+    "hinge",
     "importance_load_balance",
     "ipo",
     "leave_one_out",
     "log_ratio_gap",
+    "normalised",
     "over_processes",
     "own_part",
     "policy_hinge",
@@ -50,4 +56,7 @@ __all__ = [
     "weibull_sample",
     "weibull_scale",
     "whitened",
+    "zero_sum",
+    "zero_sum_part",
+    "zero_sum_slope",
 ]

@@ -24,11 +24,11 @@ from rewardproof.models.checkpoints import (
     forget_reward_scale,
     load_tokenizer,
     reward_model_config,
-    save_streamed,
     structure,
 )
 from rewardproof.models.experts import UpcycledSparseMoeBlock
 from rewardproof.models.families import family_of
+from rewardproof.models.saving import save_streamed
 from rewardproof.models.tensor_files import TensorFile
 from rewardproof.models.upcycling import CONFIG_KEY, moe_blocks
 

@@ -15,16 +15,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rewardproof.data.encoding import EncodedGroup, Overlong, encode_groups
+from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, encode_groups
 from rewardproof.data.group import Group
 from rewardproof.data.packing import PackedBatch, fill, pack, split_at_position, split_large
 from rewardproof.errors import ConfigError, DataError, EvaluationError, ModelError
-from rewardproof.models.checkpoints import load_reward_model, save_reward_model
+from rewardproof.models.checkpoints import load_reward_model
+from rewardproof.models.cost import products_per_token
+from rewardproof.models.double_mixture import CapabilityExperts
 from rewardproof.models.factor_head import factor_head_of
 from rewardproof.models.families import is_padded_only
 from rewardproof.models.packed import PackedRewards, packed_rewards, position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_budget, default_device, resolve_precision
 from rewardproof.models.routing import Routing
+from rewardproof.models.saving import save_reward_model
 from rewardproof.models.token_scores import Readings, TokenScores, read_stream, token_scores
 from rewardproof.models.trunk import FrozenTrunk, TrunkCache, TrunkStore
 
@@ -41,6 +44,11 @@ class RewardModel:
         >>> model.score([Group(prompt=..., answers=...)])          # doctest: +SKIP
     """
 
+    routes = False
+    """Whether who judges depends on what the user said, so that encoded groups have to hold it."""
+    reads: Reads = "conversation"
+    """How much of a conversation it reads."""
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -49,6 +57,7 @@ class RewardModel:
         precision: Precision = "fp32",
         tokens_per_batch: int = 0,
         backend: str = "",
+        experts: CapabilityExperts | None = None,
     ) -> None:
         """Wrap a model and its tokenizer.
 
@@ -58,8 +67,10 @@ class RewardModel:
             precision: Of the forward pass; `fp32` reproduces stock rewards to rounding.
             tokens_per_batch: Token budget of one stream; 0 takes what keeps the device busy.
             backend: Attention backend; empty chooses by device.
+            experts: What makes the reward, where the model carries experts by capability instead of one head.
         """
         self.model = model
+        self.experts = experts
         self.tokenizer = tokenizer
         self.precision: Precision = precision
         self.tokens_per_batch = tokens_per_batch or default_budget(model.device)
@@ -130,7 +141,13 @@ class RewardModel:
     @property
     def parameters(self) -> int:
         """Parameters, head included."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        over = self.experts.parameters_of_mixer if self.experts is not None else 0
+        return sum(parameter.numel() for parameter in self.model.parameters()) + over
+
+    @property
+    def products(self) -> int:
+        """Multiplications of the matrix products that one token takes part in; heads are left out."""
+        return products_per_token(self.model) if self.experts is None else self.experts.products(self.model)
 
     @property
     def longest(self) -> int | None:
@@ -193,7 +210,7 @@ class RewardModel:
             context: Unused, as in `score`.
 
         Raises:
-            ModelError: The tokenizer cannot say which characters its tokens stand for; and as `score`.
+            ModelError: The tokenizer cannot say which characters its tokens stand for, or the model has no one head; and as `score`.
         """
         encoded, _ = self.encode(groups)
         readings = self.readings_encoded(encoded, origins=[group.origin or group.id for group in groups])
@@ -204,6 +221,11 @@ class RewardModel:
 
         Arguments and errors as of `score_encoded`. A conversation that has no prompt is read from its first token on.
         """
+        if self.experts is not None:
+            raise ModelError(
+                "Got a model of experts by capability, expected one with a reward head: several passes make its reward at an answer's end, "
+                "and say nothing of the tokens before. Take another reward model."
+            )
 
         def readings(output: PackedRewards, batch: PackedBatch, names: Sequence[str]) -> list[Readings]:
             return [_finite(row, name) for row, name in zip(read_stream(self.model, output, batch), names, strict=True)]
@@ -330,6 +352,8 @@ class RewardModel:
         device = self.model.device
         feed = trunk.feeding(store.read(run).to(device)) if trunk is not None and store is not None else contextlib.nullcontext()
         with torch.inference_mode(), computing_in(self.precision, device), feed:
+            if self.experts is not None:
+                return self.experts(self.model, batch, backend=self.backend)
             return packed_rewards(self.model, batch, backend=self.backend, tokens=tokens)
 
     def _read_stream(

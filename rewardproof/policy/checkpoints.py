@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from rewardproof.artifacts import writing
 from rewardproof.policy.on_policy import OnPolicyLoop
-from rewardproof.training.checkpoints import STATE, WEIGHTS
-from rewardproof.training.trainer import load_trained_state, trained_state
+from rewardproof.training.checkpoints import STATE, WEIGHTS, load_trained_state, trained_state
 
 
 def save_loop(loop: OnPolicyLoop, folder: Path) -> Path:

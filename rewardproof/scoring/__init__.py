@@ -1,6 +1,7 @@
 """Scorers: anything that gives each answer of a group a number."""
 
 from rewardproof.scoring.combination import Combination, Scale, combine, disagreement
+from rewardproof.scoring.double_mixture import DMOERM_FILE, DoubleMixture
 from rewardproof.scoring.ensemble import Combine, Ensemble, score_and_disagreement
 from rewardproof.scoring.gold import CheckableGold
 from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, ModelEnsemble, models_of, reads_tokens, tokens_and_disagreement
@@ -9,12 +10,14 @@ from rewardproof.scoring.scorer import Scorer, TokenScorer
 from rewardproof.scoring.sources import GIVEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
 
 __all__ = [
+    "DMOERM_FILE",
     "ENSEMBLE_FILE",
     "GIVEN",
     "AnyModel",
     "CheckableGold",
     "Combination",
     "Combine",
+    "DoubleMixture",
     "Ensemble",
     "EnsembleFile",
     "GivenScores",

@@ -16,15 +16,16 @@ from transformers import PreTrainedTokenizerBase
 
 from rewardproof.artifacts import write_whole
 from rewardproof.config import Section, dump_yaml, load_yaml, parse
-from rewardproof.data.encoding import EncodedGroup, Overlong
+from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, with_queries
 from rewardproof.data.group import Group
 from rewardproof.data.packing import fill
-from rewardproof.errors import CheckpointError, ConfigError
+from rewardproof.errors import CheckpointError, ConfigError, ModelError
 from rewardproof.models.precision import Precision, resolve_precision
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.models.token_scores import TokenScores, token_scores
+from rewardproof.models.token_scores import Readings, TokenScores, token_scores
 from rewardproof.models.trunk import TrunkMemory, layers_in_common
 from rewardproof.scoring.combination import Floats, Scale, combine, disagreement
+from rewardproof.scoring.double_mixture import DMOERM_FILE, DoubleMixture
 from rewardproof.scoring.ensemble import Combine, Ensemble
 from rewardproof.scoring.scorer import Scorer, TokenScorer
 
@@ -32,6 +33,17 @@ ENSEMBLE_FILE = "ensemble.yaml"
 TOKENS_AT_ONCE = 131072
 """Tokens whose shared activations are in memory at a time: a quarter of a gigabyte at width 512."""
 Read = TypeVar("Read")
+
+
+AnyMember = RewardModel | DoubleMixture
+"""What reads text by itself."""
+
+
+def load_member(spec: str, *, precision: Precision = "fp32") -> AnyMember:
+    """The reward model in a directory or under a hub id, or the DMoERM in a directory."""
+    if (Path(spec) / DMOERM_FILE).is_file():
+        return DoubleMixture.load(spec, precision=precision)
+    return RewardModel.load(spec, precision=precision)
 
 
 class MemberEntry(Section):
@@ -59,19 +71,20 @@ class EnsembleFile(Section):
 class ModelEnsemble(Ensemble):
     """An ensemble of reward models that read the same tokens; scores and encodes as `RewardModel` does."""
 
-    def __init__(self, models: Mapping[str, RewardModel], scales: Mapping[str, Scale], how: Combine | None = None) -> None:
+    def __init__(self, models: Mapping[str, AnyMember], scales: Mapping[str, Scale], how: Combine | None = None) -> None:
         """Join reward models; arguments as for `Ensemble`.
 
         Raises:
-            ConfigError: Their tokenizers or chat templates differ.
+            ConfigError: Their tokenizers or chat templates differ, or how much of a conversation they read.
         """
         super().__init__(models, scales, how)
         self.models = dict(models)
-        readers = [model.tokenizer for model in models.values()]
-        if any(_reading(reader) != _reading(readers[0]) for reader in readers):
+        readings = [_reading(model) for model in models.values()]
+        if any(reading != readings[0] for reading in readings):
             raise ConfigError(
-                "Got reward models with different tokenizers or chat templates, expected one reading of a text for all: their members' "
-                "tokens are shared. Join them from Python with Ensemble, which hands every member the text."
+                "Got reward models with different tokenizers or chat templates, or of which one reads only the last query, expected one "
+                "reading of a text for all: their members' tokens are shared. Join them from Python with Ensemble, which hands every "
+                "member the text."
             )
 
     @classmethod
@@ -89,7 +102,7 @@ class ModelEnsemble(Ensemble):
             )
         found = parse(EnsembleFile, load_yaml(file.read_text(), origin=str(file)))
         entries = {str(number): entry for number, entry in enumerate(found.members)}
-        models = {name: RewardModel.load(_place(file.parent, entry.model), precision=precision) for name, entry in entries.items()}
+        models = {name: load_member(_place(file.parent, entry.model), precision=precision) for name, entry in entries.items()}
         return cls(models, {name: Scale(entry.mean, entry.std) for name, entry in entries.items()}, found.combine)
 
     def save(self, path: str | Path, places: Mapping[str, str], *, reference: str = "") -> Path:
@@ -117,6 +130,11 @@ class ModelEnsemble(Ensemble):
         return sum(model.parameters for model in self.models.values())
 
     @property
+    def products(self) -> int:
+        """Multiplications of the matrix products that one token takes part in, of all members together."""
+        return sum(model.products for model in self.models.values())
+
+    @property
     def longest(self) -> int | None:
         """Tokens that a conversation may have at most, by the member that takes least."""
         return min((model.longest for model in self.models.values() if model.longest is not None), default=None)
@@ -125,7 +143,8 @@ class ModelEnsemble(Ensemble):
         self, groups: Sequence[Group], *, max_length: int = 0, overlong: Overlong = "fail"
     ) -> tuple[list[EncodedGroup], Counter[str]]:
         """Tokenise groups as all members read them; as `RewardModel.encode`."""
-        return self._first.encode(groups, max_length=max_length, overlong=overlong)
+        encoded, counts = self._first.encode(groups, max_length=max_length, overlong=overlong)
+        return (with_queries(groups, encoded, self.tokenizer) if self._routes else encoded), counts
 
     def score_encoded(self, groups: Iterable[EncodedGroup], *, origins: Sequence[str] = ()) -> list[tuple[float, ...]]:
         """Combined scores of encoded groups, in order; as `RewardModel.score_encoded`."""
@@ -150,7 +169,7 @@ class ModelEnsemble(Ensemble):
     def score_tokens_with_disagreement(self, groups: Sequence[Group]) -> tuple[list[tuple[TokenScores, ...]], float]:
         """What `score_tokens` gives, and the mean over answers of the members' variance, for one reading by the members."""
         encoded, origins = self.encode(groups)[0], [group.origin or group.id for group in groups]
-        found = self._of_each(encoded, origins, lambda model, run, names: model.readings_encoded(run, origins=names))
+        found = self._of_each(encoded, origins, _readings)
         by_answer = [[*zip(*rows, strict=True)] for rows in zip(*found.values(), strict=True)]
         scales = [self.scales[name] for name in found]
         members = [
@@ -165,7 +184,7 @@ class ModelEnsemble(Ensemble):
         self,
         groups: Sequence[EncodedGroup],
         origins: Sequence[str],
-        read: Callable[[RewardModel, Sequence[EncodedGroup], Sequence[str]], list[Read]],
+        read: Callable[[AnyMember, Sequence[EncodedGroup], Sequence[str]], list[Read]],
     ) -> dict[str, list[Read]]:
         """What every member gives, one entry a group; layers that all members have in common run once."""
         found: dict[str, list[Read]] = {name: [] for name in self.models}
@@ -181,7 +200,7 @@ class ModelEnsemble(Ensemble):
     @contextlib.contextmanager
     def _one_trunk(self) -> Iterator[None]:
         """Let all members read what the first one's lower layers put out, unless they share it on disk already."""
-        models = list(self.models.values())
+        models = self._dense
         with contextlib.ExitStack() as stack:
             if self._in_common and not any(model.shares_trunk for model in models):
                 first = models[0]
@@ -194,24 +213,39 @@ class ModelEnsemble(Ensemble):
     @functools.cached_property
     def _in_common(self) -> int:
         """Layers that need to run only once; members of other precision or on another device need their own."""
-        models = list(self.models.values())
-        if len(models) == 1 or len({(model.precision, model.model.device) for model in models}) > 1:
+        models = self._dense
+        if len(models) < max(2, len(self.models)) or len({(model.precision, model.model.device) for model in models}) > 1:
             return 0
         return layers_in_common([model.model for model in models])
 
     @property
-    def _first(self) -> RewardModel:
+    def _dense(self) -> list[RewardModel]:
+        """The members that are one model."""
+        return [model for model in self.models.values() if isinstance(model, RewardModel)]
+
+    @property
+    def _routes(self) -> bool:
+        return any(model.routes for model in self.models.values())
+
+    @property
+    def _first(self) -> AnyMember:
         return min(self.models.values(), key=lambda model: model.longest or float("inf"))
 
 
 def models_of(scorer: Scorer) -> list[RewardModel]:
-    """The reward models behind a scorer: itself, an ensemble's members, or none."""
-    return [scorer] if isinstance(scorer, RewardModel) else list(scorer.models.values()) if isinstance(scorer, ModelEnsemble) else []
+    """The reward models behind a scorer: itself, a DMoERM's categories, an ensemble's members, or none."""
+    if isinstance(scorer, RewardModel):
+        return [scorer]
+    if isinstance(scorer, DoubleMixture):
+        return scorer.models
+    return [one for member in scorer.models.values() for one in models_of(member)] if isinstance(scorer, ModelEnsemble) else []
 
 
 def reads_tokens(scorer: Scorer) -> TypeGuard[TokenScorer]:
-    """Whether a scorer can say how an answer's score grows, token by token; slow tokenizers do not tell where their tokens lie."""
-    return isinstance(scorer, TokenScorer) and all(model.tokenizer.is_fast for model in models_of(scorer))
+    """Whether a scorer can say how an answer's score grows, token by token: it reads by one head, and its tokenizer tells places."""
+    if isinstance(scorer, ModelEnsemble):
+        return all(map(reads_tokens, scorer.models.values()))
+    return isinstance(scorer, TokenScorer) and all(model.experts is None and model.tokenizer.is_fast for model in models_of(scorer))
 
 
 def tokens_and_disagreement(
@@ -223,8 +257,17 @@ def tokens_and_disagreement(
     return scorer.score_tokens(groups, context), None
 
 
-def _reading(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], str]:
-    return tokenizer.get_vocab(), str(tokenizer.chat_template)
+def _readings(model: AnyMember, groups: Sequence[EncodedGroup], origins: Sequence[str]) -> list[tuple[Readings, ...]]:
+    if not isinstance(model, RewardModel):
+        raise ModelError(
+            "Got an ensemble with a DMoERM in it, expected reward models alone: its experts judge whole answers, and say nothing of the "
+            "tokens before their end. Leave it out."
+        )
+    return model.readings_encoded(groups, origins=origins)
+
+
+def _reading(model: AnyMember) -> tuple[dict[str, int], str, Reads]:
+    return model.tokenizer.get_vocab(), str(model.tokenizer.chat_template), model.reads
 
 
 def _place(folder: Path, model: str) -> str:

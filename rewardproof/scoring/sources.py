@@ -10,8 +10,9 @@ from rewardproof.data.group import Group
 from rewardproof.errors import DataError
 from rewardproof.models.precision import Precision
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.scoring.double_mixture import DoubleMixture
 from rewardproof.scoring.gold import CheckableGold
-from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, ModelEnsemble
+from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, ModelEnsemble, load_member
 from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.scorer import Scorer
 
@@ -20,8 +21,8 @@ GIVEN = "scores"
 _SEED_IN_NAME = re.compile(r"^(?P<method>.+?)[-_.](?:seed)?\d+$")
 
 
-AnyModel = RewardModel | ModelEnsemble
-"""What verbs that read text take for a model: both encode groups and score them encoded."""
+AnyModel = RewardModel | DoubleMixture | ModelEnsemble
+"""What verbs that read text take for a model: all encode groups and score them encoded."""
 
 
 class GivenScores:
@@ -46,8 +47,8 @@ def load_scorer(spec: str, *, precision: Precision = "fp32") -> Scorer:
     """The scorer that a word names.
 
     Args:
-        spec: `embedded:checkable`; `scores`, those of the data; `http://…` or `https://…`; the directory of an ensemble or of a reward
-            model; or a hub id.
+        spec: `embedded:checkable`; `scores`, those of the data; `http://…` or `https://…`; the directory of an ensemble, a DMoERM or a
+            reward model; or a hub id.
         precision: Of reward models.
     """
     if spec == CHECKABLE:
@@ -60,10 +61,10 @@ def load_scorer(spec: str, *, precision: Precision = "fp32") -> Scorer:
 
 
 def load_model(spec: str, *, precision: Precision = "fp32") -> AnyModel:
-    """The reward model, or the ensemble of them, in a directory or under a hub id."""
+    """The reward model, DMoERM or ensemble in a directory, or the reward model under a hub id."""
     if (Path(spec) / ENSEMBLE_FILE).is_file():
         return ModelEnsemble.load(spec, precision=precision)
-    return RewardModel.load(spec, precision=precision)
+    return load_member(spec, precision=precision)
 
 
 def method_names(models: Sequence[str]) -> list[str]:

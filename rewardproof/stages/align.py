@@ -30,8 +30,9 @@ from rewardproof.artifacts import (
 from rewardproof.config import Section, Strings
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import Evaluation, PolicyRuns, read_evaluation
-from rewardproof.models.checkpoints import load_causal, save_model
+from rewardproof.models.checkpoints import load_causal
 from rewardproof.models.precision import Precision, default_device, resolve_precision, weights_dtype
+from rewardproof.models.saving import save_model
 from rewardproof.models.upcycling import select_layers
 from rewardproof.policy.checkpoints import load_loop, save_loop
 from rewardproof.policy.evaluation import evaluate_policy

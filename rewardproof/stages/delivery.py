@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rewardproof.models.checkpoints import save_reward_scale
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.saving import save_reward_scale
 from rewardproof.models.trunk import group_key
-from rewardproof.scoring import AnyModel, ModelEnsemble, Scale
+from rewardproof.scoring import AnyModel, DoubleMixture, ModelEnsemble, Scale
 from rewardproof.stages.member_context import Member, MemberContext
 from rewardproof.stages.members import average_members
 from rewardproof.stages.training_report import scored
@@ -32,8 +32,10 @@ def deliver(context: MemberContext, members: Sequence[Member]) -> AnyModel:
 
 
 def save_delivered(context: MemberContext, delivered: AnyModel) -> None:
-    """Write `OUT/model`; an ensemble's names the members where the run has left them."""
+    """Write `OUT/model`; an ensemble's names the members where the run has left them, a DMoERM's phases have written theirs already."""
     target = context.directory.path / "model"
+    if isinstance(delivered, DoubleMixture):
+        return
     if isinstance(delivered, RewardModel):
         delivered.save(target, dtype=context.config.compute.weights_dtype)
         return

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from rewardproof.artifacts import Progress, Report, RunDirectory
 from rewardproof.errors import ConfigError, ModelError
-from rewardproof.models.checkpoints import forget_reward_scale, load_reward_model, save_reward_model, save_reward_scale
+from rewardproof.models.checkpoints import forget_reward_scale, load_reward_model
 from rewardproof.models.precision import default_device
+from rewardproof.models.saving import save_reward_model, save_reward_scale
 from rewardproof.models.upcycling import is_upcycled
 from rewardproof.report import format_interval
 from rewardproof.stages.domain import Domain, check_domain, matched, merge_with_domain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,7 @@ class MemberContext:
             record=lambda entry: self.directory.log({"phase": what, "seed": seed, **entry}),
             progress=self.progress,
             what=what,
+            look_at_states=True,
         )
 
     def terms(self, model: PreTrainedModel, seed: int) -> list[AuxiliaryTerm]:
@@ -119,6 +120,8 @@ def fitted(plan: Fit) -> dict[str, Any]:
         "tflops": float(f"{result.tflops:.4g}"),
         "last": dict(result.last),
         **result.found,
+        "states": {when: asdict(found) for when, found in result.states.items()},
+        **({} if result.best_step is None else {"best_step": result.best_step}),
     }
 
 

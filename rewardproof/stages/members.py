@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from rewardproof.artifacts import is_main
 from rewardproof.merging import average
-from rewardproof.models.checkpoints import load_base, load_reward_model, save_reward_model
+from rewardproof.models.checkpoints import load_base, load_reward_model
 from rewardproof.models.depth import keep_first_layers
 from rewardproof.models.factor_head import install_factors
 from rewardproof.models.precision import default_device
+from rewardproof.models.saving import save_reward_model
 from rewardproof.models.upcycling import is_upcycled
 from rewardproof.stages.domain import matched, merge_with_domain, require_one_base
 from rewardproof.stages.factors_page import dictionary_of, factors_summary
@@ -84,6 +85,11 @@ def _loaded(path: str) -> PreTrainedModel:
 def _mixture_or_base(context: MemberContext, folder: Path, seed: int) -> PreTrainedModel:
     if context.config.upcycle is not None and context.resume and (folder / "moe").is_dir():
         return _loaded(str(folder / "moe"))
+    return base_model(context, seed)
+
+
+def base_model(context: MemberContext, seed: int) -> PreTrainedModel:
+    """The language model that all parts of a run start from, as a reward model with an untrained head."""
     torch.manual_seed(seed)
     model = load_base(context.config.model, context.tokenizer)
     if context.config.depth:

@@ -18,9 +18,10 @@ from rewardproof.evaluation import pair_accuracy
 from rewardproof.merging import average
 from rewardproof.merging.experts import Merge, unmeasured_coefficients
 from rewardproof.merging.streaming import StoredMixture, merge_stored, open_mixture
-from rewardproof.models.checkpoints import forget_reward_scale, load_reward_model, save_reward_model, save_reward_scale
+from rewardproof.models.checkpoints import forget_reward_scale, load_reward_model
 from rewardproof.models.precision import default_device
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.saving import save_reward_model, save_reward_scale
 from rewardproof.models.upcycling import is_upcycled
 from rewardproof.stages.domain import SWEEP
 from rewardproof.stages.domain_verb import check_merge, merge_models

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from rewardproof.artifacts import is_main
 from rewardproof.merging.divergence import expert_divergence
 from rewardproof.merging.specialisation import dense_blocks
-from rewardproof.models.checkpoints import save_reward_model
+from rewardproof.models.saving import save_reward_model
 from rewardproof.models.upcycling import Upcycle, is_upcycled, select_layers, upcycle
 from rewardproof.stages.member_context import Member, MemberContext, fitted, remembered
 from rewardproof.stages.specialists import specialisation_summary

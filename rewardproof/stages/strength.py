@@ -165,7 +165,7 @@ def run(config: Strength, out: Path | str, *, overwrite: bool = False, resume: b
     context = MemberContext(judge, prepared, tokenizer, directory, resume, progress)
     judges = [_judge(replace(context, prepared=part), number, config, rows) for number, part in enumerate(parts)]
     falls["replaced"] = _write(config, files, rows, counts.used)
-    found = [JudgedPair(*values) for row in rows for values in _by_pair(row)]
+    found = [pair for row in rows for pair in _by_pair(row)]
     written = {"read": counts.read, "written": len(rows), "dropped": dict(counts.bad), **falls}
     report = write_strength_report(directory, found, judges, written, out=files.out)
     shutil.rmtree(directory.path / "members", ignore_errors=True)
@@ -209,7 +209,7 @@ def _gold(group: Group, pairs: Sequence[Pair], column: str) -> tuple[float, ...]
     return tuple(0.5 * (1 + float(np.sign(values[pair.winner] - values[pair.loser]))) for pair in pairs)
 
 
-def _fold(config: Strength, number: int, key: str) -> bool:
+def _in_fold(config: Strength, number: int, key: str) -> bool:
     """Whether a prompt lies in the fold that a judge does not train on."""
     cut, fold = divmod(number, config.folds)
     return int(key_position(key, split_salt(config.train.split_seed, f"strength {cut}")) * config.folds) == fold
@@ -219,7 +219,7 @@ def _without_fold(config: Strength, number: int, prepared: Prepared) -> Prepared
     """What a judge trains on."""
 
     def outside(part: TrainingSet) -> TrainingSet:
-        return TrainingSet([entry for entry in part.groups if not _fold(config, number, entry.key)])
+        return TrainingSet([entry for entry in part.groups if not _in_fold(config, number, entry.key)])
 
     whole = {"train": prepared.train, "merge_fit": prepared.merge_fit, "merge_stop": prepared.merge_stop}
     kept = {name: outside(part) for name, part in whole.items()}
@@ -234,7 +234,7 @@ def _without_fold(config: Strength, number: int, prepared: Prepared) -> Prepared
 
 def _judge(context: MemberContext, number: int, config: Strength, rows: Sequence[JudgedRow]) -> dict[str, Any]:
     """Train a judge, or take what an interrupted run has kept of it; add its gaps to the rows of its fold, and say what it is."""
-    own = [row for row in rows if _fold(config, number, row.key)]
+    own = [row for row in rows if _in_fold(config, number, row.key)]
     name = f"judges/{number}.json"
     kept = context.directory.path / name
     if not (context.resume and kept.is_file()):
@@ -273,11 +273,11 @@ def _trained_judge(context: MemberContext, number: int, own: Sequence[JudgedRow]
     return {"trained_on": len(context.prepared.train), "scale": scale, "summary": member.summary, "rewards": rewards}
 
 
-def _by_pair(row: JudgedRow) -> Iterator[tuple[str, float, float, bool, float | None]]:
-    """Prompt, mean and standard deviation of the judges' gaps, whether the label is flipped by noise, and gold, of every pair."""
+def _by_pair(row: JudgedRow) -> Iterator[JudgedPair]:
+    """Mean and standard deviation of the judges' gaps of every pair."""
     gaps_JP = np.stack(row.gaps)
     for place, (mean, std) in enumerate(zip(gaps_JP.mean(axis=0).tolist(), gaps_JP.std(axis=0).tolist(), strict=True)):
-        yield row.key, mean, std, row.flipped[place], row.gold[place] if row.gold else None
+        yield JudgedPair(row.key, mean, std, row.flipped[place], row.gold[place] if row.gold else None)
 
 
 def _write(config: Strength, files: RowFile, rows: Sequence[JudgedRow], n_rows: int) -> int:
@@ -299,7 +299,7 @@ def _write(config: Strength, files: RowFile, rows: Sequence[JudgedRow], n_rows: 
 
 
 def _columns(row: JudgedRow) -> dict[str, Any]:
-    pairs = [(mean, std) for _, mean, std, *_ in _by_pair(row)]
-    means, stds = [mean for mean, _ in pairs], [std for _, std in pairs]
+    pairs = list(_by_pair(row))
+    means, stds = [pair.mean for pair in pairs], [pair.std for pair in pairs]
     single = len(row.entry.conversations) == 2
     return {STRENGTH: means[0] if single else means, SPREAD: stds[0] if single else stds}

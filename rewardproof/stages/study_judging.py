@@ -15,9 +15,8 @@ from rewardproof.artifacts import LOG, Progress, write_whole
 from rewardproof.config import dump_yaml, load_yaml, parse
 from rewardproof.data import Group
 from rewardproof.evaluation import BestOfNRuns, PolicyRuns
-from rewardproof.models.cost import products_per_token
 from rewardproof.report import format_interval
-from rewardproof.scoring import ENSEMBLE_FILE, Combine, EnsembleFile, ModelEnsemble, Scorer, load_scorer, models_of
+from rewardproof.scoring import ENSEMBLE_FILE, AnyModel, Combine, EnsembleFile, ModelEnsemble, Scorer, load_scorer
 from rewardproof.scoring.combination import Floats
 from rewardproof.stages.align import GOLD, Align, run_evaluations
 from rewardproof.stages.align import run as run_align
@@ -79,7 +78,7 @@ def _unless_known(by_member: Callable[[Sequence[Group]], list[Floats]], pools: S
 
 def _forward_gflops(scorer: Scorer) -> float:
     """Operations of the matrix products that one token takes part in, in 10^9; of an ensemble, those of all members."""
-    return sum(2 * products_per_token(one.model) for one in models_of(scorer)) / 1e9
+    return 2 * scorer.products / 1e9 if isinstance(scorer, AnyModel) else 0.0
 
 
 def members_of(ensemble: Path) -> EnsembleFile:

@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rewardproof.artifacts import Progress, Report, finished_report, is_main, refuse_inputs_inside, require_free, silent
 from rewardproof.config import Section, Strings
+from rewardproof.data import Scenarios
+from rewardproof.data.capability_labels import Labels
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import pair_accuracy, pair_outcomes
 from rewardproof.merging.experts import Merge
@@ -28,14 +30,16 @@ from rewardproof.report import format_interval
 from rewardproof.scoring import Combine
 from rewardproof.stages.delivery import deliver, save_delivered, save_scale
 from rewardproof.stages.domain import Domain, check_domain
+from rewardproof.stages.double_mixture import check_capabilities, train_double_mixture
 from rewardproof.stages.member_context import MemberContext
 from rewardproof.stages.members import drop_checkpoints, train_member
 from rewardproof.stages.policy_head import check_policy_loss
 from rewardproof.stages.training_report import CHUNK, scored, write_training_report
 from rewardproof.training.arguments import check_trainer_keys
 from rewardproof.training.contrast import Contrast
+from rewardproof.training.double_mixture import Capabilities
 from rewardproof.training.fit import Compute
-from rewardproof.training.objective import Loss
+from rewardproof.training.objective import Loss, check_loss
 from rewardproof.training.policy_loss import PolicyLoss
 from rewardproof.training.preparation import Prepared, Read, Sources, prepare
 from rewardproof.training.processes import run_directory, start, wait
@@ -74,6 +78,9 @@ class Train(Section):
     """Settings for transformers' `TrainingArguments`; a step is `per_device_train_batch_size` groups."""
     read: Read = Read()
     """How the data is read."""
+    scenarios: Scenarios | None = None
+    """Train on some prompts and some answers' sources alone, so that `evaluate` with the same keys can judge by the others; absent
+    elsewhere."""
     head: Head = Head()
     """How the reward head starts and learns."""
     loss: Loss = Loss()
@@ -92,6 +99,10 @@ class Train(Section):
     """How experts are folded back; absent where the mixture itself is delivered."""
     domain: Domain | None = None
     """What language model the trained model is averaged with; absent where it is delivered as it was trained."""
+    labels: Labels | None = None
+    """Where categories and capabilities come from; absent in recipes that need none."""
+    capabilities: Capabilities | None = None
+    """Experts by capability behind a router over categories (DMoERM); absent where one model judges all."""
     compute: Compute = Compute()
     """Precision, budgets, cache."""
 
@@ -157,7 +168,15 @@ def check_settings(config: Train) -> None:
     for spec in config.reuse:
         if (Path(spec) / EXPERTS_FILE).exists():
             raise ConfigError(f"reuse={spec} is a mixture, expected dense models: only those can be averaged. Merge it first.")
+    check_capabilities(config)
     check_trainer_keys(config.trainer)
+    check_loss(config.loss, zero_head=config.head.init == "zero")
+    limited = config.read.max_groups or config.read.share != (0.0, 1.0)
+    if config.scenarios is not None and (config.eval_data or limited):
+        raise ConfigError(
+            "Got `scenarios` with eval_data, read.share or read.max_groups, expected none of them: `evaluate` cuts the same data by the "
+            "same keys, and would take prompts for seen ones that were not. Drop them; scenarios.max_prompts limits the prompts of both."
+        )
     if not config.eval_data and not 0 <= config.split < 1:
         raise ConfigError(
             f"split={config.split}: expected a fraction from 0 up to but not including 1, so that something trains; write split=0.2."
@@ -173,7 +192,20 @@ def prepared_for(config: Train, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     """
     held_out = config.merge.held_out if config.merge and config.merge.method == "learned" else 0.0
     validate = config.domain.validate_on if config.domain else None
-    sources = Sources(config.data, config.eval_data, config.split, held_out, config.read, config.max_length, config.split_seed, validate)
+    experts = config.capabilities
+    sources = Sources(
+        config.data,
+        config.eval_data,
+        config.split,
+        held_out,
+        config.read,
+        config.max_length,
+        config.split_seed,
+        validate,
+        config.scenarios,
+        reads=experts.reads if experts else "conversation",
+        queries=experts is not None,
+    )
     prepared = prepare(sources, tokenizer)
     if config.loss.margin == "data" and not any(pair.margin for entry in prepared.train.groups for pair in entry.pairs):
         raise ConfigError(
@@ -211,8 +243,12 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
     directory = run_directory(out, config, overwrite=overwrite, resume=resume, started=started)
     directory.log({"phase": "data", **prepared.rows})
     context = MemberContext(config, prepared, tokenizer, directory, resume, progress)
-    members = [train_member(context, number) for number in range(config.members)]
-    delivered = deliver(context, members)
+    if config.capabilities is None:
+        members = [train_member(context, number) for number in range(config.members)]
+        delivered = deliver(context, members)
+    else:
+        member, delivered = train_double_mixture(context)
+        members = [member]
     if is_main():
         save_delivered(context, delivered)
     groups = prepared.held_out_tokens or [entry.group for entry in prepared.train.groups[:CHUNK]]

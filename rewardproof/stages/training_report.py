@@ -14,7 +14,6 @@ from rewardproof.models.checkpoints import EXPERTS_FILE
 from rewardproof.models.factor_head import FACTORS_FILE
 from rewardproof.report import Page, Section, Table, provenance_rows, reliability_figure, save_figure, training_figure, write_page
 from rewardproof.scoring import AnyModel
-from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE
 from rewardproof.stages.domain_page import domain_sections
 from rewardproof.stages.experts_page import experts_sections, shown, specialists_section
 from rewardproof.stages.factors_page import factors_sections
@@ -23,6 +22,17 @@ from rewardproof.stages.policy_head import policy_section
 
 CHUNK = 256
 """Groups scored between two signs of progress."""
+
+STATES = "The reward is the head's length times the state's length times the cosine between them; log.jsonl has the rest."
+STATE_COLUMNS = {
+    "norm_mean": "state length",
+    "norm_variance": "its variance",
+    "cosine_mean": "cosine",
+    "cosine_variance": "its variance",
+    "reward_mean": "reward",
+    "reward_variance": "its variance",
+    "effective_rank": "effective rank",
+}
 
 
 def scored(model: AnyModel, groups: Sequence[Group] | Sequence[EncodedGroup], progress: Progress) -> list[tuple[float, ...]]:
@@ -64,6 +74,9 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
     if any("loss" in record for record in records):
         figure = save_figure(training_figure(records, accuracy="eval_pair/accuracy"), directory.path, "training")
         sections.append(Section("Training", figures=(shown(figure, "Training loss, and pair accuracy on the held-out prompts."),)))
+    states = _states_table(members)
+    if states.rows:
+        sections.append(Section("What the head reads", (STATES,), table=states))
     for number, member in enumerate(members):
         of_whom = "" if len(members) == 1 else f" of member {number}"
         policy = member.summary.get("dense", {}).get("policy", {})
@@ -78,6 +91,10 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
             sections += experts_sections(directory, found, of_whom=of_whom)
             if "experts" in member.summary:
                 sections.append(specialists_section(directory, member.summary["experts"], of_whom=of_whom))
+        if "held_out" in member.summary:
+            from rewardproof.stages.double_mixture_judging import parts_section
+
+            sections.append(parts_section(member.summary["held_out"]))
     sections.append(_loading(directory))
     write_page(
         directory.path / "report.html",
@@ -97,12 +114,25 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
 
 def _loading(directory: RunDirectory) -> Section:
     model = directory.path / "model"
-    if any((model / name).is_file() for name in (EXPERTS_FILE, FACTORS_FILE, ENSEMBLE_FILE)):
+    if not (model / "config.json").is_file() or any((model / name).is_file() for name in (EXPERTS_FILE, FACTORS_FILE)):
         told, loader = "No stock class computes the delivered model; rewardproof loads it.", ("rewardproof.scoring", "load_model")
     else:
         told, loader = "The delivered model is a stock checkpoint.", ("transformers", "AutoModelForSequenceClassification")
     call = f"{loader[1]}.from_pretrained" if loader[0] == "transformers" else loader[1]
     return Section("Load it", (told,), code=f'from {loader[0]} import {loader[1]}\n\nmodel = {call}("{model}")')
+
+
+def _states_table(members: Sequence[Member]) -> Table:
+    """One row a training of a member and moment."""
+    rows: list[tuple[Any, ...]] = []
+    for number, member in enumerate(members):
+        of_whom = "" if len(members) == 1 else f" of member {number}"
+        for what in ("dense", "mixture"):
+            for when, found in member.summary.get(what, {}).get("states", {}).items():
+                rows.append(
+                    (f"{when} training, {what}{of_whom}", *("undefined" if found[name] is None else found[name] for name in STATE_COLUMNS))
+                )
+    return Table(("held-out answers", *STATE_COLUMNS.values()), tuple(rows))
 
 
 def _records(directory: RunDirectory) -> list[dict[str, Any]]:

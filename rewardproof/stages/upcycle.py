@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from rewardproof.artifacts import Report, RunDirectory, refuse_inputs_inside, require_free
-from rewardproof.models.checkpoints import forget_reward_scale, load_reward_model, save_reward_model
+from rewardproof.models.checkpoints import forget_reward_scale, load_reward_model
+from rewardproof.models.saving import save_reward_model
 from rewardproof.models.upcycling import CONFIG_KEY, Upcycle, check, upcycle
 
 

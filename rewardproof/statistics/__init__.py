@@ -11,9 +11,9 @@ from rewardproof.statistics.bootstrap import (
 )
 from rewardproof.statistics.calibration import Reliability, ReliabilityBin, expected_calibration_error, reliability
 from rewardproof.statistics.clustering import cluster, mutual_information, softmax_regression
-from rewardproof.statistics.correlation import pearson, spearman, within_cluster_correlation
+from rewardproof.statistics.correlation import is_constant, kendall, pearson, spearman, within_cluster_correlation
 from rewardproof.statistics.crossed import crossed_interval
-from rewardproof.statistics.entropy import effective_number, entropy
+from rewardproof.statistics.entropy import effective_number, effective_rank, entropy
 from rewardproof.statistics.gated import gated_labels
 from rewardproof.statistics.overoptimisation import GoldLaw, fit_law
 from rewardproof.statistics.smoothing import local_linear
@@ -30,10 +30,13 @@ __all__ = [
     "cluster_bootstrap_columns",
     "crossed_interval",
     "effective_number",
+    "effective_rank",
     "entropy",
     "expected_calibration_error",
     "fit_law",
     "gated_labels",
+    "is_constant",
+    "kendall",
     "kl_upper_bound",
     "local_linear",
     "mutual_information",

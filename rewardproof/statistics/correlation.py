@@ -52,6 +52,45 @@ def spearman(x: Numbers, y: Numbers) -> float:
     return pearson(stats.rankdata(x_N), stats.rankdata(y_N))
 
 
+def kendall(x: Numbers, y: Numbers) -> float:
+    r"""Kendall's rank correlation with ties, :math:`\tau_b`: agreeing less disagreeing pairs, over the geometric mean of untied ones.
+
+    .. math:: \tau_b = \frac{P - Q}{\sqrt{(P + Q + X)(P + Q + Y)}}
+
+    where :math:`X` and :math:`Y` pairs are tied in one of the two alone.
+
+    Args:
+        x: One number a row.
+        y: The other number of the row.
+
+    Returns:
+        A number in [-1, 1].
+
+    Raises:
+        EvaluationError: As `pearson`.
+
+    Example:
+        >>> round(kendall([1, 2, 3, 4], [1, 3, 2, 4]), 4), round(kendall([1, 2, 2], [1, 2, 3]), 4)
+        (0.6667, 0.8165)
+
+    Reference:
+        Kendall, The Treatment of Ties in Ranking Problems, Biometrika 33, 1945.
+    """
+    x_N, y_N = _columns(x, y)
+    return float(stats.kendalltau(x_N, y_N, variant="b").statistic)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def is_constant(values: Numbers) -> bool:
+    """Whether all values are the same to rounding, so that no correlation with them is defined.
+
+    Example:
+        >>> is_constant([0.1, 0.1]), is_constant([0.1, 0.2]), is_constant([3.0])
+        (True, False, True)
+    """
+    values_N = np.asarray(values, dtype=np.float64)
+    return bool(np.ptp(values_N) <= 1e-12 * np.abs(values_N).max())
+
+
 def within_cluster_correlation(x: Numbers, y: Numbers, clusters: Clusters) -> float:
     """Linear correlation after each cluster's means are taken off: what is left once prompts are the same.
 
@@ -91,8 +130,7 @@ def _columns(x: Numbers, y: Numbers) -> tuple[FloatArray, FloatArray]:
     x_N, y_N = finite(x, "x values"), finite(y, "y values")
     same_length(x_N, y_N, "x and y")
     for name, values in (("x", x_N), ("y", y_N)):
-        spread, size = float(np.ptp(values)), float(np.abs(values).max())
-        if spread <= 1e-12 * size or len(values) < 2:
+        if is_constant(values):
             raise EvaluationError(
                 f"{name} is constant over {len(values)} rows; expected at least two different values. "
                 "A correlation with a constant is undefined, not 0: report it as absent."

@@ -1,4 +1,4 @@
-"""How evenly something is shared out: among experts, among answers."""
+"""How evenly something is shared out: among experts, among answers, among directions."""
 
 from __future__ import annotations
 
@@ -52,3 +52,27 @@ def effective_number(shares: Numbers) -> FloatArray:
         [3.0, 1.0]
     """
     return np.exp(entropy(shares))
+
+
+def effective_rank(rows: Numbers) -> float:
+    r"""How many directions a set of vectors fills: the effective number of its singular values.
+
+    .. math:: \exp\left(-\sum_i p_i \log p_i\right), \qquad p_i = \sigma_i / \sum_j \sigma_j
+
+    Args:
+        rows: One vector a row, shape `(N, D)`, not all zero; they are not centred.
+
+    Returns:
+        A number in [1, min(N, D)].
+
+    Raises:
+        EvaluationError: As `entropy`.
+
+    Example:
+        >>> round(effective_rank(np.eye(3)), 6), round(effective_rank([[1.0, 2.0], [2.0, 4.0]]), 6)
+        (3.0, 1.0)
+
+    Reference:
+        Roy and Vetterli, The effective rank: a measure of effective dimensionality, EUSIPCO 2007.
+    """
+    return float(effective_number(np.linalg.svd(finite(rows, "rows"), compute_uv=False)))

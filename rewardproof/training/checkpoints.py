@@ -1,4 +1,4 @@
-"""Which of a training run's checkpoints are whole: a run can be stopped while one is written, or while an old one is deleted."""
+"""What a training run's checkpoints hold, and which of them are whole: a run can be stopped while one is written or deleted."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 import logging
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
@@ -64,3 +67,16 @@ def _is_whole(file: Path) -> bool:
     except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile):
         return False
     return True
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters that train, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def load_trained_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy parameters back by name."""
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, tensor in state.items():
+            parameters[name].copy_(tensor)

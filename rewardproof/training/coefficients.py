@@ -19,9 +19,10 @@ from rewardproof.merging.experts import Merge, RoutingMass, put_folded_blocks, r
 from rewardproof.models.families import family_of
 from rewardproof.models.upcycling import moe_blocks
 from rewardproof.training.batches import TrainingSet
+from rewardproof.training.callbacks import BestStateCallback
 from rewardproof.training.fit import Compute, Fit, fit
 from rewardproof.training.objective import Loss
-from rewardproof.training.trainer import BestStateCallback, PackedRewardModule
+from rewardproof.training.trainer import PackedRewardModule
 
 
 @dataclass(frozen=True, slots=True)

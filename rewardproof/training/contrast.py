@@ -42,8 +42,8 @@ class Contrast(Section):
     """τ; the paper gives none. SimCSE's own is 0.05, SwAV's 0.1."""
     dropout: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Probability that an entry of the feature is dropped in a view."""
-    augmented: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the pairs' loss on the views, their mean, beside that on the features as they are; 0 trains on these alone."""
+    augmented: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the pairs' loss that is on the views, the rest being on the features as they are; the paper has both and gives no share."""
     prototypes: Annotated[int, Field(ge=2)] = 50
     """K of `swav`; published: 50, and 20 on differences."""
     epsilon: Annotated[float, Field(gt=0)] = 0.05
@@ -69,6 +69,7 @@ class ContrastTerm(AuxiliaryTerm):
     .. math:: \sum_g \Big( a \, \tfrac12 \sum_{v \in \{s, t\}} \tfrac{1}{|P_g|} \sum_{p \in P_g} \ell(r^v_p)
               + \beta \, \tfrac{1}{|A_g|} \sum_{i \in A_g} \ell_i \Big)
 
+    It leaves the pairs' loss on the features as they are a share :math:`1 - a`, so that :math:`\beta` counts relative to one whole loss.
     A contrastive loss belongs to a batch, not to a group: feature i is contrasted with all features of the stream. Its own part
     :math:`\ell_i` is summed with weights by which each group counts once, as in the rest of the objective.
     """
@@ -102,7 +103,7 @@ class ContrastTerm(AuxiliaryTerm):
             of_views_2P = torch.stack([pair_losses(self.rewards(view_CD), index, self.loss) for view_CD in views])
             augmented = (index.weight_P * of_views_2P.mean(dim=0)).sum()
             loss, metrics = loss + settings.augmented * augmented, {**metrics, "contrast/pairs": float(augmented.detach())}
-        return Auxiliary(loss, metrics)
+        return Auxiliary(loss, metrics, pairs=1 - settings.augmented)
 
     def _losses(self, first_ND: Tensor, second_ND: Tensor) -> Tensor:
         settings = self.settings

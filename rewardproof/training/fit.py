@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from rewardproof.config import Section
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.errors import ConfigError
 from rewardproof.models.cost import products_per_token
+from rewardproof.models.double_mixture import CapabilityExperts
 from rewardproof.models.families import family_of, is_padded_only
 from rewardproof.models.heads import Head, fit_probe, set_head, set_normal_head
 from rewardproof.models.packed import position_boundary, position_table
@@ -29,13 +30,15 @@ from rewardproof.models.trunk import FrozenTrunk, TrunkCache, group_key
 from rewardproof.training.arguments import training_arguments
 from rewardproof.training.auxiliary import AuxiliaryTerm
 from rewardproof.training.batches import Collator, TrainingGroup, TrainingSet
+from rewardproof.training.callbacks import BestStateCallback, ProgressCallbackTo
 from rewardproof.training.checkpoints import latest_whole
+from rewardproof.training.end_states import EndStates, end_states_of
 from rewardproof.training.freezing import add_adapters, freeze_all_but
 from rewardproof.training.objective import Loss
 from rewardproof.training.processes import agreed, start
 from rewardproof.training.pulling import PullTogether
 from rewardproof.training.sharding import whole_afterwards, without_sharding
-from rewardproof.training.trainer import PackedRewardModule, ProgressCallbackTo, RewardTrainer
+from rewardproof.training.trainer import PackedRewardModule, RewardTrainer
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +85,15 @@ class Fit:
         lora: Settings for peft's `LoraConfig`; empty trains the weights themselves.
         auxiliaries: Further terms of the objective, made for the model that trains.
         judged: Groups of which such terms report something at the end, whole.
+        experts: Experts by capability that lie on the model; where they are given, the network over them trains and nothing else need.
+        patience: Evaluations on the held-out groups without a new best that end training, whose best state is then kept; 0 keeps the last.
         trainable: Chooses parameters by module instead of by layer (merge coefficients); `None` trains the layers.
         callbacks: More callbacks, given the module that trains.
         resume: Go on from the last checkpoint in `folder`.
         record: Receives every log record.
         progress: Receives what is being done, how far, of how much.
         what: The name of this run in the progress.
+        look_at_states: Report what the head reads of the held-out groups, before and after training.
     """
 
     model: PreTrainedModel
@@ -107,12 +113,15 @@ class Fit:
     lora: Mapping[str, Any] = field(default_factory=dict)
     auxiliaries: Callable[[PreTrainedModel], Sequence[AuxiliaryTerm]] = lambda _: ()
     judged: Sequence[EncodedGroup] = ()
+    experts: CapabilityExperts | None = None
+    patience: int = 0
     trainable: Callable[[PreTrainedModel], Sequence[nn.Parameter]] | None = None
     callbacks: Callable[[PackedRewardModule], list[TrainerCallback]] = lambda _: []
     resume: bool = False
     record: Callable[[Mapping[str, Any]], None] = lambda _: None
     progress: Progress = silent
     what: str = "training"
+    look_at_states: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +138,8 @@ class FitResult:
             and those of further terms of the objective.
         last: The last training record of the log.
         found: What further terms of the objective report.
+        states: What the head reads of the held-out groups `before` and `after`, where that was asked for.
+        best_step: The step whose state was kept, where the best was chosen.
     """
 
     steps: int
@@ -139,6 +150,8 @@ class FitResult:
     tflops: float
     last: Mapping[str, float]
     found: Mapping[str, Any] = field(default_factory=dict)
+    states: Mapping[str, EndStates] = field(default_factory=dict)
+    best_step: int | None = None
 
 
 def fit(run: Fit) -> FitResult:
@@ -160,14 +173,16 @@ def fit(run: Fit) -> FitResult:
             _start_head(run, module, collator)
         for term in module.terms:
             term.before(run, module, collator)
+        before = _states(run, module, collator, when="before", step=0)
         with without_sharding() if run.trainable is not None else contextlib.nullcontext():
             result = _optimise(run, module, collator, trainable)
+        states = before | _states(run, module, collator, when="after", step=result.steps)
         found = {name: value for term in module.terms for name, value in term.after(run, module, collator).items()}
     if adapters is not None:
         adapters.merge_and_unload()
     run.model.requires_grad_(True)
     run.model.eval()
-    return replace(result, found=found)
+    return replace(result, states=states, found=found)
 
 
 @contextlib.contextmanager
@@ -175,8 +190,18 @@ def fed_module(run: Fit) -> Iterator[tuple[PackedRewardModule, Collator]]:
     """The model in its packed form and the collator that feeds it, its frozen layers' activations stored where the settings say so."""
     with _detached_trunk(run) as (trunk, cache):
         auxiliaries = [term.to(run.model.device) for term in run.auxiliaries(run.model)]
-        module = PackedRewardModule(run.model, trunk=trunk, backend=run.compute.attention, auxiliaries=auxiliaries)
+        module = PackedRewardModule(run.model, trunk=trunk, backend=run.compute.attention, auxiliaries=auxiliaries, experts=run.experts)
         yield module, Collator(tokens_per_batch=run.compute.tokens_per_batch, cache=cache)
+
+
+def _states(run: Fit, module: PackedRewardModule, collator: Collator, *, when: str, step: int) -> dict[str, EndStates]:
+    if not run.look_at_states or run.held_out is None:
+        return {}
+    found = agreed(end_states_of(module, run.held_out.groups, collator=collator, precision=run.compute.precision))
+    if found is None:
+        return {}
+    run.record({"states": when, "step": step, **{f"states/{name}": value for name, value in asdict(found).items()}})
+    return {when: found}
 
 
 def _refuse_too_long(run: Fit) -> None:
@@ -227,6 +252,11 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
     for callback in (*run.callbacks(module), ProgressCallbackTo(run.progress, run.what)):
         trainer.add_callback(callback)
     checkpoint = agreed(latest_whole(run.folder) if run.resume and is_main() else None)
+    best: BestStateCallback | None = None
+    if run.patience and has_held_out:
+        resumed_at = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        best = BestStateCallback(module, patience=run.patience, folder=run.folder, resumed_at=resumed_at)
+        trainer.add_callback(best)
     reduced = computing_in("tf32", device) if precision == "tf32" else contextlib.nullcontext()
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     if sharded and any(isinstance(callback, PullTogether) for callback in trainer.callback_handler.callbacks):
@@ -242,6 +272,8 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
         )
     with reduced, whole_afterwards(module) if sharded else contextlib.nullcontext():
         seconds = trainer.train_from(checkpoint)
+    if best is not None and best.history:
+        best.restore()
     trainer.require_finite_weights()
     records = [entry for entry in trainer.state.log_history if "loss" in entry]
     speeds = [entry["tokens_per_second"] for entry in records if "tokens_per_second" in entry]
@@ -249,11 +281,15 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
     epochs = trainer.state.epoch or 0.0
     tokens = round(epochs * sum(entry.group.n_tokens for entry in run.train.groups))
     tflops = (tokens * _operations_per_token(run) + sum(term.operations(run, epochs) for term in module.terms)) / 1e12
-    return FitResult(trainer.state.global_step, seconds, speed, trainable, tokens, tflops, records[-1] if records else {})
+    last = records[-1] if records else {}
+    best_step = best.best_step if best is not None else None
+    return FitResult(trainer.state.global_step, seconds, speed, trainable, tokens, tflops, last, best_step=best_step)
 
 
 def _operations_per_token(run: Fit) -> int:
     """Those of the layers as they run now: frozen ones whose activations are stored do not."""
+    if run.experts is not None:
+        return 2 * run.experts.products(run.model)
     whole = products_per_token(run.model)
     layers = family_of(run.model).layer_list(run.model)
     trained = sum(products_per_token(layers[place]) for place in run.layers)

@@ -7,18 +7,40 @@ import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from rewardproof.config import Section, nearest_hint
 from rewardproof.data.packing import PackedBatch
 from rewardproof.errors import ConfigError
-from rewardproof.losses import Total, bradley_terry, centering, importance_load_balance, own_part, reward_l2, switch_balance
+from rewardproof.losses import (
+    Total,
+    ZeroSum,
+    bradley_terry,
+    centering,
+    decoupled,
+    hinge,
+    importance_load_balance,
+    normalised,
+    own_part,
+    reward_l2,
+    switch_balance,
+)
 from rewardproof.models.packed import PackedRewards
 from rewardproof.models.routing import Routing
+
+
+def _margin(value: object) -> object:
+    if value in ("none", "data") or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf):
+        return value
+    raise ValueError("expected none, data or a number that is not negative")
+
+
+Margin = Annotated[Literal["none", "data"] | float, BeforeValidator(_margin)]
 
 
 class Loss(Section):
@@ -28,12 +50,22 @@ class Loss(Section):
     """The loss of a pair: a name of `PAIR_LOSSES`, or `module:function` of your own, called as those are."""
     label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability that a recorded preference is wrong; a pair whose own doubt is known has that instead."""
-    margin: Literal["none", "data"] = "none"
-    """`data` demands that the gap exceed the pair's own margin column."""
+    margin: Margin = "none"
+    """`data` demands that the gap exceed the pair's own margin column, a number that every gap exceed it."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the gap of `normalised`, where the scale of rewards has no say."""
     reward_l2: Annotated[float, Field(ge=0)] = 1e-3
     """Weight of half the rewards' squared sum a pair; it centres rewards, which pairs alone leave free."""
     centering: Annotated[float, Field(ge=0)] = 0.0
     """Weight of (chosen + rejected)², TRL's form of centring."""
+    bsr: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of batch-wise sum-to-zero regularisation, a penalty on the mean reward m of a batch of B pairs; 0 is none. It belongs to
+    a training step's batch: the held-out loss leaves it out."""
+    bsr_form: ZeroSum = "mean_squared"
+    """`mean_squared`: B·m², the released form; `sum_squared`: the squared sum of the 2B rewards, 4B times as much."""
+    bsr_scope: Literal["step", "device"] = "step"
+    """The batch: `step` is the whole optimiser step, whatever the processes, accumulation and streams it is cut into; `device` is one
+    process's `per_device_train_batch_size`, as released, so that the number of processes changes the penalty."""
     router_balance: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the load-balance loss, summed over layers; dense models have none."""
     balance: Literal["cv2", "switch"] = "cv2"
@@ -87,13 +119,15 @@ class StepTotals:
     def metrics(self) -> dict[str, float]:
         """The totals as the quantities of the log: accuracy and gap over pairs, reward mean and spread, length correlation, routing."""
         rewards = torch.tensor(self.rewards)
-        values = {
-            "pair/accuracy": self.correct / max(self.pairs, 1),
-            "reward/gap": self.gap / max(self.pairs, 1),
-            "reward/mean": float(rewards.mean()),
-            "reward/std": float(rewards.std()) if len(rewards) > 1 else 0.0,
-            "reward/length_correlation": _correlation(rewards, torch.tensor(self.lengths, dtype=torch.float32)),
-        }
+        values: dict[str, float] = {}
+        if self.pairs:  # groups without pairs are there for a further term alone, and their rewards mean nothing
+            values |= {
+                "pair/accuracy": self.correct / self.pairs,
+                "reward/gap": self.gap / self.pairs,
+                "reward/mean": float(rewards.mean()),
+                "reward/std": float(rewards.std()) if len(rewards) > 1 else 0.0,
+                "reward/length_correlation": _correlation(rewards, torch.tensor(self.lengths, dtype=torch.float32)),
+            }
         if self.routings:
             count = len(self.routings)
             loads = [sum(column) / count for column in zip(*(entry.load for entry in self.routings), strict=True)]
@@ -151,9 +185,11 @@ def step_loss(output: PackedRewards, batch: PackedBatch, settings: Loss, totals:
 
 def pair_losses(rewards_C: Tensor, index: PairIndex, settings: Loss) -> Tensor:
     """The loss of every pair under its own margin and doubt, shape `(P,)`, without what holds rewards near zero."""
-    margin_P = index.margin_P if settings.margin == "data" else torch.zeros_like(index.margin_P)
+    demanded = 0.0 if settings.margin in ("none", "data") else float(settings.margin)
+    margin_P = index.margin_P if settings.margin == "data" else torch.full_like(index.margin_P, demanded)
     doubt_P = torch.where(index.doubt_P > 0, index.doubt_P, settings.label_smoothing)
-    return doubted(pair_loss(settings.pair), rewards_C[index.winner_P], rewards_C[index.loser_P], margin_P, doubt_P)
+    loss = pair_loss(settings.pair, temperature=settings.temperature)
+    return doubted(loss, rewards_C[index.winner_P], rewards_C[index.loser_P], margin_P, doubt_P)
 
 
 def doubted(loss: PairLoss, chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor, doubt_P: Tensor) -> Tensor:
@@ -168,18 +204,72 @@ def _bradley_terry(chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor) -> Te
     return bradley_terry(chosen_P, rejected_P, margin_B=margin_P, reduction="none")
 
 
+def _hinge(chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor) -> Tensor:
+    return hinge(chosen_P, rejected_P, margin_B=margin_P, reduction="none")
+
+
+def _normalised(chosen_P: Tensor, rejected_P: Tensor, _: Tensor, *, temperature: float = 1.0) -> Tensor:
+    return normalised(chosen_P, rejected_P, temperature=temperature, reduction="none")
+
+
+def _decoupled(chosen_P: Tensor, rejected_P: Tensor, _: Tensor) -> Tensor:
+    return decoupled(chosen_P, rejected_P, reduction="none")
+
+
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Rewards of the preferred answers, of the others, and margins in reward units, each `(P,)`, to one loss a pair, `(P,)`."""
 
-PAIR_LOSSES: Mapping[str, PairLoss] = {"bradley_terry": _bradley_terry}
+PAIR_LOSSES: Mapping[str, PairLoss] = {
+    "bradley_terry": _bradley_terry,
+    "hinge": _hinge,
+    "normalised": _normalised,
+    "decoupled": _decoupled,
+}
+WITHOUT_MARGIN = ("normalised", "decoupled")
+"""Losses in which a gap in reward units has no place: refused with `loss.margin`, rather than blind to it."""
 
 
-def pair_loss(name: str) -> PairLoss:
+def check_loss(settings: Loss, *, zero_head: bool) -> None:
+    """Refuse settings of the objective under which nothing would be learned, or a setting would do nothing.
+
+    Args:
+        settings: The objective.
+        zero_head: The reward head starts at zero, and so does every reward.
+
+    Raises:
+        ConfigError: Names the keys.
+    """
+    pair_loss(settings.pair)
+    if settings.pair in WITHOUT_MARGIN and settings.margin not in ("none", 0.0):
+        raise ConfigError(
+            f"Got loss.margin={settings.margin} with loss.pair={settings.pair}, expected none: this loss demands no gap in reward units, "
+            "so the margin would do nothing. Drop it, or use loss.pair=hinge or bradley_terry."
+        )
+    if settings.temperature != 1 and settings.pair != "normalised":
+        raise ConfigError(
+            f"Got loss.temperature={settings.temperature} with loss.pair={settings.pair}, expected loss.pair=normalised: no other loss "
+            "reads it. Drop it."
+        )
+    if zero_head and (settings.pair == "normalised" or (settings.pair == "hinge" and settings.margin in ("none", 0.0))):
+        raise ConfigError(
+            f"Got loss.pair={settings.pair} with head.init=zero, expected rewards that differ from the start: where all are 0, a hinge "
+            "without a margin has no gradient and would never train, and a normalised gap divides by zero. Write head.init=normal, or give "
+            "the hinge a margin (loss.margin=1)."
+        )
+
+
+def pair_loss(name: str, *, temperature: float = 1.0) -> PairLoss:
     """The loss of that name, or one of the user's own by `module:function`.
+
+    Args:
+        name: Which.
+        temperature: Of the normalised gap; the other losses have none.
 
     Raises:
         ConfigError: There is none.
     """
+    if name == "normalised":
+        return partial(_normalised, temperature=temperature)
     if name in PAIR_LOSSES:
         return PAIR_LOSSES[name]
     module, colon, function = name.partition(":")
@@ -222,7 +312,7 @@ class PairIndex(NamedTuple):
         for size, pairs in zip(batch.conversations_per_group, batch.pairs, strict=True):
             rows += [(first + pair.winner, first + pair.loser, 1 / len(pairs), pair.margin or 0.0, pair.doubt) for pair in pairs]
             first += size
-        winners, losers, *numbers = zip(*rows, strict=True)
+        winners, losers, *numbers = zip(*rows, strict=True) if rows else ((),) * 5
         places = [torch.tensor(column, dtype=torch.long, device=device) for column in (winners, losers)]
         return cls(*places, *(torch.tensor(column, dtype=torch.float32, device=device) for column in numbers))
 

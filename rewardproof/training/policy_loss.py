@@ -140,7 +140,8 @@ class PolicyTerm(AuxiliaryTerm):
         loss = (index.weight_P * losses_P).sum()
         plain_P, implicit_P = chosen.log_prob_P - rejected.log_prob_P, gap_of(chosen, rejected)
         with torch.no_grad():
-            found = torch.stack((losses_P, _wins(implicit_P), _wins(plain_P), implicit_P)) @ index.weight_P
+            # Not a matrix product, which autocast would round to bf16.
+            found = (torch.stack((losses_P, _wins(implicit_P), _wins(plain_P), implicit_P)) * index.weight_P).sum(dim=1)
         metrics = dict(zip(METRICS, found.tolist(), strict=True))
         own, pairs = (0.0 if self.training and self.resting == part else 1.0 for part in ("policy", "pairs"))
         return Auxiliary(own * self.settings.weight * loss, metrics, pairs)

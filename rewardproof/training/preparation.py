@@ -17,8 +17,10 @@ from rewardproof.data import (
     Group,
     Pair,
     ReadCounts,
+    Scenarios,
     StrengthTreatment,
     Treated,
+    cut_scenarios,
     merge_single_answers,
     ordered_pairs,
     prompt_overlap,
@@ -31,7 +33,7 @@ from rewardproof.data import (
     with_label_noise,
     without_prompts_of,
 )
-from rewardproof.data.encoding import EncodedGroup, Overlong, encode_groups
+from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, as_read, encode_groups, with_queries
 from rewardproof.errors import DataError
 from rewardproof.training.batches import TrainingSet, keep_paired
 
@@ -77,6 +79,8 @@ class Prepared:
         held_out: Groups for evaluation, as text; those that fit the length limit.
         held_out_tokens: The same groups, encoded.
         held_out_set: The same as ordered pairs in tokens, for the accuracy during training.
+        training: The training groups as text; what an encoded training group's `index` points into.
+        training_tokens: Those that fit the length limit, encoded with all their answers.
         rows: Counts for the report.
         validation: What a setting of the finished model is chosen on; empty where nothing is chosen.
     """
@@ -87,6 +91,8 @@ class Prepared:
     held_out: tuple[Group, ...]
     held_out_tokens: tuple[EncodedGroup, ...]
     held_out_set: TrainingSet
+    training: tuple[Group, ...] = ()
+    training_tokens: tuple[EncodedGroup, ...] = ()
     rows: dict[str, Any] = field(default_factory=dict)
     validation: TrainingSet = field(default_factory=lambda: TrainingSet([]))
 
@@ -121,6 +127,9 @@ class Sources:
         max_length: Longest conversation, in tokens.
         split_seed: Which of the possible splits.
         validate: What to choose a setting of the finished model on, or nothing.
+        scenarios: How the data is cut by the answers' sources as well; held-out prompts then keep the answers of seen sources.
+        reads: How much of a conversation is encoded.
+        queries: Whether encoded groups also hold what the user said alone.
     """
 
     data: Strings
@@ -131,6 +140,9 @@ class Sources:
     max_length: int
     split_seed: int = 0
     validate: Validate | None = None
+    scenarios: Scenarios | None = None
+    reads: Reads = "conversation"
+    queries: bool = False
 
 
 def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
@@ -147,7 +159,11 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         inside = tuple(group for group in groups if low <= split_position(group, "share") < high)
         rows["left_out_by_share"] = len(groups) - len(inside)
         groups = inside
-    if sources.eval_data:
+    if sources.scenarios is not None:
+        cut = cut_scenarios(groups, sources.scenarios, fraction=sources.split, salt=split_salt(sources.split_seed))
+        rows["scenarios"] = cut.counts
+        training, held_out = list(cut.train), cut.prompt_disjoint
+    elif sources.eval_data:
         held_out, counts = _read(sources.eval_data, read)
         rows["eval_sources"] = _counts(counts)
         training = list(groups)
@@ -167,8 +183,9 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     fit_groups, stop_groups = split_by_prompt(merging, fraction=0.4, salt=split_salt(sources.split_seed, "merge-stop"))
     falls: Counter[str] = Counter()
     tokens = _Tokens(tokenizer, sources, falls, treated)
+    training_tokens = tokens.encoded(training)
     sets = {
-        "train": tokens.ordered(training, tokens.encoded(training), noisy=True),
+        "train": tokens.ordered(training, training_tokens, noisy=True),
         "merge_fit": tokens.ordered(fit_groups, tokens.encoded(fit_groups), noisy=True),
         "merge_stop": tokens.ordered(stop_groups, tokens.encoded(stop_groups), noisy=True),
     }
@@ -189,7 +206,14 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     rows |= {name: len(found) for name, found in sets.items()} | {"fell_away": dict(falls), "label_noise": read.label_noise}
     rows |= {"strength": treated.summary()} if treated else {}
     kept_groups = tuple(held_out[entry.index] for entry in held_out_tokens)
-    return Prepared(**sets, held_out=kept_groups, held_out_tokens=tuple(held_out_tokens), rows=rows)
+    return Prepared(
+        **sets,
+        held_out=kept_groups,
+        held_out_tokens=tuple(held_out_tokens),
+        training=tuple(training),
+        training_tokens=tuple(training_tokens),
+        rows=rows,
+    )
 
 
 def _kept_for_validation(
@@ -272,9 +296,10 @@ class _Tokens:
     treated: Treated | None
 
     def encoded(self, groups: Sequence[Group]) -> list[EncodedGroup]:
-        encoded, counts = encode_groups(groups, self.tokenizer, max_length=self.sources.max_length, overlong=self.sources.read.overlong)
+        read = [as_read(group, self.sources.reads) for group in groups]
+        encoded, counts = encode_groups(read, self.tokenizer, max_length=self.sources.max_length, overlong=self.sources.read.overlong)
         self.falls.update(counts)
-        return encoded
+        return with_queries(groups, encoded, self.tokenizer) if self.sources.queries else encoded
 
     def ordered(self, groups: Sequence[Group], encoded: Sequence[EncodedGroup], *, noisy: bool) -> TrainingSet:
         read = self.sources.read
@@ -295,7 +320,7 @@ class _Tokens:
         return TrainingSet(kept)
 
 
-def noisy_pairs(group: Group, read: Read) -> tuple[Pair, ...]:
+def _noisy_pairs(group: Group, read: Read) -> tuple[Pair, ...]:
     """A training group's ordered pairs, under the settings' limit and label noise."""
     return with_label_noise(group, ordered_pairs(group, limit=read.pairs_per_group), rate=read.label_noise, seed=read.noise_seed)
 
@@ -304,6 +329,6 @@ def _treated(training: Sequence[Group], read: Read) -> Treated | None:
     """The treatment by strength, its cuts and unit those of all training pairs; nothing where there is none."""
     if read.strength.treatment == "none":
         return None
-    pairs = ((group, noisy_pairs(group, read)) for group in training)
+    pairs = ((group, _noisy_pairs(group, read)) for group in training)
     strengths = [strength for group, found in pairs if found for strength in strengths_of(group, found)]
     return Treated.measured(read.strength, strengths) if strengths else None

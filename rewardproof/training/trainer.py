@@ -21,22 +21,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState, TrainingArguments
 
-from rewardproof.artifacts import Progress, writing
+from rewardproof.artifacts import writing
 from rewardproof.errors import MissingExtraError, TrainingError
 from rewardproof.losses import over_processes
+from rewardproof.models.double_mixture import CapabilityExperts
 from rewardproof.models.experts import DeltaExperts, FullExperts
 from rewardproof.models.packed import PackedRewards, end_states, packed_rewards
 from rewardproof.models.precision import Precision, computing_in
 from rewardproof.models.routing import Router
 from rewardproof.models.trunk import FrozenTrunk
 from rewardproof.training.auxiliary import AuxiliaryTerm
+from rewardproof.training.batch_sums import BatchSums
 from rewardproof.training.batches import Collator, StepBatch, Stream, TrainingGroup, TrainingSet
-from rewardproof.training.checkpoints import STATE, WEIGHTS
+from rewardproof.training.checkpoints import STATE, WEIGHTS, load_trained_state, trained_state
 from rewardproof.training.objective import Loss, RoutingTotals, StepTotals, step_loss
 from rewardproof.training.processes import agreed, gathered
-from rewardproof.training.sharding import shard_in_full_precision, whole
+from rewardproof.training.sharding import shard_in_full_precision
 
 SINCE_LOG = "since_log.json"
 """What has been summed up since the last record of the log, kept in a checkpoint so that a resumed run logs the same quantities."""
@@ -46,26 +48,35 @@ class PackedRewardModule(nn.Module):
     """What data-parallel wrappers wrap: a model whose forward takes a packed stream."""
 
     def __init__(
-        self, model: PreTrainedModel, *, trunk: FrozenTrunk | None, backend: str = "", auxiliaries: Sequence[AuxiliaryTerm] = ()
+        self,
+        model: PreTrainedModel,
+        *,
+        trunk: FrozenTrunk | None,
+        backend: str = "",
+        auxiliaries: Sequence[AuxiliaryTerm] = (),
+        experts: CapabilityExperts | None = None,
     ) -> None:
-        """Join a reward model, where its activations are stored its detached trunk, and further terms of the objective."""
+        """Join a reward model, its detached trunk where activations are stored, further terms of the objective, and experts on it."""
         super().__init__()
         self.model = model
         self.terms = tuple(auxiliaries)
+        self.experts = experts
         self.auxiliaries = nn.ModuleList(auxiliaries)
         self.config = model.config
         self.trunk = trunk
         self.backend = backend
         self._no_split_modules = model._no_split_modules
 
-    def forward(self, stream: Stream) -> PackedRewards:
-        """Rewards of the stream's conversations, and what the further terms found on the same pass."""
+    def forward(self, stream: Stream, *, terms: bool = True) -> PackedRewards:
+        """Rewards of the stream's conversations, and with `terms` what the further terms found on the same pass."""
         output = self.passed(stream)
-        return output._replace(auxiliary=tuple(term(output, stream) for term in self.terms))
+        return output._replace(auxiliary=tuple(term(output, stream) for term in (self.terms if terms else ())))
 
     def passed(self, stream: Stream) -> PackedRewards:
         """The pass alone, which the further terms read."""
         with self._fed(stream):
+            if self.experts is not None:
+                return self.experts(self.model, stream.batch, groups=stream.groups, backend=self.backend)
             answers, tokens = any(term.needs_answers for term in self.terms), any(term.needs_tokens for term in self.terms)
             return packed_rewards(self.model, stream.batch, backend=self.backend, answers=answers, tokens=tokens)
 
@@ -126,6 +137,7 @@ class RewardTrainer(Trainer):
         self.held_out = held_out
         self.collator = collator
         self.loss_settings = loss
+        self.batch_sums = BatchSums(loss, self.accelerator) if loss.bsr else None
         self.precision: Precision = precision
         self.rates = dict(rates)
         self.record = record
@@ -183,6 +195,8 @@ class RewardTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[StepBatch], num_batches: int, device: torch.device) -> tuple[list[StepBatch], Any]:
         """Collect the batches of one optimiser step and the global number of groups in it."""
         samples = list(itertools.islice(epoch_iterator, num_batches))
+        if self.batch_sums is not None:
+            self.batch_sums.begin(samples)
         count = torch.tensor(sum(batch.n_groups for batch in samples), device=device)
         return samples, cast("Tensor", self.accelerator.gather(count)).sum()
 
@@ -195,6 +209,8 @@ class RewardTrainer(Trainer):
         # Processes must run the same number of passes, or sharded models hang; a process that runs out repeats its last one for nothing.
         passes = int(cast("Tensor", self.accelerator.gather(torch.tensor([len(inputs.streams)], device=self.args.device))).max())
         total = torch.zeros((), device=self.args.device)
+        if self.batch_sums is not None:
+            self.batch_sums.look_ahead(model, inputs)
         boundary = self.accelerator.sync_gradients
         options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         for number in range(passes):
@@ -207,7 +223,10 @@ class RewardTrainer(Trainer):
             with synchronise:
                 totals = StepTotals() if repeated else self.totals
                 whole = _nothing_over_processes if repeated else over_processes
-                loss = step_loss(model(stream), stream.batch, self.loss_settings, totals, total=whole)
+                output = model(stream)
+                loss = step_loss(output, stream.batch, self.loss_settings, totals, total=whole)
+                if self.batch_sums is not None:
+                    loss = loss + self.batch_sums.part(output, stream.batch, totals, total=whole)
                 loss = loss * (0.0 if repeated else world / n_groups)
                 self.accelerator.backward(loss, **options)
             total = total + loss.detach()
@@ -323,19 +342,6 @@ def _nothing_over_processes(statistic: Tensor) -> Tensor:
     return over_processes(0 * statistic)
 
 
-def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters that train, by name."""
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-
-
-def load_trained_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy parameters back by name."""
-    parameters = dict(module.named_parameters())
-    with torch.no_grad():
-        for name, tensor in state.items():
-            parameters[name].copy_(tensor)
-
-
 def evaluate_set(
     module: PackedRewardModule, groups: TrainingSet, *, collator: Collator, loss: Loss, precision: Precision
 ) -> tuple[StepTotals, float]:
@@ -350,45 +356,3 @@ def evaluate_set(
             total += float(step_loss(module(moved), moved.batch, loss, totals))
     module.train(was_training)
     return totals, total / max(totals.groups, 1)
-
-
-class BestStateCallback(TrainerCallback):
-    """Keeps the best trained parameters on the held-out loss in memory, and stops when it no longer falls."""
-
-    def __init__(self, module: nn.Module, *, patience: int) -> None:
-        """Start from the module's present state; `patience` evaluations without a new best end training."""
-        self.module = module
-        self.patience = patience
-        self.best_loss = float("inf")
-        self.best_step = 0
-        self.best = {name: tensor.detach().clone() for name, tensor in trained_state(module).items()}
-        self.waited = 0
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Mapping[str, float], **_: Any
-    ) -> None:
-        """Compare with the best so far."""
-        if metrics["eval_loss"] < self.best_loss:
-            self.best_loss, self.best_step, self.waited = metrics["eval_loss"], state.global_step, 0
-            self.best = {name: whole(tensor).detach().clone() for name, tensor in trained_state(self.module).items()}
-            return
-        self.waited += 1
-        # Never set back: at the last step transformers has asked for the stop already.
-        control.should_training_stop |= self.waited >= self.patience
-
-    def restore(self) -> None:
-        """Put the best parameters back into the module."""
-        load_trained_state(self.module, self.best)
-
-
-class ProgressCallbackTo(TrainerCallback):
-    """Hands the trainer's progress to a function, in place of transformers' own bars and printed dictionaries."""
-
-    def __init__(self, progress: Progress, what: str) -> None:
-        """Report steps of `what`."""
-        self.progress = progress
-        self.what = what
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Report one more step."""
-        self.progress(self.what, state.global_step, state.max_steps)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rewardproof.models.checkpoints import save_reward_model
+from rewardproof.models.saving import save_reward_model
 from rewardproof.models.upcycling import Upcycle, upcycle
 
 

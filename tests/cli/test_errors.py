@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
 from rewardproof.errors import ConfigError
-from rewardproof.models.checkpoints import save_reward_model
+from rewardproof.models.saving import save_reward_model
 
 
 def run(*arguments: object) -> Result:
@@ -89,6 +89,14 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "average one": ("merge {reward} OUT method=average", r"method=average got 1 model, expected two or more"),
     "average a mixture": ("merge {reward} {moe} OUT method=average", r"moe is a mixture, expected dense models.*merge its experts first"),
+    "a domain without data": ("merge {reward} {base} OUT method=domain", r"Missing data=: λ is chosen by accuracy on validation"),
+    "a domain of one model": ("merge {reward} OUT method=domain weight=0.5", r"Got 1 models for method=domain, expected two"),
+    "a domain's model that judges": (
+        "merge {reward} {reward} OUT method=domain weight=0.5",
+        r"is a reward model, expected a language model, which writes answers",
+    ),
+    "a weight beyond one": ("merge {reward} {base} OUT method=domain weight=1.5", r"Bad value for 'weight"),
+    "dogerm without its model": ("train dogerm OUT model={base} data={toy}", r"Missing domain.model: .*give its directory or hub id"),
     "unknown method": ("merge {moe} OUT data={toy} method=magic", r"Bad value for 'method': got 'magic'; input should be 'uniform'"),
     "missing model=": ("train dense OUT data={toy}", r"Missing key 'model': .*give it as model=…"),
     "missing data=": ("train dense OUT model={base}", r"Missing key 'data': .*give it as data=…"),

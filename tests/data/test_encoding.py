@@ -13,12 +13,15 @@ from rewardproof.data import encoding
 from rewardproof.data.encoding import (
     PLAIN_TEMPLATE,
     EncodedGroup,
+    as_read,
     encode_group,
     encode_groups,
+    encode_queries,
     encode_text,
     prepare_tokenizer,
     render,
     shared_prefix,
+    with_queries,
 )
 from rewardproof.data.group import Group, Message
 from rewardproof.errors import DataError
@@ -267,3 +270,23 @@ def test_the_plain_template_ends_with_eos_and_marks_where_the_answer_starts() ->
     assert opening == "S\n\nHuman: U\n\nAssistant: "
     whole = made.apply_chat_template([*messages, {"role": "assistant", "content": "A"}], tokenize=False)
     assert whole == opening + "A<eos>"
+
+
+def test_queries_are_the_users_turns_alone_and_stay_with_the_group(tiny) -> None:
+    tokenizer = tiny.word_tokenizer()
+    turns = [("system", "w1"), ("user", "w2 w3"), ("assistant", "w4"), ("user", "w5")]
+    group = Group(tuple(Message(*turn) for turn in turns), tuple((Message("assistant", f"w{number}"),) for number in (6, 7, 8)))
+    assert encode_queries(group, tokenizer) == encode_text("w2 w3 w5", tokenizer, raw=True)
+    (entry,) = with_queries([group], encode_groups([group], tokenizer, max_length=99)[0], tokenizer)
+    assert entry.queries == encode_queries(group, tokenizer)
+    assert entry.select([0, 2]).queries == entry.queries
+    assert encode_queries(Group((Message("system", "w9"),), group.answers), tokenizer) == encode_text("w9", tokenizer, raw=True)
+    assert encode_queries(Group((), group.answers), tokenizer) == ()
+
+
+def test_what_reads_the_last_query_is_shown_nothing_else() -> None:
+    group = Group(tuple(Message(*turn) for turn in [("user", "a"), ("assistant", "b"), ("user", "c")]), ())
+    assert as_read(group, "conversation") == group
+    assert as_read(group, "last_query").prompt == (Message("user", "c"),)
+    bare = Group((Message("system", "a"),), ())
+    assert as_read(bare, "last_query") == bare

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewardproof.data import Group, Message, prompt_overlap, split_by_prompt, split_position
+from rewardproof.data import Group, Message, prompt_overlap, split_by_prompt, split_position, without_prompts_of
 from rewardproof.errors import ConfigError
 
 
@@ -59,6 +59,12 @@ def test_text_without_a_prompt_is_split_by_its_answers() -> None:
 
 def test_overlap_counts_distinct_prompts() -> None:
     assert prompt_overlap([group("a"), group("a ", "x"), group("b"), group("c")], [group("a"), group("c"), group("d")]) == 2
+
+
+def test_groups_whose_prompts_others_have_are_left_out_in_order() -> None:
+    groups = [group("c"), group("a ", "x"), raw("p", "q"), group("b"), group("a")]
+    assert without_prompts_of(groups, [group("a", "other"), raw("q", "p")]) == [groups[0], groups[3]]
+    assert without_prompts_of(groups, []) == groups
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, float("nan")])

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from rewardproof.data.group import Group, Message
+from rewardproof.data.pairs import Pair, ordered_pairs
 from rewardproof.errors import EvaluationError
-from rewardproof.evaluation import pair_accuracy
+from rewardproof.evaluation import agreement, correct_shares, pair_accuracy
 
 
 def group(prompt: str, answers: list[str], scores: list[float] | None, **columns: Any) -> Group:
@@ -96,6 +97,18 @@ def test_is_json() -> None:
     assert values["by_subset"]["a"]["estimate"] == 1.0
     assert values["overall"]["n_clusters"] == 1
     assert values["overall"]["low"] is None
+
+
+def test_agreement_with_given_pairs_is_accuracy_where_they_are_the_datas_own() -> None:
+    generator = np.random.default_rng(0)
+    groups = [group(f"p{i % 7}", ["a", "b", "c"], generator.integers(0, 3, 3).tolist()) for i in range(12)]
+    rewards = generator.normal(size=(12, 3)).round(1).tolist()
+    own = [ordered_pairs(one) for one in groups]
+    assert agreement([one.prompt_key for one in groups], own, rewards) == pair_accuracy(groups, rewards).overall
+    assert agreement(["p", "q"], [(), ()], rewards[:2]) is None
+    others = [(Pair(2, 0, None), Pair(2, 1, None))]
+    assert correct_shares(others, [[0.0, 2.0, 1.0]]).tolist() == [0.5]
+    assert correct_shares(others, [[1.0, 1.0, 1.0]]).tolist() == [0.5]
 
 
 def test_mistakes_stop_with_a_sentence() -> None:

@@ -23,7 +23,7 @@ from rewardproof.config import Section
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.errors import StorageError
 from rewardproof.models import embedded
-from rewardproof.models.checkpoints import save_reward_model
+from rewardproof.models.saving import save_reward_model
 from rewardproof.models.trunk import TrunkCache
 
 GOING_ON = r"What was finished before is kept\. .*; run the same command with --resume to go on$"

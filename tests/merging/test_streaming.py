@@ -20,7 +20,8 @@ from rewardproof.merging import streaming
 from rewardproof.merging.divergence import expert_divergence
 from rewardproof.merging.experts import merge_experts
 from rewardproof.merging.streaming import merge_stored, open_mixture
-from rewardproof.models.checkpoints import EXPERTS_FILE, load_reward_model, save_reward_model
+from rewardproof.models.checkpoints import EXPERTS_FILE, load_reward_model
+from rewardproof.models.saving import save_reward_model
 from rewardproof.models.tensor_files import TensorFile
 from rewardproof.models.upcycling import Upcycle, moe_blocks, upcycle
 

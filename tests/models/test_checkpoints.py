@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rewardproof.data.packing import pack
 from rewardproof.errors import CheckpointError, ModelError
 from rewardproof.models import checkpoints
-from rewardproof.models.checkpoints import EXPERTS_FILE, load_base, load_reward_model, load_tokenizer, resolve, save_reward_model
+from rewardproof.models.checkpoints import EXPERTS_FILE, load_base, load_reward_model, load_tokenizer, resolve
 from rewardproof.models.heads import head_weight
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.saving import save_reward_model
 from rewardproof.models.tensor_files import TensorFile, write_tensors
 from rewardproof.models.upcycling import CONFIG_KEY, Upcycle, is_upcycled, moe_blocks, upcycle
 from tests.models import tiny

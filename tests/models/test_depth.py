@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from rewardproof.errors import ConfigError
-from rewardproof.models.checkpoints import load_reward_model, save_reward_model
+from rewardproof.models.checkpoints import load_reward_model
 from rewardproof.models.depth import keep_first_layers
 from rewardproof.models.families import family_of
+from rewardproof.models.saving import save_reward_model
 
 
 def test_the_layers_kept_compute_what_they_did(any_family: str, tiny: ModuleType, tmp_path: Path) -> None:

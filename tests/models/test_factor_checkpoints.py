@@ -12,10 +12,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rewardproof.data.packing import pack
 from rewardproof.errors import CheckpointError, ModelError
-from rewardproof.models.checkpoints import load_base, load_reward_model, save_reward_model, save_reward_scale
+from rewardproof.models.checkpoints import load_base, load_reward_model
 from rewardproof.models.factor_head import FACTORS_FILE, FACTORS_KEY, FactorHead, Factors, has_factors, install_factors
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.saving import save_reward_model, save_reward_scale
 from rewardproof.scoring import Combine, ModelEnsemble, Scale, load_scorer
 from tests.models import tiny
 

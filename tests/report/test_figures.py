@@ -17,6 +17,7 @@ from rewardproof.report import (
     reliability_figure,
     routing_figure,
     save_figure,
+    strength_figure,
     training_figure,
     weight_figure,
 )
@@ -36,6 +37,8 @@ FIGURES = {
     "reliability": lambda: reliability_figure(reliability([0.6, 0.7, 0.9], [1, 0, 1], span=(0.5, 1.0))),
     "coefficients": lambda: coefficients_figure(np.full((3, 4), 0.25), ["0", "1", "2"], expert_names=["shared", "1", "2", "3"]),
     "routing": lambda: routing_figure([[3, 1, 0], [1, 1, 1]], ["0", "1"]),
+    "strength": lambda: strength_figure(GENERATOR.normal(0.5, size=300), GENERATOR.uniform(size=300)),
+    "strength of one pair": lambda: strength_figure([0.5], [0.0]),
     "weight": lambda: weight_figure([0.0, 0.5, 1.0], [wilson(6, 9), wilson(7, 9), Interval(0.5, math.nan, math.nan, 9, 1)], chosen=0.5),
     "training": lambda: training_figure([{"step": i, "loss": 0.7, "eval_accuracy": 0.5} for i in range(50)]),
 }

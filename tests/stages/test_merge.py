@@ -16,8 +16,8 @@ from rewardproof.artifacts import Report
 from rewardproof.data import read_groups, split_by_prompt
 from rewardproof.errors import CheckpointError, ConfigError
 from rewardproof.merging.experts import merge_experts
-from rewardproof.models.checkpoints import save_reward_model
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.saving import save_reward_model
 from rewardproof.models.upcycling import Upcycle, upcycle
 from rewardproof.stages import merge as stage
 from rewardproof.stages.merge import MergeModels, run

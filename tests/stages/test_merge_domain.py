@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,14 +18,17 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from rewardproof.artifacts import Report
-from rewardproof.data import read_groups
+from rewardproof.data import Pair, read_groups
+from rewardproof.data.encoding import EncodedGroup
 from rewardproof.errors import ConfigError, ModelError
-from rewardproof.models.checkpoints import save_reward_model
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.saving import save_reward_model
 from rewardproof.stages.domain import SWEEP
+from rewardproof.stages.domain_choice import _in_order, _prompt
 from rewardproof.stages.evaluate import Evaluate
 from rewardproof.stages.evaluate import run as evaluate
 from rewardproof.stages.merge import MergeModels, run
+from rewardproof.training.batches import keep_paired
 
 OWN = "model.embed_tokens.weight"
 FEW = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -188,6 +192,32 @@ def test_the_curve_is_that_of_evaluating_each_merge(chosen: Report, reward_dir: 
         assert entry["accuracy"] == accuracy["overall"]
         assert entry["reward_mean"] == pytest.approx(accuracy["reward_mean"], abs=1e-5)
         assert entry["reward_std"] == pytest.approx(accuracy["reward_std"], abs=1e-5)
+
+
+def test_rankings_and_repeated_prompts_count_as_evaluate_counts_them(
+    reward_dir: Path, lm_dir: Path, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    draw = random.Random(3)
+
+    def row(number: int) -> dict[str, Any]:
+        answers = [" ".join(f"w{draw.randrange(90)}" for _ in range(draw.randint(2, 5))) for _ in range(4)]
+        return {"prompt": f"w{number // 2} w{number // 2 + 1}", "answers": answers, "scores": [draw.randrange(3) for _ in answers]}
+
+    file = str(write_jsonl(tmp_path / "rankings.jsonl", [row(number) for number in range(60)]))
+    report = merged(reward_dir, lm_dir, tmp_path / "out", weights="0.5", data=(file,))
+    judged, _ = evaluate(Evaluate(model=str(report.path / "model"), data=(file,), precision="fp32"))
+    expected, found = judged.results["accuracy"][file], report.results["domain"]["validation"]
+    assert found["accuracy"] == pytest.approx(expected["overall"], rel=1e-12)
+    assert (found["pairs"], found["groups"]) == (expected["n_pairs"], expected["n_groups"])
+    assert found["prompts"] == expected["overall"]["n_clusters"] < found["groups"]
+
+
+def test_a_tie_is_half_a_pair_and_text_without_a_prompt_stands_for_itself() -> None:
+    entry = keep_paired(EncodedGroup(((5, 6, 7), (5, 8), (5, 9)), 1, (0, 0, 0), 0), [Pair(0, 1, None), Pair(0, 2, None)])
+    assert [_in_order(entry, rewards) for rewards in ((1, 1, 0), (0, 1, 1), (2, 1, 0))] == [0.75, 0.0, 1.0]
+    assert _prompt(entry.group) == (5,)
+    assert _prompt(EncodedGroup(((5, 6), (7, 8)), 0, (0, 0), 0)) == (5, 6)
+    assert _prompt(EncodedGroup(((5, 6, 7), (5, 6, 8)), 2, (1, 1), 0)) == (5,)
 
 
 def test_the_best_weight_is_delivered_and_the_smaller_of_equals(chosen: Report, reward_dir: Path, lm_dir: Path, tmp_path: Path) -> None:

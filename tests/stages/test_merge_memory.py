@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rewardproof.models.checkpoints import EXPERTS_FILE, load_reward_model, save_reward_model
+from rewardproof.models.checkpoints import EXPERTS_FILE, load_reward_model
+from rewardproof.models.saving import save_reward_model
 from rewardproof.models.upcycling import Upcycle, upcycle
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits and accounts of Linux")]

@@ -18,8 +18,8 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from rewardproof.data import Group, Message, read_groups
 from rewardproof.errors import CheckpointError, ConfigError, DataError
-from rewardproof.models.checkpoints import save_reward_model
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.saving import save_reward_model
 from rewardproof.stages.row_file import as_line
 from rewardproof.stages.score import Score, run
 

@@ -88,6 +88,7 @@ def test_a_group_counts_once_against_all_of_the_stream(
         for view in views
     ]  # fmt: skip
     assert float(found.loss.detach()) == pytest.approx(0.7 * contrast + 0.4 * sum(pair_losses) / 2, rel=1e-4)
+    assert found.pairs == pytest.approx(0.6), "what is left to the features as they are"
     assert found.metrics["contrast/loss"] == pytest.approx(contrast, rel=1e-4)
     assert found.metrics["contrast/pairs"] == pytest.approx(sum(pair_losses) / 2, rel=1e-4)
 
@@ -109,6 +110,8 @@ def test_views_differ_in_training_and_not_in_evaluation(
     assert float(quiet[0].loss.detach()) == float(quiet[1].loss.detach())
     rewards = step_loss(output, stream.batch, PLAIN, StepTotals())
     assert quiet[0].metrics["contrast/pairs"] == pytest.approx(float(rewards), rel=1e-5), "the rewards of both views are the rewards"
+    joined = step_loss(output._replace(auxiliary=(quiet[0],)), stream.batch, PLAIN, StepTotals())
+    assert float(joined.detach()) == pytest.approx(float(rewards) + quiet[0].metrics["contrast/loss"], rel=1e-5), "pairs count once"
 
 
 def test_dropout_keeps_the_mean_and_drops_its_share(passed: tuple[PreTrainedModel, Stream, PackedRewards]) -> None:
@@ -219,7 +222,9 @@ def test_both_parts_reach_the_layers_below(passed: tuple[PreTrainedModel, Stream
         assert (model.score.weight.grad is not None and bool(model.score.weight.grad.any())) == (settings.augmented > 0)
 
 
-@pytest.mark.parametrize("bad", [{"dropout": 0.0}, {"dropout": 1.0}, {"temperature": 0.0}, {"prototypes": 1}, {"method": "moco"}])
+@pytest.mark.parametrize(
+    "bad", [{"augmented": 1.5}, {"dropout": 0.0}, {"dropout": 1.0}, {"temperature": 0.0}, {"prototypes": 1}, {"method": "moco"}]
+)
 def test_settings_that_mean_nothing(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Contrast(**bad)

@@ -116,7 +116,7 @@ def test_no_loss_of_a_pair_leaves_it_out(loss: Loss, tiny: ModuleType, random_se
 
 
 def test_the_objective_of_a_step_is_the_published_one(tiny: ModuleType, random_set: Callable[..., TrainingSet]) -> None:
-    """Bradley-Terry plus one weight for both divergences, θ's summed over positions; answers of one length have no pads to differ by."""
+    """Bradley-Terry plus one weight for both divergences, θ's summed over positions; the release counts pads too."""
     model, factors = with_factors(tiny, kl_over="all", kl_theta=1e-5, kl_phi=1e-5)
     data = random_set(4, sizes=(2,))
     (stream,) = streams_of(data)

@@ -19,9 +19,10 @@ from rewardproof.models.families import family_of
 from rewardproof.models.heads import Head
 from rewardproof.models.upcycling import Upcycle, moe_blocks, upcycle
 from rewardproof.training.batches import TrainingSet
+from rewardproof.training.callbacks import BestStateCallback
 from rewardproof.training.fit import Compute, Fit, FitResult, fit
 from rewardproof.training.objective import Loss
-from rewardproof.training.trainer import BestStateCallback, PackedRewardModule
+from rewardproof.training.trainer import PackedRewardModule
 
 PAIRS_ALONE = Loss(reward_l2=0.0, router_balance=0.0)
 

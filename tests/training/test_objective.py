@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 import torch
 
+from rewardproof.config import parse
 from rewardproof.data.packing import PackedBatch, pack
 from rewardproof.errors import ConfigError
+from rewardproof.losses import decoupled, hinge, normalised
 from rewardproof.models.packed import PackedRewards
 from rewardproof.models.routing import Routing, route
 from rewardproof.training.batches import TrainingSet
-from rewardproof.training.objective import Loss, StepTotals, pair_loss, step_loss
+from rewardproof.training.objective import WITHOUT_MARGIN, Loss, StepTotals, check_loss, pair_loss, step_loss
 
 STATES = torch.zeros(1, 1)
 ZERO = {"reward_l2": 0.0, "centering": 0.0, "router_balance": 0.0}
 SETTINGS = {
     "plain": Loss(**ZERO),
     "margin": Loss(**ZERO, margin="data"),
+    "one margin": Loss(**ZERO, margin=0.4),
     "smoothing": Loss(**ZERO, label_smoothing=0.2),
     "both": Loss(**ZERO, label_smoothing=0.2, margin="data"),
     "l2": Loss(**{**ZERO, "reward_l2": 0.3}),
@@ -55,7 +58,7 @@ def written_out(rewards: list[float], batch: PackedBatch, settings: Loss, routin
         of_group = 0.0
         for winner, loser, margin, _ in pairs:
             chosen, rejected = rewards[first + winner], rewards[first + loser]
-            demanded = (margin or 0.0) if settings.margin == "data" else 0.0
+            demanded = {"data": margin or 0.0, "none": 0.0}.get(settings.margin, settings.margin)
             s = settings.label_smoothing
             of_group -= (1 - s) * log_sigmoid(chosen - rejected - demanded) + s * log_sigmoid(rejected - chosen - demanded)
             of_group += settings.reward_l2 / 2 * (chosen**2 + rejected**2) + settings.centering * (chosen + rejected) ** 2
@@ -95,6 +98,55 @@ def test_a_function_of_the_users_own_is_the_loss_of_a_pair(random_set: Callable[
         expected += sum(gap**2 for gap in gaps) / len(gaps)
         first += size
     assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+PAIR_SETTINGS = {
+    "hinge": (Loss(**ZERO, pair="hinge", margin=0.25), lambda c, r, _: hinge(c, r, margin_B=0.25)),
+    "hinge by data": (Loss(**ZERO, pair="hinge", margin="data"), lambda c, r, m: hinge(c, r, margin_B=m)),
+    "normalised": (Loss(**ZERO, pair="normalised", temperature=0.5), lambda c, r, _: normalised(c, r, temperature=0.5)),
+    "decoupled": (Loss(**ZERO, pair="decoupled"), lambda c, r, _: decoupled(c, r)),
+    "doubted hinge": (
+        Loss(**ZERO, pair="hinge", margin=1.0, label_smoothing=0.3),
+        lambda c, r, _: 0.7 * hinge(c, r, margin_B=1.0) + 0.3 * hinge(r, c, margin_B=1.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIR_SETTINGS)
+def test_every_pair_loss_is_averaged_over_a_groups_pairs_and_summed_over_groups(name: str, random_set: Callable[..., TrainingSet]) -> None:
+    settings, of_pairs = PAIR_SETTINGS[name]
+    check_loss(settings, zero_head=False)
+    entries = random_set(5).groups
+    batch = pack([entry.group for entry in entries], [entry.pairs for entry in entries])
+    rewards = torch.randn(sum(batch.conversations_per_group), generator=torch.Generator().manual_seed(0))
+    expected, first = 0.0, 0
+    for size, pairs in zip(batch.conversations_per_group, batch.pairs, strict=True):
+        chosen = torch.stack([rewards[first + pair.winner] for pair in pairs])
+        rejected = torch.stack([rewards[first + pair.loser] for pair in pairs])
+        expected += float(of_pairs(chosen, rejected, torch.tensor([pair.margin or 0.0 for pair in pairs])))
+        first += size
+    assert float(step_loss(PackedRewards(rewards, (), STATES), batch, settings, StepTotals())) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", WITHOUT_MARGIN)
+def test_a_margin_is_refused_where_it_would_mean_nothing(name: str) -> None:
+    for margin in ("data", 0.5):
+        with pytest.raises(ConfigError, match=f"loss.margin={margin} with loss.pair={name}, expected none"):
+            check_loss(Loss(pair=name, margin=margin), zero_head=False)
+    check_loss(Loss(pair=name, margin=0.0), zero_head=False)
+
+
+def test_a_margin_is_none_the_datas_or_a_number() -> None:
+    assert [parse(Loss, {"margin": value}).margin for value in ("none", "data", 0.5, 2)] == ["none", "data", 0.5, 2.0]
+    for value in ("dta", -1, True, math.inf):
+        with pytest.raises(ConfigError, match=r"Bad value for 'margin': got .*expected none, data or a number that is not negative"):
+            parse(Loss, {"margin": value})
+
+
+def test_a_hinge_learns_from_zero_only_with_a_margin() -> None:
+    check_loss(Loss(pair="hinge", margin=1.0), zero_head=True)
+    with pytest.raises(ConfigError, match=r"loss.pair=hinge with head.init=zero, .*give the hinge a margin \(loss.margin=1\)"):
+        check_loss(Loss(pair="hinge"), zero_head=True)
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,15 @@ def test_the_logged_loss_is_before_its_weight_and_of_every_group_of_a_step(
     assert found[1].logged("loss")[0] - LOG_2 == pytest.approx(first, rel=1e-5)
 
 
+def test_half_precision_rounds_neither_loss_nor_log(
+    base_dir: Path, random_set: Callable[..., TrainingSet], run: Callable[..., Run]
+) -> None:
+    found = run(
+        base_dir, random_set(7), PolicyLoss(tau=1e-5), compute=Compute(precision="bf16"), trainer={"per_device_train_batch_size": 7}
+    )
+    assert found.logged("loss/policy") == pytest.approx([LOG_2], abs=1e-5), "bf16 holds 0.691 and 0.695, and nothing between"
+
+
 def test_three_accuracies_are_logged_apart(base_dir: Path, random_set: Callable[..., TrainingSet], run: Callable[..., Run]) -> None:
     data = random_set(10, sizes=(2,))
     found = run(base_dir, data, PolicyLoss(), held_out=data, trainer={"learning_rate": 1e-2, "num_train_epochs": 4})

@@ -45,11 +45,12 @@ for index in range({groups}):
 model = tiny.classifier("llama")
 if {experts}:
     upcycle(model, Upcycle(n_experts=4, n_active=3), seed=0)
-per_process = 8 // int(os.environ.get("WORLD_SIZE", "1"))
+per_process = 8 // int(os.environ.get("WORLD_SIZE", "1")) // {accumulated}
 fit(Fit(
     model=model, train=TrainingSet(groups), held_out=None, layers=range(3), folder=Path({out!r}) / "checkpoints", seed=0,
-    trainer=dict(learning_rate=1e-2, per_device_train_batch_size=per_process, save_strategy="no", optim="sgd", max_grad_norm=0.0),
-    loss=Loss(router_balance=0.0), compute=Compute(precision="fp32", tokens_per_batch=60),
+    trainer=dict(learning_rate=1e-2, per_device_train_batch_size=per_process, save_strategy="no", optim="sgd", max_grad_norm=0.0,
+        gradient_accumulation_steps={accumulated}),
+    loss=Loss(router_balance=0.0, bsr={bsr}, bsr_scope={scope!r}), compute=Compute(precision="fp32", tokens_per_batch=60),
 ))
 if os.environ.get("RANK", "0") == "0":
     save_file({{name: tensor.contiguous() for name, tensor in model.state_dict().items()}}, Path({out!r}) / "trained.safetensors")
@@ -96,10 +97,14 @@ leave()
 """
 
 
-def _fit(launch, out: Path, *, processes: int, experts: bool, groups: int) -> dict[str, torch.Tensor]:
+def _fit(
+    launch, out: Path, *, processes: int, experts: bool, groups: int, bsr: float = 0.0, scope: str = "step", accumulated: int = 1
+) -> dict[str, torch.Tensor]:
     out.mkdir()
-    script = out / "train.py"
-    script.write_text(FIT.format(models=str(Path(__file__).parents[1] / "models"), out=str(out), experts=experts, groups=groups))
+    script, models = out / "train.py", str(Path(__file__).parents[1] / "models")
+    script.write_text(
+        FIT.format(models=models, out=str(out), experts=experts, groups=groups, bsr=bsr, scope=scope, accumulated=accumulated)
+    )
     done = launch([str(script)], processes=processes)
     assert done.returncode == 0, done.stderr[:4000]
     return load_file(out / "trained.safetensors")
@@ -111,6 +116,27 @@ def test_two_processes_take_the_steps_of_one(tmp_path, launch, experts, groups):
     alone = _fit(launch, tmp_path / "one", processes=1, experts=experts, groups=groups)
     together = _fit(launch, tmp_path / "two", processes=2, experts=experts, groups=groups)
     for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.slow
+def test_acceptance_2_of_bsr_two_processes_have_the_penalty_of_one(tmp_path, launch):
+    plain = _fit(launch, tmp_path / "plain", processes=1, experts=False, groups=17)
+    alone = _fit(launch, tmp_path / "one", processes=1, experts=False, groups=17, bsr=0.3)
+    together = _fit(launch, tmp_path / "two", processes=2, experts=False, groups=17, bsr=0.3)
+    assert any(not torch.allclose(plain[name], tensor, rtol=1e-3, atol=1e-4) for name, tensor in alone.items())
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.slow
+def test_defect_a_of_bsr_the_released_penalty_is_one_a_process(tmp_path, launch):
+    settings = {"experts": False, "groups": 24, "bsr": 0.3, "scope": "device"}
+    whole = _fit(launch, tmp_path / "whole", processes=1, **settings)
+    halves = _fit(launch, tmp_path / "halves", processes=1, accumulated=2, **settings)
+    together = _fit(launch, tmp_path / "two", processes=2, **settings)
+    assert any(not torch.allclose(whole[name], tensor, rtol=1e-3, atol=1e-4) for name, tensor in together.items())
+    for name, tensor in halves.items():
         torch.testing.assert_close(together[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 

@@ -1,4 +1,4 @@
-"""The examples that are programs: `domain_sft.py` learns a domain's answers alone and leaves what `merge … method=domain` takes."""
+"""`examples/domain_sft.py` learns a domain's answers alone and leaves what `merge … method=domain` takes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rewardproof.models.checkpoints import load_causal
 from rewardproof.stages.merge import MergeModels
 from rewardproof.stages.merge import run as merge
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 Write = Callable[[Path, list[dict[str, Any]]], Path]
 
 
