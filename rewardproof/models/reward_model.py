@@ -210,7 +210,7 @@ class RewardModel:
             context: Unused, as in `score`.
 
         Raises:
-            ModelError: The tokenizer cannot say which characters its tokens stand for; and as `score`.
+            ModelError: The tokenizer cannot say which characters its tokens stand for, or the model has no one head; and as `score`.
         """
         encoded, _ = self.encode(groups)
         readings = self.readings_encoded(encoded, origins=[group.origin or group.id for group in groups])
@@ -221,6 +221,11 @@ class RewardModel:
 
         Arguments and errors as of `score_encoded`. A conversation that has no prompt is read from its first token on.
         """
+        if self.experts is not None:
+            raise ModelError(
+                "Got a model of experts by capability, expected one with a reward head: several passes make its reward at an answer's end, "
+                "and say nothing of the tokens before. Take another reward model."
+            )
 
         def readings(output: PackedRewards, batch: PackedBatch, names: Sequence[str]) -> list[Readings]:
             return [_finite(row, name) for row, name in zip(read_stream(self.model, output, batch), names, strict=True)]

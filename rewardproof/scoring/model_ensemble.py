@@ -19,10 +19,10 @@ from rewardproof.config import Section, dump_yaml, load_yaml, parse
 from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, with_queries
 from rewardproof.data.group import Group
 from rewardproof.data.packing import fill
-from rewardproof.errors import CheckpointError, ConfigError
+from rewardproof.errors import CheckpointError, ConfigError, ModelError
 from rewardproof.models.precision import Precision, resolve_precision
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.models.token_scores import TokenScores, token_scores
+from rewardproof.models.token_scores import Readings, TokenScores, token_scores
 from rewardproof.models.trunk import TrunkMemory, layers_in_common
 from rewardproof.scoring.combination import Floats, Scale, combine, disagreement
 from rewardproof.scoring.double_mixture import DMOERM_FILE, DoubleMixture
@@ -242,13 +242,10 @@ def models_of(scorer: Scorer) -> list[RewardModel]:
 
 
 def reads_tokens(scorer: Scorer) -> TypeGuard[TokenScorer]:
-    """Whether a scorer can say how an answer's score grows, token by token.
-
-    Slow tokenizers do not tell where their tokens lie, and a DMoERM has no head that could be read at every token.
-    """
-    if isinstance(scorer, ModelEnsemble) and len(scorer._dense) < len(scorer.models):
-        return False
-    return isinstance(scorer, TokenScorer) and all(model.tokenizer.is_fast for model in models_of(scorer))
+    """Whether a scorer can say how an answer's score grows, token by token: it reads by one head, and its tokenizer tells places."""
+    if isinstance(scorer, ModelEnsemble):
+        return all(map(reads_tokens, scorer.models.values()))
+    return isinstance(scorer, TokenScorer) and all(model.experts is None and model.tokenizer.is_fast for model in models_of(scorer))
 
 
 def tokens_and_disagreement(
@@ -260,9 +257,13 @@ def tokens_and_disagreement(
     return scorer.score_tokens(groups, context), None
 
 
-def _readings(model: AnyMember, groups: Sequence[EncodedGroup], names: Sequence[str]) -> list[tuple[Floats, ...]]:
-    assert isinstance(model, RewardModel), "reads_tokens lets no other member through"
-    return model.readings_encoded(groups, origins=names)
+def _readings(model: AnyMember, groups: Sequence[EncodedGroup], origins: Sequence[str]) -> list[tuple[Readings, ...]]:
+    if not isinstance(model, RewardModel):
+        raise ModelError(
+            "Got an ensemble with a DMoERM in it, expected reward models alone: its experts judge whole answers, and say nothing of the "
+            "tokens before their end. Leave it out."
+        )
+    return model.readings_encoded(groups, origins=origins)
 
 
 def _reading(model: AnyMember) -> tuple[dict[str, int], str, Reads]:

@@ -109,6 +109,17 @@ def test_a_reward_that_learns_killed_at_a_moment(name: str, following: Undisturb
     assert_same_policy(run, following.path)
 
 
+@pytest.mark.parametrize("recipe", ["red_ppo", "red_rloo"])
+def test_align_by_another_recipe_killed_halfway(
+    recipe: str, policy: Undisturbed, killed: Killed, finished: Callable[..., str], tmp_path: Path
+) -> None:
+    whole = made(tmp_path / "whole", finished, ("align", recipe), policy.command)
+    runs = (tmp_path / str(attempt) for attempt in range(5))
+    run = next(run for run in runs if killed(MOMENTS["half of it"](run), "align", recipe, run, *whole.command))
+    finished("align", recipe, run, *whole.command, "--resume")
+    assert_same_policy(run, whole.path)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_stress_killed_again_and_again(seed: int, stress: Undisturbed, reward_dir: Path, killed: Killed, finished, tmp_path: Path) -> None:
     run, resume, dice = tmp_path / "run", [], random.Random(seed)

@@ -13,11 +13,11 @@ import torch
 
 from rewardproof.data.encoding import encode_queries
 from rewardproof.data.group import Group, Message
-from rewardproof.errors import CheckpointError, ConfigError, DataError
+from rewardproof.errors import CheckpointError, ConfigError, DataError, ModelError
 from rewardproof.models.cost import products_per_token
 from rewardproof.models.double_mixture import CapabilityExperts, QueryRouter, add_experts, expert_parameters, put_category_head, save_expert
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.scoring import DoubleMixture, ModelEnsemble, Scale, load_model, load_scorer, models_of
+from rewardproof.scoring import DoubleMixture, ModelEnsemble, Scale, load_model, load_scorer, models_of, reads_tokens
 from rewardproof.scoring.double_mixture import BASE, EXPERTS, ROUTER, CategoryEntry, DoubleMixtureFile, load_category, write_file
 
 NAMES = ("chat", "code", "text")
@@ -189,3 +189,18 @@ def test_what_is_no_whole_directory_is_refused(made: Make, tmp_path: Path) -> No
     (tmp_path / "dmoerm.yaml").write_text(text)
     with pytest.raises(CheckpointError, match="The router in"):
         DoubleMixture.load(tmp_path)
+
+
+def test_experts_say_nothing_of_single_tokens(made: Make, tiny: ModuleType) -> None:
+    whole = load_model(str(made()))
+    assert isinstance(whole, DoubleMixture)
+    assert not reads_tokens(whole)
+    assert not reads_tokens(whole.categories["chat"])
+    assert reads_tokens(whole.categories["text"])
+    with pytest.raises(ModelError, match="Got a model of experts by capability, expected one with a reward head"):
+        whole.categories["chat"].score_tokens(GROUPS[:1])
+    members = {"experts": whole, "dense": RewardModel(tiny.classifier("llama"), tiny.word_tokenizer())}
+    ensemble = ModelEnsemble(members, dict.fromkeys(members, Scale(0.0, 1.0)))
+    assert not reads_tokens(ensemble)
+    with pytest.raises(ModelError, match="Got an ensemble with a DMoERM in it, expected reward models alone"):
+        ensemble.score_tokens(GROUPS[:1])
