@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rewardproof.data.packing import pack
 from rewardproof.errors import CheckpointError, ModelError
-from rewardproof.models import checkpoints
+from rewardproof.models import checkpoints, saving
 from rewardproof.models.checkpoints import EXPERTS_FILE, load_base, load_reward_model, load_tokenizer, resolve
 from rewardproof.models.heads import head_weight
 from rewardproof.models.packed import packed_rewards
@@ -313,7 +313,7 @@ def test_a_mixture_is_in_memory_once_while_it_loads_and_saves(experts: str, tmp_
         assert {tensor.data_ptr() for _, tensor in listed} <= owned
         write_tensors(path, layout, listed)
 
-    monkeypatch.setattr(checkpoints, "write_tensors", watched)
+    monkeypatch.setattr(saving, "write_tensors", watched)
     path = save_reward_model(model, tiny.word_tokenizer(), tmp_path / "moe", dtype=torch.bfloat16)
 
     class Watched(TensorFile):
