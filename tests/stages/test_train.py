@@ -38,7 +38,7 @@ SMALL = {
     "linear_probe": ["trainer.num_train_epochs=0"],
     "bnrm": ["factors.n_factors=24"],
     "grm_bnrm": ["factors.n_factors=24"],
-    "dogerm": ["domain.model={base}", "domain.weights=0,0.25,0.5"],
+    "dogerm": ["domain.model=BASE", "domain.weights=0,0.25,0.5"],
 }
 SECRETS = ("secrets_flip", "secrets_flip_margin", "secrets_margin", "secrets_soft_margin")
 LEARNS = (
