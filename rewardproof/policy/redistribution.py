@@ -44,7 +44,8 @@ class Redistribution(Section):
     the usual reward."""
     initial: Initial = "keep"
     """From where the first token gains: `keep`, from the prompt's own score, which the answer's return is then less by (equation 6);
-    `drop`, from the reward's zero, which leaves the return what it is; `zero`, from its own score: it earns nothing (the paper's code)."""
+    `drop`, from the reward's zero, which leaves the return what it is; `zero`, from its own score: it earns nothing (the paper's code),
+    unless no token of the answer could be told apart."""
     smooth: Literal["token", "word"] = "token"
     """`word`: the tokens of a word earn alike, its sum stays. The head was trained on whole answers, and says little inside a word."""
     advantage: Literal["centred", "token_minus_baseline"] = "centred"
@@ -100,7 +101,7 @@ def potentials(tokens: TokenScores, scale: Scale, *, initial: Initial = "keep", 
     path = scale.standardised([tokens.before, *tokens.reached_A, tokens.score])
     if limit:
         path = path.clip(-limit, limit)
-    path[:1] = {"keep": path[0], "drop": 0.0, "zero": path[1]}[initial]
+    path[:1] = {"keep": path[0], "drop": 0.0, "zero": path[min(1, len(tokens.reached_A))]}[initial]
     return path
 
 
