@@ -17,6 +17,8 @@ from rewardproof.models.checkpoints import load_causal
 from rewardproof.models.packed import final_logits
 
 HeadKind = Literal["auto", "tied", "own", "frozen"]
+CHUNK = 1024
+"""Tokens whose logits are in memory at a time, in the backward pass too."""
 
 
 class LanguageHead(nn.Module):
@@ -50,11 +52,12 @@ class LanguageHead(nn.Module):
         source = self._embedding[0] if self.own is None else self.own
         return cast("Tensor", source.weight)
 
-    def log_probs(self, states_LD: Tensor, target_L: Tensor, *, chunk: int = 1024) -> Tensor:
+    def log_probs(self, states_LD: Tensor, target_L: Tensor, *, chunk: int = 0) -> Tensor:
         """Log-probability of a token after each final hidden state, shape `(L,)`.
 
-        At no time are there more than `chunk` rows of logits: where a gradient is asked for they are computed again for it.
+        At no time are there more than `chunk` rows of logits (0 is `CHUNK`): where a gradient is asked for they are computed again for it.
         """
+        chunk = chunk or CHUNK
         pieces: list[Tensor] = []
         for states, targets in zip(states_LD.split(chunk), target_L.split(chunk), strict=True):
             if torch.is_grad_enabled():

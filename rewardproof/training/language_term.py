@@ -1,22 +1,18 @@
 """A language model's loss on the preferred answers as a term of the objective (GRM), read by the base model's own head."""
 
-# L answer tokens, D hidden width, C conversations, P pairs, V vocabulary.
+# L answer tokens, C conversations, P pairs.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rewardproof.losses import chosen_likelihood
 from rewardproof.models.checkpoints import load_causal
+from rewardproof.models.language_head import LanguageHead
 from rewardproof.models.packed import Auxiliary, PackedRewards
 from rewardproof.training.auxiliary import AuxiliaryTerm
 from rewardproof.training.batches import Stream
 from rewardproof.training.objective import PairIndex
-
-CHUNK = 1024
-"""Tokens whose logits are in memory at a time, in the backward pass too."""
 
 
 class ChosenLanguage(AuxiliaryTerm):
@@ -39,13 +35,12 @@ class ChosenLanguage(AuxiliaryTerm):
         """
         super().__init__()
         self.weight, self.beta = weight, beta
-        self.cap: float | None = getattr(model.config, "final_logit_softcapping", None)
-        self.own: nn.Module | None = None
-        self._embeddings = (model.get_input_embeddings(),)  # in a tuple, or they would be this module's too
-        if not getattr(model.config, "tie_word_embeddings", False):
-            head = load_causal(base)[0].get_output_embeddings()
-            assert head is not None, "a causal model has one"
-            self.own = head.requires_grad_(False)
+        if getattr(model.config, "tie_word_embeddings", False):
+            self.head = LanguageHead(model, "tied", None)
+            return
+        head = load_causal(base)[0].get_output_embeddings()
+        assert head is not None, "a causal model has one"
+        self.head = LanguageHead(model, "frozen", head)
 
     def forward(self, output: PackedRewards, stream: Stream) -> Auxiliary:
         """The term on one stream, each pair by its weight in its group."""
@@ -56,23 +51,10 @@ class ChosenLanguage(AuxiliaryTerm):
         preferred_C[index.winner_P] = True
         read_L = preferred_C[batch.target_conversation_L]
         owner_L = batch.target_conversation_L[read_L]
-        log_probs_L = self.log_probs(output.answer_states_LD[read_L], batch.target_L[read_L])
+        log_probs_L = self.head.log_probs(output.answer_states_LD[read_L], batch.target_L[read_L])
         sums_C = torch.zeros_like(output.rewards_C).index_add(0, owner_L, log_probs_L)
         tokens_C = torch.bincount(owner_L, minlength=len(sums_C)).clamp_min(1)
         loss = (index.weight_P * chosen_likelihood(sums_C[index.winner_P], beta=self.beta, reduction="none")).sum()
         per_token = (index.weight_P * (sums_C / tokens_C)[index.winner_P]).sum()
         metrics = {"language/loss": float(loss.detach()), "language/log_prob_per_token": float(per_token.detach())}
         return Auxiliary(self.weight * loss, metrics)
-
-    def log_probs(self, states_LD: Tensor, target_L: Tensor) -> Tensor:
-        """Log-probability of a token after each final hidden state, shape `(L,)`; logits are made again in the backward pass."""
-        pieces = zip(states_LD.split(CHUNK), target_L.split(CHUNK), strict=True)
-        return torch.cat([torch.as_tensor(checkpoint(self._log_probs, *piece, use_reentrant=False)) for piece in pieces])
-
-    def _log_probs(self, states_LD: Tensor, target_L: Tensor) -> Tensor:
-        head = self.own
-        logits_LV = nn.functional.linear(states_LD, self._embeddings[0].get_parameter("weight")) if head is None else head(states_LD)
-        logits_LV = logits_LV.float()
-        if self.cap is not None:
-            logits_LV = torch.tanh(logits_LV / self.cap) * self.cap
-        return -nn.functional.cross_entropy(logits_LV, target_L, reduction="none")

@@ -16,10 +16,9 @@ from transformers import PreTrainedModel
 
 from rewardproof.data.packing import pack
 from rewardproof.errors import ModelError
-from rewardproof.models import packed
+from rewardproof.models import language_head, packed
 from rewardproof.models.checkpoints import load_base, load_tokenizer
 from rewardproof.models.packed import Auxiliary, answer_log_probs
-from rewardproof.training import language_term
 from rewardproof.training.batches import Stream, TrainingSet
 from rewardproof.training.language_term import ChosenLanguage
 from rewardproof.training.trainer import PackedRewardModule
@@ -49,7 +48,7 @@ def test_it_is_the_base_models_likelihood_of_the_preferred_answers(
     family: str, tied: bool, beta: float, chunk: int, tiny: ModuleType, random_set: Callable[..., TrainingSet], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(language_term, "CHUNK", chunk)
+    monkeypatch.setattr(language_head, "CHUNK", chunk)
     causal, model = saved_base(tiny, family, tmp_path, tied=tied)
     data = random_set(5)
     found = term_on(model, ChosenLanguage(model, str(tmp_path), weight=0.01, beta=beta), data)
@@ -88,7 +87,7 @@ def test_gradients_are_those_of_the_whole_logits_and_an_own_head_stays(
 ) -> None:
     causal, model = saved_base(tiny, "llama", tmp_path, tied=tied)
     data = random_set(4, sizes=(2,))
-    monkeypatch.setattr(language_term, "CHUNK", 3)
+    monkeypatch.setattr(language_head, "CHUNK", 3)
     term = ChosenLanguage(model, str(tmp_path), weight=1.0, beta=0.1)
     term_on(model, term, data).loss.backward()
     total = torch.zeros(())
