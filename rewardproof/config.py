@@ -6,8 +6,9 @@ Each room declares its own `Section` beside the code that reads it; this module 
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
@@ -82,6 +83,27 @@ def load_yaml(text: str, *, origin: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{origin}: got a {type(value).__name__}, expected settings as `key: value` lines.")
     return cast("dict[str, Any]", value)
+
+
+def named_function(name: str, *, key: str, purpose: str = "") -> Callable[..., Any]:
+    """A function of the user's own, by `module:function`.
+
+    Args:
+        name: As the setting has it.
+        key: The setting, for the message.
+        purpose: What the function is for, for the message.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{key}={name}: {error}. Expected a function of a module that Python finds{', ' * bool(purpose)}{purpose}; correct it, or "
+            "extend PYTHONPATH."
+        ) from error
 
 
 def recipe_names(verb: str = "") -> list[str]:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-import logging
 import os
 import re
-import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from http.client import HTTPException
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from rewardproof.config import named_function
+from rewardproof.data.endpoint import Endpoint
 from rewardproof.data.group import Group, as_chat
 from rewardproof.data.pairs import Pair
-from rewardproof.errors import ConfigError, EvaluationError
-
-log = logging.getLogger(__name__)
 
 KEY = "REWARDPROOF_JUDGE_KEY"
 """Environment variable with what the endpoint wants as a bearer token, so that no run directory holds it."""
@@ -41,19 +32,8 @@ def both_ways(judge: Judge, group: Group, answers: tuple[int, int], point: str) 
 
 
 def named_judge(name: str) -> Judge:
-    """A judge of the user's own, by `module:function`.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"labels.capabilities={name}: {error}. Expected a function of a module that Python finds, which is asked for "
-            "verdicts; correct it, or extend PYTHONPATH."
-        ) from error
+    """A judge of the user's own, by `module:function`; raises as `named_function`."""
+    return named_function(name, key="labels.capabilities", purpose="which is asked for verdicts")
 
 
 QUESTION = """Two replies to the same conversation follow. Compare them by one criterion and by nothing else: {point}.
@@ -71,18 +51,16 @@ Which reply is better by that criterion? Answer with the digit 1 or 2 alone."""
 
 
 class ChatJudge:
-    """A judge behind a chat endpoint: `POST {"model", "messages", "temperature": 0}`, answered by `choices[0].message.content`.
-
-    Attributes:
-        retries: Requests repeated so far.
-    """
+    """A judge behind a chat endpoint: `POST {"model", "messages", "temperature": 0}`, answered by `choices[0].message.content`."""
 
     def __init__(self, address: str, model: str = "", *, timeout: float = 180.0, attempts: int = 5, wait: float = 1.0) -> None:
         """Name the endpoint, its whole path included, and the model there; waits double from one attempt to the next."""
-        self.address, self.model = address, model
-        self.timeout, self.attempts, self.wait = timeout, attempts, wait
-        self.retries = 0
-        self._counting = threading.Lock()
+        self.endpoint, self.model = Endpoint(address, timeout=timeout, attempts=attempts, wait=wait), model
+
+    @property
+    def retries(self) -> int:
+        """Requests repeated so far."""
+        return self.endpoint.retries
 
     def __call__(self, conversation: Sequence[Mapping[str, str]], first: str, second: str, point: str) -> int:
         """1 or 2, the better reply, or 0 where the reply names neither or both.
@@ -96,37 +74,15 @@ class ChatJudge:
         return int(named.pop()) if len(named) == 1 else 0
 
     def _reply(self, question: str) -> str:
-        body = json.dumps({"model": self.model, "messages": [{"role": "user", "content": question}], "temperature": 0}).encode()
-        reason = ""
-        for wait in self._waits():
-            if wait is not None:
-                with self._counting:
-                    self.retries += 1
-                log.warning("%s: %s; asking again", self.address, reason)
-                time.sleep(wait)
-            try:
-                request = urllib.request.Request(self.address, data=body, headers=_headers())
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return _content(json.loads(response.read()))
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP status {error.code}"
-                if error.code < 500 and error.code not in (408, 429):
-                    break
-            except (OSError, HTTPException, ValueError) as error:
-                reason = str(error) or type(error).__name__
-        raise EvaluationError(
-            f"{self.address} gave no verdict: {reason}. Expected a chat completion's reply, because a pair that nobody judged cannot be "
-            "learned from. See to the endpoint, then run again with --resume: verdicts already given are kept."
+        key = os.environ.get(KEY)
+        return self.endpoint.ask(
+            {"model": self.model, "messages": [{"role": "user", "content": question}], "temperature": 0},
+            _content,
+            wanted="no verdict",
+            advice="Expected a chat completion's reply, because a pair that nobody judged cannot be learned from. See to the "
+            "endpoint, then run again with --resume: verdicts already given are kept.",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
         )
-
-    def _waits(self) -> Iterator[float | None]:
-        yield None
-        yield from (self.wait * 2**number for number in range(self.attempts - 1))
-
-
-def _headers() -> dict[str, str]:
-    key = os.environ.get(KEY)
-    return {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
 
 
 def _content(answer: Any) -> str:

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from http.client import HTTPException
 from typing import Any
 
+from rewardproof.data.endpoint import Endpoint
 from rewardproof.data.group import Group, as_chat
-from rewardproof.errors import EvaluationError
-
-log = logging.getLogger(__name__)
 
 
 class RemoteScorer:
-    """Scores by `POST {"groups": [{"prompt": [message…], "answers": [[message…]…]}…]}`, answered by `{"rewards": [[number…]…]}`.
-
-    Attributes:
-        retries: Requests repeated so far, because the server did not answer, or not with a score for every answer.
-    """
+    """Scores by `POST {"groups": [{"prompt": [message…], "answers": [[message…]…]}…]}`, answered by `{"rewards": [[number…]…]}`."""
 
     def __init__(self, address: str, *, timeout: float = 180.0, attempts: int = 5, wait: float = 1.0, batch: int = 64) -> None:
         """Name the server.
@@ -35,9 +23,13 @@ class RemoteScorer:
             wait: Seconds before the second attempt; each further one waits twice as long.
             batch: Groups in a request.
         """
-        self.address = address
-        self.timeout, self.attempts, self.wait, self.batch = timeout, attempts, wait, batch
-        self.retries = 0
+        self.endpoint = Endpoint(address, timeout=timeout, attempts=attempts, wait=wait)
+        self.batch = batch
+
+    @property
+    def retries(self) -> int:
+        """Requests repeated so far, because the server did not answer, or not with a score for every answer."""
+        return self.endpoint.retries
 
     def score(self, groups: Sequence[Group], context: object = None) -> list[tuple[float, ...]]:
         """Score every answer of every group.
@@ -55,30 +47,13 @@ class RemoteScorer:
         return found
 
     def _batch(self, groups: Sequence[Group]) -> list[tuple[float, ...]]:
-        body = json.dumps({"groups": [_as_json(group) for group in groups]}).encode()
-        reason = ""
-        for attempt in range(self.attempts):
-            if attempt:
-                self.retries += 1
-                log.warning("%s: %s; attempt %d of %d", self.address, reason, attempt + 1, self.attempts)
-                time.sleep(self.wait * 2 ** (attempt - 1))
-            try:
-                return _checked(self._answer(body), groups)
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP status {error.code}"
-                if error.code < 500 and error.code not in (408, 429):
-                    break
-            except (OSError, HTTPException, ValueError) as error:
-                reason = str(error) or type(error).__name__
-        raise EvaluationError(
-            f"{self.address} gave no scores for {len(groups)} groups: {reason}. Expected a finite score for every answer, because a curve "
-            "with holes in it would mislead. See to the server, then run again."
+        return self.endpoint.ask(
+            {"groups": [_as_json(group) for group in groups]},
+            lambda answer: _checked(answer, groups),
+            wanted=f"no scores for {len(groups)} groups",
+            advice="Expected a finite score for every answer, because a curve with holes in it would mislead. See to the server, then run "
+            "again.",
         )
-
-    def _answer(self, body: bytes) -> Any:
-        request = urllib.request.Request(self.address, data=body, headers={"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            return json.loads(response.read())
 
 
 def _as_json(group: Group) -> dict[str, Any]:

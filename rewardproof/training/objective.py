@@ -3,7 +3,6 @@
 # C conversations of a stream, P pairs of a group, T tokens, E routed experts.
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,7 +13,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from rewardproof.config import Section, nearest_hint
+from rewardproof.config import Section, named_function, nearest_hint
 from rewardproof.data.packing import PackedBatch
 from rewardproof.errors import ConfigError
 from rewardproof.losses import (
@@ -272,18 +271,12 @@ def pair_loss(name: str, *, temperature: float = 1.0) -> PairLoss:
         return partial(_normalised, temperature=temperature)
     if name in PAIR_LOSSES:
         return PAIR_LOSSES[name]
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ConfigError(
             f"Unknown loss.pair={name!r}{nearest_hint(name, PAIR_LOSSES)}; expected one of {', '.join(PAIR_LOSSES)}, or module:function of "
             "your own. Correct it."
         )
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"loss.pair={name}: {error}. Expected a function of a module that Python finds; correct it, or extend PYTHONPATH."
-        ) from error
+    return named_function(name, key="loss.pair")
 
 
 def balance_loss(

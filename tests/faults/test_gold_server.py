@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rewardproof.config import load_recipe, parse
+from rewardproof.data import endpoint
 from rewardproof.errors import EvaluationError
-from rewardproof.scoring import remote
 from rewardproof.stages import align, stress, stress_best_of_n
 
 Answer = Callable[[dict[str, Any]], tuple[int, str]]
@@ -33,7 +33,7 @@ FAULTS: dict[str, Answer] = {
 
 @pytest.fixture(autouse=True)
 def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(endpoint.time, "sleep", lambda seconds: None)
 
 
 def picks(model: Path, pool: Path, gold: str) -> stress.Stress:

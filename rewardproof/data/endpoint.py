@@ -1,0 +1,71 @@
+"""An address that answers JSON with JSON: failures that may pass are tried again and counted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from typing import Any, TypeVar
+
+from rewardproof.errors import EvaluationError
+
+log = logging.getLogger(__name__)
+Read = TypeVar("Read")
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """Where requests go, and how patiently.
+
+    Attributes:
+        address: `http://…` or `https://…`, the path included.
+        timeout: Seconds to wait for an answer.
+        attempts: Requests for one answer, at most.
+        wait: Seconds before the second attempt; each further one waits twice as long.
+        retries: Requests repeated so far.
+    """
+
+    address: str
+    timeout: float = 180.0
+    attempts: int = 5
+    wait: float = 1.0
+    retries: int = 0
+    _counting: threading.Lock = field(default_factory=threading.Lock)
+
+    def ask(self, body: Any, read: Callable[[Any], Read], *, wanted: str, advice: str, headers: Mapping[str, str] | None = None) -> Read:
+        """What `read` makes of the answer to a request; several threads may ask at once.
+
+        Args:
+            body: Of the request.
+            read: Takes the answer's JSON; raises `ValueError` at one that is no answer, which is tried again as a failure is.
+            wanted: What the address did not give, for the message.
+            advice: What the message ends with: what was expected, why, and what to do.
+            headers: Further headers.
+
+        Raises:
+            EvaluationError: No attempt brought an answer; the message has the last one's reason.
+        """
+        data, reason = json.dumps(body).encode(), ""
+        for attempt in range(self.attempts):
+            if attempt:
+                with self._counting:
+                    self.retries += 1
+                log.warning("%s: %s; attempt %d of %d", self.address, reason, attempt + 1, self.attempts)
+                time.sleep(self.wait * 2 ** (attempt - 1))
+            try:
+                request = urllib.request.Request(self.address, data=data, headers={"Content-Type": "application/json", **(headers or {})})
+                with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                    return read(json.loads(response.read()))
+            except urllib.error.HTTPError as error:
+                reason = f"HTTP status {error.code}"
+                if error.code < 500 and error.code not in (408, 429):
+                    break
+            except (OSError, HTTPException, ValueError) as error:
+                reason = str(error) or type(error).__name__
+        raise EvaluationError(f"{self.address} gave {wanted}: {reason}. {advice}")
