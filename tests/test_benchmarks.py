@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import experts, policy, r2m, scoring, step_profile, workload
+from benchmarks import experts, methods, policy, r2m, scoring, step_profile, workload
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.upcycling import Upcycle, upcycle
 from rewardproof.training.batches import Collator, TrainingSet
@@ -129,6 +129,17 @@ def test_steps_with_and_without_feedback_are_compared(monkeypatch: pytest.Monkey
     found = r2m.compare(SHAPE, rounds=1)
     assert set(found["over_rloo"]) == set(r2m.FEEDBACK)
     assert all(0 < one["median"] < 1 for one in found["share_of_learning"].values())
+
+
+def test_runs_of_all_training_methods_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "PER_STEP", 4)
+    found = methods.compare(methods.Contest(tmp_path, SHAPE, pairs=8), rounds=1)
+    flops = {name: entry["flop_ratio"] for name, entry in found.items()}
+    assert {*methods.RECIPES} < {*found}
+    assert flops["dense"] == flops["secrets_flip_margin"] == flops["bsr"] == 1  # four pairs are one stream, which BSR reads once
+    assert flops["haf"] > flops["grm_bnrm"] > flops["bnrm"] > 1
+    assert flops["dmoerm, expert"] < 1
+    assert found["dense"]["over_dense_by_flops"]["median"] == 1
 
 
 def test_good_words_are_counted() -> None:
