@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 Cell: TypeAlias = str | int | float | bool | Interval | None
 
+LONGEST_WORD = 40
+"""Letters of a cell beyond which it counts as text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -38,6 +41,15 @@ class Table:
         """
         cells = [row[column] for row in self.rows if row[column] is not None]
         return bool(cells) and all(isinstance(cell, int | float | Interval) and not isinstance(cell, bool) for cell in cells)
+
+    def prose(self, column: int) -> bool:
+        """Whether a column holds texts, so that its lines are broken.
+
+        Example:
+            >>> Table(("model", "says"), (("dense", "ten words " * 10), ("umm", "no"))).prose(1)
+            True
+        """
+        return any(isinstance(cell, str) and len(cell) > LONGEST_WORD for cell in (row[column] for row in self.rows))
 
 
 def format_interval(interval: Interval, *, percent: bool = True, digits: int | None = None) -> str:
