@@ -17,6 +17,7 @@ import numpy as np
 
 from rewardproof.data.group import Group
 from rewardproof.data.pairs import Pair
+from rewardproof.data.splitting import split_key
 from rewardproof.errors import EvaluationError
 from rewardproof.statistics import Interval, Reliability, cluster_bootstrap_columns, reliability, wilson, within_cluster_correlation
 from rewardproof.statistics.bootstrap import Clusters
@@ -126,7 +127,7 @@ def pair_accuracy(
             "Accuracy needs a preference: give pairs (chosen, rejected) or rows with scores."
         )
     ordered, pairs = [group for group, _ in kept], _all_pairs(kept)
-    prompts = [group.prompt_key for group in ordered]
+    prompts = [split_key(group) for group in ordered]
     correct_P = _wins(pairs.gap_P)
     correct_G, longer_G = pairs.by_group(correct_P), pairs.by_group(pairs.longer_P)
     overall, length_only = accuracy_intervals(np.stack([correct_G, longer_G], axis=1), prompts, seed=seed)
@@ -191,7 +192,7 @@ def pair_outcomes(groups: Sequence[Group], rewards: Sequence[Sequence[float] | F
     return PairOutcomes(
         correct=_letters(_wins(pairs.gap_P)),
         longer=_letters(pairs.longer_P),
-        prompts=tuple(group.prompt_key[:8] for group, _ in kept),
+        prompts=tuple(split_key(group)[:8] for group, _ in kept),
         subsets=tuple(group.subset for group, _ in kept),
         sizes=tuple(np.bincount(pairs.group_P).tolist()),
     )
@@ -318,7 +319,7 @@ def _by_part(
 
 def _length_correlation(groups: list[Group], rewards_A: FloatArray) -> float | None:
     lengths_A = np.concatenate([_lengths(group) for group in groups])
-    prompts_A = [group.prompt_key for group in groups for _ in group.answers]
+    prompts_A = [split_key(group) for group in groups for _ in group.answers]
     if not (_varies_within(lengths_A, prompts_A) and _varies_within(rewards_A, prompts_A)):
         return None
     return within_cluster_correlation(rewards_A, lengths_A, prompts_A)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rewardproof.data.group import Group
+from rewardproof.data.splitting import split_key
 from rewardproof.errors import EvaluationError
 from rewardproof.evaluation.accuracy import finite_row
 from rewardproof.statistics import Interval, cluster_bootstrap, is_constant, kendall
@@ -71,7 +72,7 @@ def rank_agreement(
             f"{len(rewards)} lists of rewards for {len(groups)} groups; expected one a group. Score the same rows that you evaluate."
         )
     kept = [
-        (group.prompt_key, np.asarray(group.scores, dtype=np.float64), finite_row(group, row))
+        (split_key(group), np.asarray(group.scores, dtype=np.float64), finite_row(group, row))
         for group, row in zip(groups, rewards, strict=True)
         if group.scores is not None and not is_constant(group.scores)
     ]

@@ -75,6 +75,13 @@ def test_rows_of_one_prompt_are_one_cluster() -> None:
     assert pair_accuracy(pairs(3) + pairs(3), [[1, 0], [0, 1], [1, 0]] * 2).overall.n_clusters == 3
 
 
+def test_pairs_without_a_prompt_are_clusters_of_their_own() -> None:
+    raw = [Group((), ((Message("assistant", f"good {n}"),), (Message("assistant", f"bad {n}"),)), scores=(1.0, 0.0)) for n in range(6)]
+    overall = pair_accuracy(raw, [[1, 0]] * 4 + [[0, 1]] * 2).overall
+    assert overall.n_clusters == 6
+    assert overall.low < overall.estimate < overall.high
+
+
 def test_length_is_compared_within_prompts() -> None:
     generator = np.random.default_rng(1)
     groups = [group(f"p{i}", ["x" * int(a), "x" * int(b)], [1.0, 0.0]) for i, (a, b) in enumerate(generator.integers(5, 99, size=(50, 2)))]
