@@ -14,6 +14,7 @@ from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.hidden_states import StateSimilarity, state_similarities
 from rewardproof.evaluation.law import LawRange
 from rewardproof.evaluation.policy_runs import Evaluation, PolicyHacking, PolicyRuns, read_evaluation
+from rewardproof.evaluation.proxy_points import FoundProxyPoints, ProxyPoints, SeenRun, find_proxy_points
 from rewardproof.evaluation.ranking import RankAgreement, rank_agreement
 
 __all__ = [
@@ -22,16 +23,20 @@ __all__ = [
     "Evaluation",
     "Factor",
     "FactorReading",
+    "FoundProxyPoints",
     "Hacking",
     "LawRange",
     "PairOutcomes",
     "PolicyHacking",
     "PolicyRuns",
+    "ProxyPoints",
     "RankAgreement",
+    "SeenRun",
     "StateSimilarity",
     "accuracy_intervals",
     "agreement",
     "correct_shares",
+    "find_proxy_points",
     "pair_accuracy",
     "pair_outcomes",
     "rank_agreement",

@@ -29,8 +29,8 @@ class CheckableFamily:
         """
         if family not in FAMILIES:
             raise DataError(
-                f"Got embedded:checkable/{family} as a scorer{nearest_hint(family, FAMILIES)}, expected embedded:checkable, which is gold, or "
-                f"a family of its rules: {', '.join(f'embedded:checkable/{name}' for name in FAMILIES)}. Name one of them."
+                f"Got embedded:checkable/{family} as a scorer{nearest_hint(family, FAMILIES)}, expected embedded:checkable, which is gold, "
+                f"or a family of its rules: {', '.join(f'embedded:checkable/{name}' for name in FAMILIES)}. Name one of them."
             )
         self.family = family
 
