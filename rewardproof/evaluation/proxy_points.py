@@ -155,9 +155,8 @@ def _names(runs: Sequence[SeenRun], gold: str) -> tuple[str, ...]:
             )
         if set(run.evaluations[0].proxies) != set(first.proxies):
             raise EvaluationError(
-                f"Got runs of the rewards {', '.join(first.proxies)} and {', '.join(run.evaluations[0].proxies)}, expected the same "
-                "names in all: points in different coordinates make no surface. Give every run all rewards, with weight 0 what it shall not "
-                "raise."
+                f"Got runs of the rewards {', '.join(first.proxies)} and {', '.join(run.evaluations[0].proxies)}, expected the same names, "
+                "since points in different coordinates make no surface. Give every run all rewards, with weight 0 what it shall not raise."
             )
     return tuple(name.removeprefix(PROXY) for name in first.proxies)
 

@@ -86,7 +86,7 @@ def check_constraints(settings: Constraints, optimise: OnPolicy) -> None:
     """
     if settings.sense in ("at_least", "equal") and not optimise.penalised:
         raise ConfigError(
-            f"constrained.sense={settings.sense} with optimise.kl.coefficient={optimise.kl.coefficient:g} and kl.place={optimise.kl.place}: "
+            f"constrained.sense={settings.sense} with kl.coefficient={optimise.kl.coefficient:g} and kl.place={optimise.kl.place}: "
             "expected a coefficient above 0, in the reward, since the divergence is the objective, a stream with values of its own, and "
             "without it there is nothing to optimise. Write optimise.kl={coefficient: 1.0, place: reward}."
         )

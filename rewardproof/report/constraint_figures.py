@@ -1,4 +1,4 @@
-"""Figures of constrained policies: values against their thresholds with the multipliers, and how proxy points lie where rewards correlate."""
+"""Figures of constrained policies: values and thresholds, weights by the multipliers, and where proxy points lie as rewards correlate."""
 
 from __future__ import annotations
 
