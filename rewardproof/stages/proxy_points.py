@@ -85,8 +85,8 @@ def proxy_points_section(directory: RunDirectory, found: FoundProxyPoints) -> Se
         for name, joint, bounds, alone in zip(found.names, found.joint_N, found.range_N2, found.alone_N, strict=True)
     )
     text = (
-        "Where a polynomial surface through the policies' mean rewards and mean gold is highest, among places where evaluations lie densely "
-        "enough. Rewards that rise together are best together: the joint points are not those of each reward alone.",
+        "Where a polynomial surface through the policies' mean rewards and mean gold is highest, where evaluations lie densely enough "
+        "for it to be believed. Rewards that rise together are best together: the joint points are not those of each reward alone.",
         f"The surface is off the evaluations by {found.surface.residual:.3g} in the root mean square.",
     )
     figure = save_figure(proxy_points_figure(found), directory.path, "proxy_points")

@@ -42,8 +42,8 @@ class Study(Section):
     """Either `recipe`, keys of `train`, and `reuse` (a method whose model of the same setting and seed is the first member); or `of` (a
     method) with what to do with what that left: `take: moe` (judge the mixture itself), `merge` (fold it in another way), `combine` (let
     the members of an ensemble judge in another way), `average: weights` (make them one model, as WARM does), or `align` (optimise `runs`
-    policies against it, by a recipe of `align`). With `align`, `reward` may name further rewards beside `$MODEL`, and `points` methods whose
-    policies' evaluations give the thresholds of constraints."""
+    policies against it, by a recipe of `align`). With `align`, `reward` may name more than `$MODEL`, and `points` methods whose policies'
+    evaluations give the thresholds of constraints."""
     seeds: Integers = (0,)
     """Each draws its own split by prompt, its own data order and its own initial weights."""
     common: dict[str, Any] = {}
@@ -325,7 +325,7 @@ def _aligned(study: Study, cell: Cell, parent: Cell, keys: Mapping[str, Any]) ->
     model, rewards = f"{folder}/{parent.method}/{cell.seed}/model", settings.get("reward", [MODEL])
     if MODEL not in rewards:
         raise ConfigError(
-            f"Got align.reward={rewards!r}, expected {MODEL} among them: the study sets the model that `of` left. Write reward: [{MODEL}, …]."
+            f"Got align.reward={rewards!r}, expected {MODEL} among them, which is the model that `of` left. Write reward: [{MODEL}, …]."
         )
     points = tuple(study.methods[cell.method].get("points", ()))
     if points:
