@@ -88,7 +88,7 @@ def proxy_points_figure(found: FoundProxyPoints) -> Figure:
             _pair(axes, found, first, second)
         if not pairs:
             _line(panels[0], found)
-        legend_above(figure, panels[0], columns=3)
+        legend_above(figure, panels[0], columns=3 if columns > 1 else 2)
     return figure
 
 
