@@ -108,7 +108,7 @@ class OnPolicy(Section):
 
     def value_coefficients(self, heads: int) -> tuple[float, ...]:
         """Weight of each value head's loss, the divergence's last."""
-        own = heads - self.penalised
+        own = max(0, heads - self.penalised)
         return (self.value_coefficient,) * own + (self.penalty_value_coefficient,) * (heads - own)
 
 

@@ -109,7 +109,7 @@ def density(points_MN: FloatArray, where_QN: FloatArray) -> FloatArray:
     standard_MN = (points - points.mean(axis=0)) / np.where(points.std(axis=0) > 0, points.std(axis=0), 1.0)
     if np.linalg.matrix_rank(standard_MN, tol=1e-6) < points.shape[1]:
         raise EvaluationError(
-            f"Got {len(points)} points in {points.shape[1]} coordinates that lie in a plane together, expected more, or coordinates that do "
-            "not determine each other: their density is nowhere finite. Leave a coordinate out, or give more points."
+            f"Got {len(points)} points in {points.shape[1]} coordinates that lie in a plane together, expected more, or coordinates that "
+            "do not determine each other: their density is nowhere finite. Leave a coordinate out, or give more points."
         )
     return gaussian_kde(points.T)(where.T)

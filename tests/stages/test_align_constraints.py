@@ -246,9 +246,9 @@ def test_families_of_the_embedded_world_are_rewards(base_dir: Path, tmp_path: Pa
     (last,) = logged(tmp_path / "out")[1:]
     assert 0 <= last["constraint/length/value"] <= 1
     assert last["constraint/case_and_punctuation/threshold"] == 0.9
-    wrong = CliRunner().invoke(app, [*words[:2], str(tmp_path / "two"), words[3], "reward=embedded:checkable/lenght", *words[5:]])
+    wrong = CliRunner().invoke(app, [*words[:2], str(tmp_path / "two"), words[3], "reward=embedded:checkable/size", *words[5:]])
     assert wrong.exit_code == 2
-    assert "expected the names of the rewards: lenght" in " ".join(wrong.output.split())
+    assert "expected the names of the rewards: size" in " ".join(wrong.output.split())
 
 
 @pytest.mark.parametrize(
