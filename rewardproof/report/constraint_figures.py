@@ -40,18 +40,18 @@ def constraints_figure(records: Sequence[Mapping[str, Any]], names: Sequence[str
     steps = [record["step"] for record in records]
     with figure_style():
         figure = new_figure(max(5.2, 2.7 * len(names)), 5.2 if weighed else 2.9)
-        layout = [[*names], ["weights"] * len(names)] if weighed else [[*names]]
-        panels = figure.subplot_mosaic(layout)
+        grid = figure.add_gridspec(1 + weighed, len(names))
         for place, name in enumerate(names):
-            axes, colour = panels[name], COLOURS[place % len(COLOURS)]
+            axes, colour = figure.add_subplot(grid[0, place]), COLOURS[place % len(COLOURS)]
             axes.plot(steps, [record[f"constraint/{name}/value"] for record in records], color=colour, linestyle=LINES[0])
             axes.plot(steps, [record[f"constraint/{name}/threshold"] for record in records], color=MUTED, linestyle=":", linewidth=1.4)
             axes.set_title(name)
             axes.set_ylabel("mean score; dotted: threshold" if not place else "")
             axes.set_xlabel("" if weighed else "update")
         if weighed:
-            _weights(panels["weights"], records, names)
-            legend_above(figure, panels["weights"])
+            below = figure.add_subplot(grid[1, :])
+            _weights(below, records, names)
+            legend_above(figure, below)
     return figure
 
 

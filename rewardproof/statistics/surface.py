@@ -72,7 +72,7 @@ class Surface:
         powers = np.array([one for one in product(range(degree + 1), repeat=points.shape[1]) if sum(one) <= degree], dtype=np.float64)
         empty = cls(low_N, high_N, powers, np.zeros(len(powers)), 0.0)
         terms_MF = empty._terms(points)
-        coefficients_F = np.linalg.lstsq(terms_MF, values, rcond=None)[0]
+        coefficients_F = np.linalg.lstsq(terms_MF, values, rcond=None)[0].astype(np.float64)
         residual = float(np.sqrt(np.mean((terms_MF @ coefficients_F - values) ** 2)))
         return cls(low_N, high_N, powers, coefficients_F, residual)
 
