@@ -94,7 +94,8 @@ class Align(Section):
     policy: str
     """The language model to optimise: a directory, a hub id, or `embedded:smollm2-135m`."""
     reward: Strings
-    """Who rewards: reward models, ensembles, `embedded:checkable` or servers; several are streams of their own."""
+    """Who rewards: reward models, ensembles, servers, `embedded:checkable`, or a family of its rules as `embedded:checkable/length`;
+    several are streams of their own."""
     weights: tuple[float, ...] = ()
     """Of the streams; 1 each where left out."""
     gold: str = ""
