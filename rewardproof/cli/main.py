@@ -139,13 +139,25 @@ def stress(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False,
 @app.command()
 @guarded
 def align(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Any:
-    """RECIPE OUT: optimise a policy against rewards (ppo, rloo, grpo); OUT/model is the policy."""
+    """RECIPE OUT: optimise a policy against rewards (ppo, rloo, grpo), or under constraints (xi_ppo, mu_ppo); OUT/model is the policy."""
     (recipe, out), overrides = _arguments(tokens, "RECIPE", "OUT")
     settings = apply_overrides(load_recipe(recipe, verb="align"), overrides)
     from rewardproof.stages.align import Align, run
 
     with session(Options(as_json, several=True)) as progress:
         return run(parse(Align, settings), out, overwrite=overwrite, resume=resume, progress=progress)
+
+
+@app.command("proxy_points")
+@guarded
+def proxy_points(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False) -> Any:
+    """RUN… OUT: how far each reward may be raised before gold falls, out of what align's runs came to."""
+    (*runs, out), overrides = _arguments(tokens, "RUN…", "OUT")
+    from rewardproof.evaluation import ProxyPoints
+    from rewardproof.stages.proxy_points import run
+
+    with session(Options(as_json)):
+        return run(parse(ProxyPoints, apply_overrides({"runs": runs}, overrides)), out, overwrite=overwrite)
 
 
 @app.command()

@@ -13,29 +13,36 @@ from rewardproof.evaluation.factors import Factor, FactorReading, read_factors
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.hidden_states import StateSimilarity, state_similarities
 from rewardproof.evaluation.law import LawRange
-from rewardproof.evaluation.policy_runs import Evaluation, PolicyHacking, PolicyRuns, read_evaluation
+from rewardproof.evaluation.policy_runs import EVALUATIONS, Evaluation, PolicyHacking, PolicyRuns, read_evaluation, run_evaluations
+from rewardproof.evaluation.proxy_points import FoundProxyPoints, ProxyPoints, SeenRun, find_proxy_points
 from rewardproof.evaluation.ranking import RankAgreement, rank_agreement
 
 __all__ = [
+    "EVALUATIONS",
     "AccuracyReport",
     "BestOfNRuns",
     "Evaluation",
     "Factor",
     "FactorReading",
+    "FoundProxyPoints",
     "Hacking",
     "LawRange",
     "PairOutcomes",
     "PolicyHacking",
     "PolicyRuns",
+    "ProxyPoints",
     "RankAgreement",
+    "SeenRun",
     "StateSimilarity",
     "accuracy_intervals",
     "agreement",
     "correct_shares",
+    "find_proxy_points",
     "pair_accuracy",
     "pair_outcomes",
     "rank_agreement",
     "read_evaluation",
     "read_factors",
+    "run_evaluations",
     "state_similarities",
 ]

@@ -23,6 +23,8 @@ POINTS = 17
 """Distances at which a curve is drawn."""
 BANDWIDTH = 0.15
 """Of its smoothing, as a share of the curve's length."""
+EVALUATIONS = "evaluations"
+"""Folder of a policy run's evaluations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,11 @@ class Evaluation:
 def read_evaluation(file: Path) -> Evaluation:
     """The evaluation in `evaluations/STEP.jsonl`."""
     return Evaluation(int(file.stem), tuple(json.loads(line) for line in file.read_text().splitlines()))
+
+
+def run_evaluations(folder: Path) -> list[Evaluation]:
+    """The evaluations of a policy run, by step."""
+    return [read_evaluation(file) for file in sorted((folder / EVALUATIONS).glob("*.jsonl"))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from rewardproof.losses.contrastive import simcse, sinkhorn, swav
 from rewardproof.losses.direct_alignment import dpo, ipo, log_ratio_gap, policy_hinge
 from rewardproof.losses.divergence import KL, exact_kl, sampled_kl
 from rewardproof.losses.group_entropy import group_entropy
+from rewardproof.losses.lagrangian import SIGNS, Mixture, Sense, mixture, multiplier_loss, multiplier_weights
 from rewardproof.losses.likelihood import chosen_likelihood
 from rewardproof.losses.pairwise import decoupled, hinge, normalised
 from rewardproof.losses.policy_gradient import Aggregate, clipped_surrogate, clipped_value_loss, token_weights
@@ -21,8 +22,11 @@ from rewardproof.losses.zero_sum import ZeroSum, zero_sum, zero_sum_part, zero_s
 
 __all__ = [
     "KL",
+    "SIGNS",
     "Aggregate",
+    "Mixture",
     "Reduction",
+    "Sense",
     "Total",
     "ZeroSum",
     "bradley_terry",
@@ -41,6 +45,9 @@ __all__ = [
     "ipo",
     "leave_one_out",
     "log_ratio_gap",
+    "mixture",
+    "multiplier_loss",
+    "multiplier_weights",
     "normalised",
     "over_processes",
     "own_part",

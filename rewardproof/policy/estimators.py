@@ -34,6 +34,7 @@ def by_values(
     discount: float,
     trace: float,
     whiten: bool,
+    whiten_streams: bool = False,
     total: Total = own_part,
 ) -> Advantages:
     """PPO: generalised advantage estimates of each stream against its own values, weighed, and whitened over the batch's tokens.
@@ -46,10 +47,12 @@ def by_values(
         discount: Of GAE.
         trace: Of GAE.
         whiten: Give the advantages mean 0 and standard deviation 1.
+        whiten_streams: Do that to each stream's, before they are weighed.
         total: Sums over the processes that hold parts of the batch.
     """
     pairs = [gae(rewards, values, mask_BT, discount=discount, trace=trace) for rewards, values in zip(rewards_SBT, values_SBT, strict=True)]
-    advantages_BT = torch.einsum("s,sbt->bt", weights_S, torch.stack([advantages for advantages, _ in pairs]))
+    own = [whitened(advantages, mask_BT, total=total) if whiten_streams else advantages for advantages, _ in pairs]
+    advantages_BT = torch.einsum("s,sbt->bt", weights_S, torch.stack(own))
     if whiten:
         advantages_BT = whitened(advantages_BT, mask_BT, total=total)
     return Advantages(advantages_BT, torch.stack([returns for _, returns in pairs]))

@@ -210,7 +210,8 @@ class OnPolicyLoop:
         if settings.penalised:
             penalty_BT = -self.coefficient.value * log_ratio_BT * mask_BT
             rewards_SBT = torch.cat((rewards_SBT, penalty_BT[None]))
-            weights_S = torch.cat((weights_S, torch.ones(len(rewards_SBT) - len(weights_S))))
+            weights_S = torch.cat((weights_S, torch.ones(max(0, len(rewards_SBT) - len(weights_S)))))
+        weights_S = weights_S[: len(rewards_SBT)]
         if settings.estimator == "ppo":
             return by_values(
                 rewards_SBT,
@@ -220,6 +221,7 @@ class OnPolicyLoop:
                 discount=settings.discount,
                 trace=settings.trace,
                 whiten=settings.whiten,
+                whiten_streams=settings.whiten_streams,
                 total=self._total,
             )
         scaled = settings.scaled if settings.estimator == "grpo" else None
@@ -296,13 +298,13 @@ class OnPolicyLoop:
             # One ratio for a whole answer makes its gradient the sum over the tokens, whose estimates then add up as well.
             weights_BT = token_weights(mask_BT, "sum", n_answers=n_answers) if settings.whole_answers else weights_BT
             loss = loss + self.coefficient.value * (weights_BT * estimate_BT).sum()
-        for place, sampled_values_BT in enumerate(values):
+        for place, (sampled_values_BT, coefficient) in enumerate(zip(values, settings.value_coefficients(len(values)), strict=True)):
             values_BT = as_table(out.values_LS[:, place], mask_BT)
             returns_BT = advantages.returns_SBT[place][rows].to(device)
             evenly_BT = token_weights(mask_BT, "token", n_tokens=n_tokens)
             value_loss = clipped_value_loss(values_BT, sampled_values_BT, returns_BT, evenly_BT, clip=settings.value_clip)
             told["value_loss"] = told.get("value_loss", 0.0) + float(value_loss.detach())
-            loss = loss + settings.value_coefficient * value_loss
+            loss = loss + coefficient * value_loss
         told["loss"] = float(loss.detach())
         if not math.isfinite(told["loss"]):
             raise self._not_finite(f"the loss of step {self.done + 1} is {told['loss']}")

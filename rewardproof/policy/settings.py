@@ -68,10 +68,14 @@ class OnPolicy(Section):
     """PPO: the λ of the advantage estimates."""
     whiten: bool = True
     """PPO: advantages of a batch get mean 0 and standard deviation 1."""
+    whiten_streams: bool = False
+    """PPO: the same for each stream's own advantages, before they are weighed; its unit and its size then count for nothing."""
     value_clip: Positive = 0.2
     """PPO: how far values may move in an update, in standard deviations of the reward."""
     value_coefficient: NotNegative = 0.1
     """PPO: weight of the values' loss."""
+    penalty_value_coefficient: NotNegative = 0.1
+    """PPO: the same for the values of the divergence, where it is a stream of rewards."""
     max_new_tokens: Count = 64
     """Tokens after which an answer is cut."""
     temperature: Positive = 1.0
@@ -101,6 +105,11 @@ class OnPolicy(Section):
     def value_heads(self, streams: int) -> int:
         """Value heads that a policy needs for so many streams of rewards."""
         return streams + self.penalised if self.estimator == "ppo" else 0
+
+    def value_coefficients(self, heads: int) -> tuple[float, ...]:
+        """Weight of each value head's loss, the divergence's last."""
+        own = max(0, heads - self.penalised)
+        return (self.value_coefficient,) * own + (self.penalty_value_coefficient,) * (heads - own)
 
 
 def check(settings: OnPolicy) -> None:

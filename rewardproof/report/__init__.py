@@ -3,6 +3,7 @@
 Figures import matplotlib and the page imports jinja2 when they are called, so that a command that prints a table waits for neither.
 """
 
+from rewardproof.report.constraint_figures import constraints_figure, proxy_points_figure
 from rewardproof.report.factor_figures import factors_figure
 from rewardproof.report.figure_style import SavedFigure, save_figure
 from rewardproof.report.figures import (
@@ -31,6 +32,7 @@ __all__ = [
     "accuracy_figure",
     "coefficients_figure",
     "console_table",
+    "constraints_figure",
     "course_figure",
     "factors_figure",
     "format_cell",
@@ -41,6 +43,7 @@ __all__ = [
     "markdown_table",
     "policy_figure",
     "provenance_rows",
+    "proxy_points_figure",
     "regimes_figure",
     "reliability_figure",
     "routing_figure",

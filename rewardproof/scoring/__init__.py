@@ -3,7 +3,7 @@
 from rewardproof.scoring.combination import Combination, Scale, combine, disagreement
 from rewardproof.scoring.double_mixture import DMOERM_FILE, DoubleMixture
 from rewardproof.scoring.ensemble import Combine, Ensemble, score_and_disagreement
-from rewardproof.scoring.gold import CheckableGold
+from rewardproof.scoring.gold import CheckableFamily, CheckableGold
 from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, ModelEnsemble, models_of, reads_tokens, tokens_and_disagreement
 from rewardproof.scoring.policy_feedback import PolicyFeedbackReward, PolicyMoment, own_weight
 from rewardproof.scoring.remote import RemoteScorer
@@ -15,6 +15,7 @@ __all__ = [
     "ENSEMBLE_FILE",
     "GIVEN",
     "AnyModel",
+    "CheckableFamily",
     "CheckableGold",
     "Combination",
     "Combine",

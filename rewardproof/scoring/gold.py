@@ -1,11 +1,13 @@
-"""The gold scorer of the embedded world: the program that knows the truth, as a `Scorer`."""
+"""The programs of the embedded world as `Scorer`s: the one that knows the truth, and parts of it that know one family of rules each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rewardproof.config import nearest_hint
 from rewardproof.data import Group
-from rewardproof.data.world import gold_scores
+from rewardproof.data.world import FAMILIES, family_scores, gold_scores
+from rewardproof.errors import DataError
 
 
 class CheckableGold:
@@ -14,3 +16,24 @@ class CheckableGold:
     def score(self, groups: Sequence[Group], context: object = None) -> list[tuple[float, ...]]:
         """Gold in [0, 1] of every answer of every group."""
         return [gold_scores(group) for group in groups]
+
+
+class CheckableFamily:
+    """How far answers keep the rules of one family, and nothing else: right as far as it goes, and blind to quality."""
+
+    def __init__(self, family: str) -> None:
+        """Name the family.
+
+        Raises:
+            DataError: There is none of this name.
+        """
+        if family not in FAMILIES:
+            raise DataError(
+                f"Got embedded:checkable/{family} as a scorer{nearest_hint(family, FAMILIES)}, expected embedded:checkable, which is gold, "
+                f"or a family of its rules: {', '.join(f'embedded:checkable/{name}' for name in FAMILIES)}. Name one of them."
+            )
+        self.family = family
+
+    def score(self, groups: Sequence[Group], context: object = None) -> list[tuple[float, ...]]:
+        """Mean satisfaction in [0, 1] of the prompt's rules of the family; 1 where it has none."""
+        return [family_scores(group, self.family) for group in groups]

@@ -11,7 +11,7 @@ from rewardproof.errors import DataError
 from rewardproof.models.precision import Precision
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.scoring.double_mixture import DoubleMixture
-from rewardproof.scoring.gold import CheckableGold
+from rewardproof.scoring.gold import CheckableFamily, CheckableGold
 from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, ModelEnsemble, load_member
 from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.scorer import Scorer
@@ -47,12 +47,14 @@ def load_scorer(spec: str, *, precision: Precision = "fp32") -> Scorer:
     """The scorer that a word names.
 
     Args:
-        spec: `embedded:checkable`; `scores`, those of the data; `http://…` or `https://…`; the directory of an ensemble, a DMoERM or a
-            reward model; or a hub id.
+        spec: `embedded:checkable`, or `embedded:checkable/FAMILY` for one family of its rules; `scores`, those of the data; `http://…` or
+            `https://…`; the directory of an ensemble, a DMoERM or a reward model; or a hub id.
         precision: Of reward models.
     """
     if spec == CHECKABLE:
         return CheckableGold()
+    if spec.startswith(f"{CHECKABLE}/"):
+        return CheckableFamily(spec.removeprefix(f"{CHECKABLE}/"))
     if spec == GIVEN:
         return GivenScores()
     if spec.startswith(("http://", "https://")):

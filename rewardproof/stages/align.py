@@ -29,12 +29,13 @@ from rewardproof.artifacts import (
 )
 from rewardproof.config import Section, Strings
 from rewardproof.errors import ConfigError
-from rewardproof.evaluation import Evaluation, PolicyRuns, read_evaluation
+from rewardproof.evaluation import EVALUATIONS, PolicyRuns, ProxyPoints, run_evaluations
 from rewardproof.models.checkpoints import load_causal
 from rewardproof.models.precision import Precision, default_device, resolve_precision, weights_dtype
 from rewardproof.models.saving import save_model
 from rewardproof.models.upcycling import select_layers
 from rewardproof.policy.checkpoints import load_loop, save_loop
+from rewardproof.policy.constraints import Constraints
 from rewardproof.policy.evaluation import evaluate_policy
 from rewardproof.policy.feedback import LearningFeedback, PolicyFeedback, check_feedback
 from rewardproof.policy.monitor import HackingMonitor, watched
@@ -42,18 +43,19 @@ from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.policy.policy import Policy
 from rewardproof.policy.redistribution import COUNTS, PREFIX, Redistributor, refuse_others
 from rewardproof.policy.rewards import RewardSource, ScoredAnswers
+from rewardproof.policy.rollouts import Prompt
 from rewardproof.policy.settings import OnPolicy
 from rewardproof.policy.settings import check as check_optimise
 from rewardproof.policy.streams import Passes
 from rewardproof.report import format_gain
 from rewardproof.scoring import GIVEN, PolicyFeedbackReward, Scale, Scorer, load_scorer, stream_names
+from rewardproof.stages import align_constraints
 from rewardproof.stages.align_feedback import feedback_results, following, proxies
 from rewardproof.stages.align_prompts import Prompts, read_prompts, refuse_too_long
 from rewardproof.training.checkpoints import latest_whole
 from rewardproof.training.freezing import add_adapters, freeze_all_but
 from rewardproof.training.processes import agreed, run_directory, start, wait
 
-EVALUATIONS = "evaluations"
 GOLD = "gold"
 
 
@@ -92,7 +94,8 @@ class Align(Section):
     policy: str
     """The language model to optimise: a directory, a hub id, or `embedded:smollm2-135m`."""
     reward: Strings
-    """Who rewards: reward models, ensembles, `embedded:checkable` or servers; several are streams of their own."""
+    """Who rewards: reward models, ensembles, servers, `embedded:checkable`, or a family of its rules as `embedded:checkable/length`;
+    several are streams of their own."""
     weights: tuple[float, ...] = ()
     """Of the streams; 1 each where left out."""
     gold: str = ""
@@ -119,6 +122,10 @@ class Align(Section):
     """How."""
     feedback: PolicyFeedback | None = None
     """How the reward models read the policy's hidden states and learn with it (R2M); absent where they stay as they are."""
+    constrained: Constraints | None = None
+    """What the values of the rewards shall do beside or in place of rising (constrained RLHF); absent where they shall rise."""
+    proxy_points: ProxyPoints | None = None
+    """Earlier runs in which the thresholds of `constrained` are found; absent where it has them, or seeks them."""
     evaluate: Evaluations = Evaluations()
     """How the policy is judged on the way."""
     compute: PolicyCompute = PolicyCompute()
@@ -186,10 +193,12 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
             "retries": sum(getattr(scorer, "retries", 0) for scorer in (*scorers.values(), gold)),
             "evaluations": runs.table(),
             **feedback_results(directory.path / LOG, scorers, evaluations),
+            **align_constraints.results(directory.path / LOG, course.points),
         },
     )
     maps = token_maps(scorers, course.scales, [prompt.group for prompt in prompts.judged], evaluations)
-    write_align_page(directory, config, runs, evaluations, report, maps)
+    constraints = align_constraints.sections(directory, config, course.points)
+    write_align_page(directory, config, runs, evaluations, report, constraints=constraints, token_sections=maps)
     wait()
     return report
 
@@ -217,11 +226,6 @@ def _verdict(runs: PolicyRuns) -> str:
     return told + f"proxy {format_gain(proxy, digits=2)} standard deviations, against the start"
 
 
-def run_evaluations(folder: Path) -> list[Evaluation]:
-    """The evaluations of a run, by step."""
-    return [read_evaluation(file) for file in sorted((folder / EVALUATIONS).glob("*.jsonl"))]
-
-
 def check_settings(config: Align) -> None:
     """Refuse combinations that cannot mean anything, before any work is done.
 
@@ -242,6 +246,7 @@ def check_settings(config: Align) -> None:
     check_optimise(config.optimise)
     if config.feedback is not None:
         check_feedback(config.feedback, config.optimise)
+    align_constraints.check(config)
 
 
 class _Course:
@@ -259,6 +264,7 @@ class _Course:
     ) -> None:
         self.config, self.directory, self.tokenizer, self.prompts = config, directory, tokenizer, prompts
         self.scorers, self.gold = dict(scorers), gold
+        self.points = align_constraints.proxy_points(config, [prompt.group for prompt in prompts.judged])
         self.passes = Passes(resolve_precision(config.compute.precision, model.device), config.compute.tokens_per_batch)
         layers = select_layers(config.optimise.layers, model.config.num_hidden_layers)
         if not len(layers):
@@ -298,6 +304,8 @@ class _Course:
         while loop.done < settings.steps:
             progress("optimising", loop.done, settings.steps)
             self.directory.log({"phase": "optimising", **loop.update()})
+            if (trial := align_constraints.scored(loop.source, lambda: self._validated({GOLD: self.gold}, loop.done))) is not None:
+                self.directory.log({"phase": "searching", "step": loop.done, **trial})
             if loop.done % self.config.evaluate.every == 0 or loop.done == settings.steps:
                 self._judge(loop.done)
             if is_main() and loop.done % self.config.compute.save_every == 0:
@@ -310,12 +318,14 @@ class _Course:
         settings, feedback = self.config.optimise, self.config.feedback
         scored = ScoredAnswers(
             self.scorers,
-            self.scales,
+            align_constraints.units(self.config, self.scales),
             weights=self.config.weights,
             cut_penalty=settings.cut_penalty,
             limit=settings.reward_limit,
             redistributor=Redistributor(settings.redistribute, self.tokenizer) if settings.redistribute.share else None,
         )
+        if self.config.constrained is not None:
+            return align_constraints.source(self.config, scored, self.scales, self.points, lambda: self._validated(self.scorers, 0))
         if feedback is None:
             return scored
         followers = {name: one for name, one in self.scorers.items() if isinstance(one, PolicyFeedbackReward)}
@@ -342,25 +352,37 @@ class _Course:
         file = self.directory.path / EVALUATIONS / f"{step:06d}.jsonl"
         if agreed(file.is_file()):
             return [json.loads(line) for line in file.read_text().splitlines()]
-        chosen, settings = self.config.evaluate, self.config.optimise
+        chosen = self.config.evaluate
         judges = proxies(self.scorers)
         if self.gold is not None:
             judges[GOLD] = self.gold
-        rows = evaluate_policy(
+        rows = self._rows(self.prompts.judged, judges, step, answers=chosen.answers, exact=chosen.exact, states=chosen.states)
+        if is_main():
+            self.directory.write_text(f"{EVALUATIONS}/{file.name}", "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
+
+    def _validated(self, judges: Mapping[str, Scorer | None], step: int) -> list[dict[str, Any]]:
+        """Rows of the prompts that thresholds are sought on, which are neither those to learn on nor those of the evaluations."""
+        assert self.config.constrained is not None
+        assert self.config.constrained.search is not None
+        known = {name: judge for name, judge in judges.items() if judge is not None}
+        return self._rows(self.prompts.validation, known, step, answers=self.config.constrained.search.answers)
+
+    def _rows(
+        self, prompts: Sequence[Prompt], judges: Mapping[str, Scorer], step: int, *, answers: int, exact: bool = False, states: bool = False
+    ) -> list[dict[str, Any]]:
+        return evaluate_policy(
             self.policy,
             self.reference,
             self.sampler,
             self.tokenizer,
-            self.prompts.judged,
+            prompts,
             judges,
-            answers=chosen.answers,
-            sampling=settings.sampling(self.config.seed + 2**31),
+            answers=answers,
+            sampling=self.config.optimise.sampling(self.config.seed + 2**31),
             passes=self.passes,
-            exact=chosen.exact,
-            states=chosen.states,
+            exact=exact,
+            states=states,
             step=step,
-            steps=settings.steps,
+            steps=self.config.optimise.steps,
         )
-        if is_main():
-            self.directory.write_text(f"{EVALUATIONS}/{file.name}", "".join(json.dumps(row) + "\n" for row in rows))
-        return rows

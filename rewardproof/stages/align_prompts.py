@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewardproof.artifacts import n_processes
 from rewardproof.data import Group, read_groups
-from rewardproof.data.splitting import prompt_overlap, split_by_prompt, split_salt
+from rewardproof.data.splitting import prompt_overlap, split_by_prompt, split_salt, without_prompts_of
 from rewardproof.errors import ConfigError, DataError
 from rewardproof.models.packed import position_table
 from rewardproof.policy.rollouts import Prompt
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Prompts to learn from and to be judged on, and what became of the rows."""
+    """Prompts to learn from, to be judged on, and to seek thresholds on where they are sought; and what became of the rows."""
 
     training: list[Prompt]
     judged: list[Prompt]
+    validation: list[Prompt]
     rows: dict[str, Any]
 
 
@@ -57,8 +58,13 @@ def read_prompts(config: Align, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     else:
         training, judged = split_by_prompt(training, fraction=config.split, salt=split_salt(config.split_seed))
     rows["prompts_shared_by_train_and_eval"] = prompt_overlap(training, judged)
-    judged = sorted(judged, key=lambda group: group.prompt_key)
-    encoded = [[Prompt.of(group, tokenizer) for group in part] for part in (training, judged)]
+    search = None if config.constrained is None else config.constrained.search
+    validation: list[Group] = []
+    if search is not None:
+        salt = split_salt(config.split_seed, "validation")
+        training, validation = split_by_prompt(without_prompts_of(training, judged), fraction=search.validation, salt=salt)
+    judged, validation = (sorted(part, key=lambda group: group.prompt_key) for part in (judged, validation))
+    encoded = [[Prompt.of(group, tokenizer) for group in part] for part in (training, judged, validation)]
     fitting = [[prompt for prompt in part if len(prompt.token_ids) <= config.max_prompt_tokens] for part in encoded]
     rows["overlong"] = sum(map(len, encoded)) - sum(map(len, fitting))
     kept = fitting[1][: config.evaluate.prompts]
@@ -69,7 +75,13 @@ def read_prompts(config: Align, tokenizer: PreTrainedTokenizerBase) -> Prompts:
             f"Got {len(kept)} prompts to judge the policy on, expected {least} or more; raise split, give eval_prompts, or raise "
             f"max_prompt_tokens ({rows['overlong']} were longer than {config.max_prompt_tokens} tokens)."
         )
-    return Prompts(fitting[0], kept, rows)
+    sought = fitting[2][: search.prompts] if search is not None else []
+    if search is not None and len(sought) < least:
+        raise DataError(
+            f"Got {len(sought)} prompts to seek thresholds on, expected {least} or more of the training prompts; raise "
+            "constrained.search.validation, or give more prompts."
+        )
+    return Prompts(fitting[0], kept, sought, rows | ({"validation_prompts": len(sought)} if search is not None else {}))
 
 
 def _distinct(config: Align, sources: Sequence[str], rows: dict[str, Any], name: str) -> list[Group]:

@@ -136,7 +136,9 @@ def drop_models(cell: Cell, out: Path) -> None:
 
 
 def needed(cell: Cell, parent: str, out: Path) -> Path:
-    """The model of another method that the cell starts from."""
+    """The model of another method that the cell starts from, or the policies that its thresholds are found in."""
+    if parent in cell.points:
+        return cell.folder(out, parent)
     return cell.folder(out, parent) / ("moe" if cell.takes_mixture and parent == cell.of else "model")
 
 

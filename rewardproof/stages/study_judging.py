@@ -114,9 +114,11 @@ def policies_found(folder: Path, config: Align, runs: int) -> dict[str, Any]:
     for record in (json.loads(line) for one in folders for line in (one / LOG).read_text().splitlines()):
         if record["phase"] == "optimising":
             seconds.update(record["seconds"])
+    constrained = [json.loads((one / "report.json").read_text()).get("constrained") for one in folders]
     judged = "" if found.end_gold is None else f"gold {format_interval(found.end_gold, percent=False)}, "
     return {
         "headline": f"{judged}{found.end_kl:.2f} nats from the start after {together.steps[-1]} updates",
         "policies": together.stored(),
         "seconds_by_phase": {name: round(value, 1) for name, value in seconds.items()},
+        **({"constrained": constrained} if any(constrained) else {}),
     }

@@ -24,6 +24,8 @@ SEED_STRIDE = 1000
 OWNED = ("seed", "split_seed")
 DEEDS = ("take", "merge", "combine", "average", "align")
 """What may be done with what another method left."""
+MODEL = "$MODEL"
+"""In a policy's rewards, the model that it is optimised against."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_.]*(?:-[a-z0-9_.]+)*")
 PLACEHOLDER = re.compile(r"\$([A-Za-z_]\w*)")
 
@@ -40,7 +42,8 @@ class Study(Section):
     """Either `recipe`, keys of `train`, and `reuse` (a method whose model of the same setting and seed is the first member); or `of` (a
     method) with what to do with what that left: `take: moe` (judge the mixture itself), `merge` (fold it in another way), `combine` (let
     the members of an ensemble judge in another way), `average: weights` (make them one model, as WARM does), or `align` (optimise `runs`
-    policies against it, by a recipe of `align`)."""
+    policies against it, by a recipe of `align`). With `align`, `reward` may name more than `$MODEL`, and `points` methods whose policies'
+    evaluations give the thresholds of constraints."""
     seeds: Integers = (0,)
     """Each draws its own split by prompt, its own data order and its own initial weights."""
     common: dict[str, Any] = {}
@@ -73,6 +76,7 @@ class Cell:
         average: Make the members of that ensemble one model.
         align: How policies are optimised against it. Without any of these, the mixture is judged as it is.
         runs: How many policies.
+        points: Methods of the same setting and seed in whose policies its thresholds are found.
         pools: What the model picks the best of n from.
     """
 
@@ -87,6 +91,7 @@ class Cell:
     average: bool = False
     align: Align | None = None
     runs: int = 1
+    points: tuple[str, ...] = ()
     pools: Mapping[str, PoolSettings] = field(default_factory=dict)
 
     @property
@@ -191,7 +196,7 @@ def _ordered(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _parents(settings: Mapping[str, Any]) -> tuple[str, ...]:
     reuse = settings.get("reuse", ())
     named = (reuse,) if isinstance(reuse, str) else tuple(reuse)
-    return (str(settings["of"]),) if "of" in settings else named
+    return (str(settings["of"]), *settings.get("points", ())) if "of" in settings else named
 
 
 def _cells(study: Study, setting: str, seed: int, order: Sequence[str]) -> Iterator[Cell]:
@@ -259,7 +264,7 @@ def _derived(study: Study, where: tuple[str, str, int], made: Mapping[str, Cell]
     setting, method, seed = where
     own = study.methods[method]
     for key in own:
-        if key not in ("of", "runs", *DEEDS):
+        if key not in ("of", "runs", "points", *DEEDS):
             raise ConfigError(f"Unknown key {key!r}{nearest_hint(key, DEEDS)}; a method with `of` has one of {', '.join(DEEDS)}.")
     deeds = [key for key in DEEDS if key in own]
     if len(deeds) != 1:
@@ -271,8 +276,9 @@ def _derived(study: Study, where: tuple[str, str, int], made: Mapping[str, Cell]
     parent = made[str(own["of"])]
     cell = Cell(setting, method, seed, parent.config, (parent.method, *parent.parents), parent.method, pools=_pools(study, setting))
     keys: Any = own[deeds[0]] or {}
-    if "runs" in own and deeds[0] != "align":
-        raise ConfigError(f"Got runs={own['runs']!r} with {deeds[0]}, expected it with align alone: only policies are several. Drop it.")
+    for key in ("runs", "points"):
+        if key in own and deeds[0] != "align":
+            raise ConfigError(f"Got {key}={own[key]!r} with {deeds[0]}, expected it with align alone: it is of policies. Drop it.")
     if deeds[0] in ("merge", "combine", "align") and not isinstance(keys, Mapping):
         raise ConfigError(f"Got {deeds[0]}={keys!r}, expected settings; write {deeds[0]}: {{…}}.")
     if deeds[0] == "align":
@@ -312,18 +318,34 @@ def _aligned(study: Study, cell: Cell, parent: Cell, keys: Mapping[str, Any]) ->
     settings = deep_merge(study.align, keys)
     if "recipe" not in settings:
         raise ConfigError(f"Missing align.recipe, expected one of {', '.join(recipe_names('align'))}; add it.")
-    for key in ("seed", "reward"):
-        if key in settings:
-            raise ConfigError(f"Got align.{key}={settings[key]!r}, expected none: the study sets it. Drop it.")
+    if "seed" in settings:
+        raise ConfigError(f"Got align.seed={settings['seed']!r}, expected none: the study sets it. Drop it.")
     settings = deep_merge(load_recipe(str(settings.pop("recipe")), verb="align"), settings)
-    model = f"$OUT/runs/{cell.setting}/{parent.method}/{cell.seed}/model"
-    align = parse(Align, {**settings, "reward": [model], "seed": SEED_STRIDE * cell.seed})
+    folder = f"$OUT/runs/{cell.setting}"
+    model, rewards = f"{folder}/{parent.method}/{cell.seed}/model", settings.get("reward", [MODEL])
+    if MODEL not in rewards:
+        raise ConfigError(
+            f"Got align.reward={rewards!r}, expected {MODEL} among them, which is the model that `of` left. Write reward: [{MODEL}, …]."
+        )
+    points = tuple(study.methods[cell.method].get("points", ()))
+    if points:
+        seen = [f"{folder}/{method}/{cell.seed}/{number}" for method in points for number in range(_runs(study, method))]
+        settings = deep_merge(settings, {"proxy_points": {"runs": seen}})
+    rewards = [model if one == MODEL else one for one in rewards]
+    align = parse(Align, {**settings, "reward": rewards, "seed": SEED_STRIDE * cell.seed})
     check_align(align)
-    runs = study.methods[cell.method].get("runs", 1)
+    of = {"merge": parent.merge, "combine": parent.combine, "average": parent.average}
+    return replace(cell, align=align, runs=_runs(study, cell.method), points=points, parents=(*cell.parents, *points), pools={}, **of)
+
+
+def _runs(study: Study, method: str) -> int:
+    """How many policies a method has."""
+    if "align" not in study.methods[method]:
+        raise ConfigError(f"points has {method}, expected methods with align: thresholds are found in policies. Name another.")
+    runs = study.methods[method].get("runs", 1)
     if not isinstance(runs, int) or runs < 1:
         raise ConfigError(f"Got runs={runs!r}, expected how many policies, 1 or more; correct it.")
-    of = {"merge": parent.merge, "combine": parent.combine, "average": parent.average}
-    return replace(cell, align=align, runs=runs, pools={}, **of)
+    return runs
 
 
 def _require_unseen_prompts(parent: Cell, merge: Merge) -> None:

@@ -15,22 +15,27 @@ from rewardproof.statistics.correlation import is_constant, kendall, pearson, sp
 from rewardproof.statistics.crossed import crossed_interval
 from rewardproof.statistics.entropy import effective_number, effective_rank, entropy
 from rewardproof.statistics.gated import gated_labels
+from rewardproof.statistics.nelder_mead import NelderMead
 from rewardproof.statistics.overoptimisation import GoldLaw, fit_law
 from rewardproof.statistics.similarity import KindSimilarity, kind_similarity
 from rewardproof.statistics.smoothing import local_linear
+from rewardproof.statistics.surface import Surface, density
 
 __all__ = [
     "GoldLaw",
     "Interval",
     "KindSimilarity",
+    "NelderMead",
     "Reliability",
     "ReliabilityBin",
+    "Surface",
     "best_of_n",
     "best_of_n_weights",
     "cluster",
     "cluster_bootstrap",
     "cluster_bootstrap_columns",
     "crossed_interval",
+    "density",
     "effective_number",
     "effective_rank",
     "entropy",

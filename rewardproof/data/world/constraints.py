@@ -26,12 +26,21 @@ def satisfaction(answer: str, constraint: Mapping[str, Any]) -> float:
     Raises:
         DataError: The kind is not in the table.
     """
+    # A table with a column of structs, as datasets keeps them, gives every kind the arguments of all, without values.
+    args = {key: value for key, value in (constraint["args"] or {}).items() if value is not None}
+    return float(_kind(constraint).check(answer, **args))
+
+
+def family_of(constraint: Mapping[str, Any]) -> str:
+    """The family of one constraint; arguments and errors as of `satisfaction`."""
+    return _kind(constraint).family
+
+
+def _kind(constraint: Mapping[str, Any]) -> Kind:
     name = constraint["kind"]
     if name not in KINDS:
         raise DataError(f"Unknown constraint kind {name!r}; known: {', '.join(KINDS)}. The gold program cannot score it: correct the data.")
-    # A table with a column of structs, as datasets keeps them, gives every kind the arguments of all, without values.
-    args = {key: value for key, value in (constraint["args"] or {}).items() if value is not None}
-    return float(KINDS[name].check(answer, **args))
+    return KINDS[name]
 
 
 def compatible(names: Sequence[str]) -> bool:

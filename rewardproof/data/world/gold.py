@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rewardproof.data.group import Group
-from rewardproof.data.world.constraints import satisfaction
+from rewardproof.data.world.constraints import family_of, satisfaction
 from rewardproof.data.world.quality import quality
 from rewardproof.data.world.text import words
 from rewardproof.errors import DataError
@@ -46,12 +46,29 @@ def gold_scores(group: Group) -> tuple[float, ...]:
     Raises:
         DataError: The group is not of this world.
     """
+    constraints = _asked(group)
+    return tuple(gold_score(text, constraints, group.meta["topic"], group.prompt_text) for text in group.answer_texts)
+
+
+def family_scores(group: Group, family: str) -> tuple[float, ...]:
+    """Mean satisfaction of the prompt's constraints of one family by every answer, quality left aside; 1 where it has none of them.
+
+    Raises:
+        DataError: The group is not of this world.
+    """
+    asked = [constraint for constraint in _asked(group) if family_of(constraint) == family]
+    if not asked:
+        return (1.0,) * len(group.answers)
+    return tuple(sum(constraint_scores(text, asked)) / len(asked) for text in group.answer_texts)
+
+
+def _asked(group: Group) -> Sequence[Mapping[str, Any]]:
     if "constraints" not in group.meta or "topic" not in group.meta:
         raise DataError(
             f"Group {group.id or group.origin!r} has no 'constraints' and 'topic' in its meta, so it is not from embedded:checkable. The "
             "gold program scores its own prompts only; name another gold (a column, a model, a URL)."
         )
-    return tuple(gold_score(text, group.meta["constraints"], group.meta["topic"], group.prompt_text) for text in group.answer_texts)
+    return group.meta["constraints"]
 
 
 def constraint_scores(answer: str, constraints: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
