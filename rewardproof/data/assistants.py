@@ -11,6 +11,7 @@ from rewardproof.config import Section, named_function
 from rewardproof.data.endpoint import Endpoint
 from rewardproof.data.group import Group, as_chat
 from rewardproof.data.rules import Checker
+from rewardproof.errors import ConfigError
 
 Break = Callable[[Group, str, int], str]
 """Prompt and reference, a right answer, and the number of the try, to the answer made wrong; empty where that failed."""
@@ -58,9 +59,9 @@ class ChatAssistant:
         Raises:
             EvaluationError: No request brought a reply.
         """
-        question = (self.settings.instruction or INSTRUCTION).format(
-            question=group.prompt_text, reference=group.reference or "", answer=answer
-        )
+        question = self.settings.instruction or INSTRUCTION
+        for name, text in (("question", group.prompt_text), ("reference", group.reference or ""), ("answer", answer)):
+            question = question.replace(f"{{{name}}}", text)
         return self.endpoint.chat(
             self.settings.model,
             question,
@@ -76,8 +77,13 @@ def breaking(settings: Assistant, checker: Checker) -> Break:
     """The assistant that the settings name.
 
     Raises:
-        ConfigError: There is no such function.
+        ConfigError: There is no such function, or the instruction leaves the answer out.
     """
+    if settings.instruction and "{answer}" not in settings.instruction:
+        raise ConfigError(
+            "Got cooper.assistant.instruction without {answer}, expected it there: without the answer nothing can be rewritten. Add it, "
+            "and {question} and {reference} where they should stand."
+        )
     if settings.by == "program":
         return checker.broken
     if settings.by.startswith(("http://", "https://")):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Overlong = Literal["fail", "drop", "truncate_prompt"]
 Reads = Literal["conversation", "last_query", "reference"]
-"""What a reward model reads: the whole conversation, the user's last turn and the answer, or all of it with a reference answer in between."""
+"""What a reward model reads: the whole conversation, the user's last turn and the answer, or all of it with a reference in between."""
 REFERENCE = "\n\n[Reference answer]\n"
 """What stands between the last turn of a prompt and the reference that is read with it, as one text."""
 
@@ -178,8 +178,8 @@ def as_read(group: Group, reads: Reads) -> Group:
 def _with_reference(group: Group) -> Group:
     if not group.reference or not group.prompt:
         raise DataError(
-            f"{group.origin or group.id or group.prompt_text[:60]!r}: got no {'reference' if group.prompt else 'prompt'}, expected one: this "
-            "reward model reads prompt, reference and answer as one text. Give the rows a `reference` column, or the run a `rule`."
+            f"{group.origin or group.id or group.prompt_text[:60]!r}: got no {'reference' if group.prompt else 'prompt'}, expected one: "
+            "this reward model reads prompt, reference and answer as one text. Give the rows a `reference` column, or the run a `rule`."
         )
     *before, last = group.prompt
     end = "\n\n" if group.raw else ""

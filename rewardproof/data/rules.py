@@ -1,4 +1,4 @@
-"""Rules: programs that certify answers as right or wrong. They are precise and incomplete, and say so: what a rule cannot tell is `None`."""
+"""Rules: programs that certify answers as right or wrong. Precise but incomplete: what a rule cannot tell is `None`."""
 
 from __future__ import annotations
 
@@ -149,13 +149,13 @@ def checker_of(rule: Rule) -> Checker:
     """
     if rule.wrong >= rule.correct:
         raise ConfigError(
-            f"Got rule.wrong={rule.wrong:g} with rule.correct={rule.correct:g}, expected it below: no answer may be right and wrong at once. "
-            "Correct one of them."
+            f"Got rule.wrong={rule.wrong:g} with rule.correct={rule.correct:g}, expected it below: no answer may be right and wrong at "
+            "once. Correct one of them."
         )
     if rule.reference == "text" and rule.name != "checkable":
         raise ConfigError(
-            f"Got rule.reference=text with rule.name={rule.name}, expected rule.name=checkable: no other rule can say in words what it asks "
-            "for. Write rule.reference=answer."
+            f"Got rule.reference=text with rule.name={rule.name}, expected rule.name=checkable: no other rule can say in words what it "
+            "asks for. Write rule.reference=answer."
         )
     if rule.name in RULES:
         return RULES[rule.name](rule)

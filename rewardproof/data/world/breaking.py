@@ -133,7 +133,7 @@ def _shorter(text: str, dice: np.random.Generator) -> str:
 
 def _repeated(text: str, dice: np.random.Generator) -> str:
     """A long word said again elsewhere, twice."""
-    long = [word for word in re.findall(r"[A-Za-z]{4,}", text)]
+    long = re.findall(r"[A-Za-z]{4,}", text)
     if not long:
         return text
     word = pick(dice, long).lower()
