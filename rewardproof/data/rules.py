@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
@@ -17,7 +17,7 @@ from rewardproof.data.world.constraints import KINDS
 from rewardproof.data.world.gold import gold_score
 from rewardproof.errors import ConfigError, DataError
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?")
 STEPS = (1, -1, 10, 2, -2, 5, -10, 100)
 """What a broken number is off by, try after try."""
 
@@ -168,21 +168,18 @@ def checker_of(rule: Rule) -> Checker:
 
 
 def final_number(text: str) -> Decimal | None:
-    """The last number of a text, behind its `####` where it has one; commas between digits are left out.
+    """The first number behind a text's last `####`, or its last number where it has no such mark; commas for thousands are left out.
 
     Example:
         >>> final_number("4 boxes of 250 are 1,000 pens. #### 1,000"), final_number("no idea")
         (Decimal('1000'), None)
     """
     found = NUMBER.findall(text.rpartition(MARK)[2])
-    return _as_number(found[-1]) if found else None
+    return _as_number(found[0 if MARK in text else -1]) if found else None
 
 
-def _as_number(text: str) -> Decimal | None:
-    try:
-        return Decimal(text.replace(",", ""))
-    except InvalidOperation:
-        return None
+def _as_number(text: str) -> Decimal:
+    return Decimal(text.replace(",", ""))
 
 
 def _asked(group: Group) -> tuple[Any, str]:

@@ -134,7 +134,7 @@ def first_difference(left: str, right: str) -> int:
 def contrast(right_P: Tensor, wrong_P: Tensor, form: Literal["logit", "probability"]) -> Tensor:
     """The loss of each pair, shape `(P,)`."""
     if form == "probability":
-        right_P, wrong_P = right_P.float().sigmoid(), wrong_P.float().sigmoid()
+        right_P, wrong_P = right_P.sigmoid(), wrong_P.sigmoid()
     return bradley_terry(right_P, wrong_P, reduction="none")
 
 
