@@ -27,7 +27,8 @@ class Rule(Section):
 
     name: str = "checkable"
     """`checkable`: the embedded world's gold program; `numbers`: the answer's last number against the reference's, as in GSM8K; or
-    `module:function` of your own, given conversation, reference and answer, which says true, false, or null where it cannot tell."""
+    `module:function` of your own, given conversation, reference (or an empty text) and answer, which says true, false, or null where it
+    cannot tell."""
     correct: Annotated[float, Field(gt=0, le=1)] = 0.9
     """`checkable`: gold from which on an answer is right."""
     wrong: Annotated[float, Field(ge=0, lt=1)] = 0.7
@@ -118,7 +119,7 @@ class OwnRule:
         Raises:
             DataError: Neither true, false nor none.
         """
-        found = self.function(as_chat(group.prompt), group.reference, answer)
+        found = self.function(as_chat(group.prompt), group.reference or "", answer)
         if found is None or isinstance(found, bool):
             return found
         raise DataError(

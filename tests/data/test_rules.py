@@ -24,7 +24,7 @@ def group(*answers: str, reference: str | None = "72", **more: Any) -> Group:
     return Group((Message("user", "How many?"),), texts, reference=reference, **more)
 
 
-def even_length(conversation: Sequence[Mapping[str, str]], reference: str | None, answer: str) -> bool | None:
+def even_length(conversation: Sequence[Mapping[str, str]], reference: str, answer: str) -> bool | None:
     """Right where the answer is of even length; not told of empty ones."""
     assert conversation[0]["role"] == "user"
     return None if not answer else len(answer) % 2 == 0
