@@ -82,8 +82,8 @@ def learning(
     )
     settings = {
         "cooper": (
-            f"reward={verifier}", f"prompts={asked}", "rule.name=tests.faults.rules:verdict", "cooper.assistant.by=tests.faults.rules:broken",
-            "cooper.learning_rate=1e-3", "cooper.anchor=0.1",
+            f"reward={verifier}", f"prompts={asked}", "rule.name=tests.faults.rules:verdict", "cooper.learning_rate=1e-3",
+            "cooper.assistant.by=tests.faults.rules:broken", "cooper.anchor=0.1",
         ),
         "metarm": (
             f"reward={reward_dir}", f"prompts={toy_file}", f"metarm.data={toy_file}", "metarm.rounds=3", "metarm.steps=2",

@@ -226,10 +226,10 @@ def test_without_a_pair_the_reward_model_is_unchanged(tiny: ModuleType) -> None:
 def test_optimisers_of_policy_and_reward_model_are_disjoint(tiny: ModuleType) -> None:
     loop = loop_of(tiny, {})
     own = {id(one) for part in learner_of(loop).trained.steps.optimizer.param_groups for one in part["params"]}
-    policys = {id(one) for part in loop.optimizer.param_groups for one in part["params"]}
+    of_policy = {id(one) for part in loop.optimizer.param_groups for one in part["params"]}
     assert own
-    assert policys
-    assert not own & policys
+    assert of_policy
+    assert not own & of_policy
     model, seen = learner_of(loop).trained.model.model, []
     learn = learner_of(loop).learn
 

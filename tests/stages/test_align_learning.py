@@ -29,19 +29,6 @@ OPTIMISE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def first_word_low(conversation: Sequence[Mapping[str, str]], reference: str, answer: str) -> bool | None:
-    """Right where the first word is of w0 … w69, wrong where of w70 … w79."""
-    number = int(answer.split()[0][1:]) if answer.split() and answer.split()[0][1:].isdigit() else 99
-    return True if number < 70 else False if number < 80 else None
-
-
-def high_word_first(conversation: Sequence[Mapping[str, str]], reference: str, answer: str, attempt: int) -> str:
-    return "" if attempt == 0 else f"w75 {answer}"
-
-
-HERE = "tests.stages.test_align_learning"
-
-
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory, write_jsonl: Callable[..., Path]) -> Path:
     rows = [{"prompt": f"w{number} w{number + 1} w{number * 2}", "reference": f"w{number}"} for number in range(45)]
@@ -65,14 +52,18 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, write_jsonl: Callable[...
 def made(base_dir: Path, reward_dir: Path, verifier_dir: Path, labelled: Path, prompts: Path, toy_file: Path) -> Callable[..., Align]:
     """`made("cooper", …)`: the shipped recipe on tiny models, with changes."""
     learning = {
-        "cooper": {"learning_rate": 1e-3, "assistant": {"by": f"{HERE}:high_word_first"}, "replay": {"data": [str(labelled)], "groups": 3}},
+        "cooper": {
+            "learning_rate": 1e-3,
+            "assistant": {"by": "tests.faults.rules:broken"},
+            "replay": {"data": [str(labelled)], "groups": 3},
+        },
         "metarm": {"learning_rate": 1e-3, "rounds": 2, "steps": 2, "prompts": 2, "groups": 4, "data": [str(toy_file)]},
     }
 
     def make(recipe: str, **changes: Any) -> Align:
         chosen = load_recipe(recipe, verb="align")
         own = {recipe: {**chosen[recipe], **learning[recipe], **changes.pop(recipe, {})}}
-        rule = {"rule": {"name": f"{HERE}:first_word_low"}} if recipe == "cooper" else {}
+        rule = {"rule": {"name": "tests.faults.rules:verdict"}} if recipe == "cooper" else {}
         return parse(
             Align,
             {
