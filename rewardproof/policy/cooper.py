@@ -91,6 +91,14 @@ class BrokenPairs:
         self.places.append(first_difference(right, wrong) / max(len(right), 1))
         self.lengths.append(len(wrong) / max(len(right), 1))
 
+    def told(self, device: torch.device) -> dict[str, float]:
+        """For the log, over all processes: the counts, and of the pairs the mean place of the break, its spread, and the mean length."""
+        sums = {"place": sum(self.places), "squared": sum(place**2 for place in self.places), "length": sum(self.lengths)}
+        told = summed({**self.counts, **sums}, device)
+        place, squared, length = (told.pop(name) / max(told["pairs"], 1) for name in sums)
+        spread = max(squared - place**2, 0.0) ** 0.5
+        return told | ({"break_place": place, "break_place_sd": spread, "broken_length": length} if told["pairs"] else {})
+
 
 COUNTS = ("pairs", "without_positive", "retries", "refusals", "given_up")
 
@@ -171,18 +179,19 @@ class CooperLearner:
             TrainingError: A gradient is not finite.
         """
         attempts = self.settings.assistant.attempts
-        found = find_pairs(rollouts.groups, self.checker, self.breaks, attempts=attempts, seed=(self.seed, moment.step))
-        encoded, limit = self.trained.model.encode(found.groups)[0], self.trained.model.longest
-        fitting = [group for group in encoded if limit is None or max(map(len, group.conversations)) <= limit]
-        totals = {**found.counts, "pairs": len(fitting), "given_up": found.counts["given_up"] + len(encoded) - len(fitting)}
-        totals |= {"place": sum(found.places), "place_squared": sum(place**2 for place in found.places), "length": sum(found.lengths)}
-        device = self.trained.model.model.device
-        told = summed(totals | {"found": len(encoded)}, device)
-        number, of_places = told.pop("found"), [told.pop(name) for name in ("place", "place_squared", "length")]
-        if number:
-            place, squared, length = (value / number for value in of_places)
-            told |= {"break_place": place, "break_place_sd": max(squared - place**2, 0.0) ** 0.5, "broken_length": length}
-        return told | (self._step(fitting, int(told["pairs"]), moment.step) if told["pairs"] else {})
+        found = find_pairs(rollouts.groups, self.checker, self._broken, attempts=attempts, seed=(self.seed, moment.step))
+        told = found.told(self.trained.model.model.device)
+        if not told["pairs"]:
+            return told
+        return told | self._step(self.trained.model.encode(found.groups)[0], int(told["pairs"]), moment.step)
+
+    def _broken(self, group: Group, answer: str, attempt: int) -> str:
+        """What the assistant makes of an answer; nothing where that is longer than the verifier can read."""
+        text, limit = self.breaks(group, answer, attempt), self.trained.model.longest
+        if limit is None:
+            return text
+        one = replace(group, answers=((Message("assistant", text),),), scores=None)
+        return text if len(self.trained.model.encode([one])[0][0].conversations[0]) <= limit else ""
 
     def _step(self, pairs: Sequence[EncodedGroup], count: int, step: int) -> dict[str, float]:
         """Pairs, replay and anchor as one gradient, and a step along it."""

@@ -342,6 +342,15 @@ def test_a_state_taken_up_goes_on_to_the_same_bits(tiny: ModuleType) -> None:
     assert not moved(weights(learner_of(whole).trained.model.model), learner_of(parts).trained.model.model)
 
 
+def test_a_broken_answer_that_is_too_long_to_be_read_is_tried_again(tiny: ModuleType) -> None:
+    model = tiny.classifier("gpt2")
+    set_reading(model, "reference")
+    trained = TrainedReward(RewardModel(model, tiny.word_tokenizer()), Cooper(), name="rm", key="cooper")
+    learner = CooperLearner(trained, Cooper(), FirstWordLow(), lambda _, answer, attempt: "w70 " + answer * (1 if attempt else 600))
+    found = find_pairs([group("w5 ")], FirstWordLow(), learner._broken, attempts=2, seed=(0,))
+    assert (found.counts["pairs"], found.counts["refusals"]) == (1, 1)
+
+
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(tiny: ModuleType) -> None:
     trained = verifier(tiny)
     before = weights(trained.model.model)
