@@ -22,7 +22,8 @@ from rewardproof.data.group import Group, Message
 from rewardproof.models.allocator import keep_freed_memory
 from rewardproof.models.cross_attention import AttentionShape
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.policy.feedback import FeedbackLearning, LearningFeedback
+from rewardproof.policy.feedback import FeedbackLearner, FeedbackLearning
+from rewardproof.policy.learning import LearningRewards
 from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.policy.policy import Policy
 from rewardproof.policy.rewards import ScoredAnswers
@@ -65,9 +66,8 @@ def loop(shape: Mapping[str, int], feedback: tuple[int, int] | None) -> OnPolicy
     if feedback is not None:
         width, groups = feedback
         follower = PolicyFeedbackReward(reward, policy.config.hidden_size, AttentionShape(width=width), floor=0.6)
-        source = LearningFeedback(
-            ScoredAnswers({"rm": follower}, scales), {"rm": follower}, FeedbackLearning(groups=groups), answers=ANSWERS
-        )
+        learner = FeedbackLearner("rm", follower, FeedbackLearning(groups=groups), answers=ANSWERS, unit=1.0)
+        source = LearningRewards(ScoredAnswers({"rm": follower}, scales), {"rm": learner})
     passes = Passes("fp32", 8192)
     made = OnPolicyLoop(policy, policy.frozen_copy(), policy.sampler("fp32"), word_tokenizer(), prompts(), source, optimise, passes, seed=0)
     made.done = STEPS // 2

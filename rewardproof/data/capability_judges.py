@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from rewardproof.config import named_function
 from rewardproof.data.endpoint import Endpoint
 from rewardproof.data.group import Group, as_chat
 from rewardproof.data.pairs import Pair
 
-KEY = "REWARDPROOF_JUDGE_KEY"
-"""Environment variable with what the endpoint wants as a bearer token, so that no run directory holds it."""
 Judge = Callable[[Sequence[Mapping[str, str]], str, str, str], int]
 """Conversation, first answer, second answer and capability point to 1 or 2, the better answer, or 0 where it cannot say."""
 
@@ -70,23 +67,13 @@ class ChatJudge:
         """
         told = "\n".join(f"{message['role']}: {message['content']}" for message in conversation)
         question = QUESTION.format(point=point, conversation=told, first=first, second=second)
-        named = set(re.findall(r"(?<!\d)[12](?!\d)", self._reply(question)))
-        return int(named.pop()) if len(named) == 1 else 0
-
-    def _reply(self, question: str) -> str:
-        key = os.environ.get(KEY)
-        return self.endpoint.ask(
-            {"model": self.model, "messages": [{"role": "user", "content": question}], "temperature": 0},
-            _content,
+        reply = self.endpoint.chat(
+            self.model,
+            question,
+            temperature=0,
             wanted="no verdict",
             advice="Expected a chat completion's reply, because a pair that nobody judged cannot be learned from. See to the "
             "endpoint, then run again with --resume: verdicts already given are kept.",
-            headers={"Authorization": f"Bearer {key}"} if key else {},
         )
-
-
-def _content(answer: Any) -> str:
-    try:
-        return str(answer["choices"][0]["message"]["content"])
-    except (KeyError, IndexError, TypeError):
-        raise ValueError(f"no choices[0].message.content in {str(answer)[:80]!r}") from None
+        named = set(re.findall(r"(?<!\d)[12](?!\d)", reply))
+        return int(named.pop()) if len(named) == 1 else 0

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Overlong = Literal["fail", "drop", "truncate_prompt"]
-Reads = Literal["conversation", "last_query"]
-"""How much of a conversation a reward model reads: all of it, or the user's last turn and the answer."""
+Reads = Literal["conversation", "last_query", "reference"]
+"""What a reward model reads: the whole conversation, the user's last turn and the answer, or all of it with a reference in between."""
+REFERENCE = "\n\n[Reference answer]\n"
+"""What stands between the last turn of a prompt and the reference that is read with it, as one text."""
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -41,6 +43,7 @@ class EncodedGroup:
         answer_starts: For each conversation the index of its answer's first token.
         index: Position of the group in the caller's order.
         queries: Token ids of what the user said alone, for models that choose by it who judges; empty where none asked.
+        labels: 1 for each right conversation and 0 for each wrong one, for models that learn verdicts; empty where none do.
     """
 
     conversations: tuple[tuple[int, ...], ...]
@@ -48,6 +51,7 @@ class EncodedGroup:
     answer_starts: tuple[int, ...]
     index: int
     queries: tuple[int, ...] = ()
+    labels: tuple[float, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -58,7 +62,8 @@ class EncodedGroup:
         """The same group with some of its conversations; the shared part is found anew."""
         conversations = tuple(self.conversations[index] for index in indices)
         starts = tuple(self.answer_starts[index] for index in indices)
-        return replace(self, conversations=conversations, shared=shared_prefix(conversations), answer_starts=starts)
+        labels = tuple(self.labels[index] for index in indices) if self.labels else ()
+        return replace(self, conversations=conversations, shared=shared_prefix(conversations), answer_starts=starts, labels=labels)
 
 
 def shared_prefix(conversations: Sequence[Sequence[int]]) -> int:
@@ -159,9 +164,26 @@ def with_queries(groups: Sequence[Group], encoded: Sequence[EncodedGroup], token
 
 
 def as_read(group: Group, reads: Reads) -> Group:
-    """The part of a group that a reward model reads; without a turn of the user it is the whole."""
+    """What a reward model reads of a group; its last query is the whole where no turn is the user's.
+
+    Raises:
+        DataError: The reference is read, and there is none.
+    """
+    if reads == "reference":
+        return _with_reference(group)
     last = [message for message in group.prompt if message.role == "user"][-1:]
     return replace(group, prompt=tuple(last)) if reads == "last_query" and last else group
+
+
+def _with_reference(group: Group) -> Group:
+    if not group.reference or not group.prompt:
+        raise DataError(
+            f"{group.origin or group.id or group.prompt_text[:60]!r}: got no {'reference' if group.prompt else 'prompt'}, expected one: "
+            "this reward model reads prompt, reference and answer as one text. Give the rows a `reference` column, or the run a `rule`."
+        )
+    *before, last = group.prompt
+    end = "\n\n" if group.raw else ""
+    return replace(group, prompt=(*before, last._replace(content=f"{last.content}{REFERENCE}{group.reference}{end}")))
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:

@@ -1,9 +1,10 @@
-"""An address that answers JSON with JSON: failures that may pass are tried again and counted."""
+"""An address that answers JSON with JSON, a chat endpoint above all: failures that may pass are tried again and counted."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 import urllib.error
@@ -17,6 +18,8 @@ from rewardproof.errors import EvaluationError
 
 log = logging.getLogger(__name__)
 Read = TypeVar("Read")
+KEY = "REWARDPROOF_JUDGE_KEY"
+"""Environment variable with what a chat endpoint wants as a bearer token, so that no run directory holds it."""
 
 
 @dataclass(slots=True)
@@ -69,3 +72,32 @@ class Endpoint:
             except (OSError, HTTPException, ValueError) as error:
                 reason = str(error) or type(error).__name__
         raise EvaluationError(f"{self.address} gave {wanted}: {reason}. {advice}")
+
+    def chat(self, model: str, question: str, *, wanted: str, advice: str, **options: Any) -> str:
+        """The reply to one question: `POST {"model", "messages", …}`, answered by `choices[0].message.content`.
+
+        Args:
+            model: The model's name there.
+            question: The user's one message.
+            wanted: As for `ask`.
+            advice: As for `ask`.
+            options: Further entries of the request, the temperature for instance.
+
+        Raises:
+            EvaluationError: As `ask`.
+        """
+        key = os.environ.get(KEY)
+        return self.ask(
+            {"model": model, "messages": [{"role": "user", "content": question}], **options},
+            _content,
+            wanted=wanted,
+            advice=advice,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+        )
+
+
+def _content(answer: Any) -> str:
+    try:
+        return str(answer["choices"][0]["message"]["content"])
+    except (KeyError, IndexError, TypeError):
+        raise ValueError(f"no choices[0].message.content in {str(answer)[:80]!r}") from None

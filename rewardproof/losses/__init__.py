@@ -16,7 +16,9 @@ from rewardproof.losses.pairwise import decoupled, hinge, normalised
 from rewardproof.losses.policy_gradient import Aggregate, clipped_surrogate, clipped_value_loss, token_weights
 from rewardproof.losses.reduction import Reduction
 from rewardproof.losses.router_balance import importance_load_balance, smooth_load, squared_variation, switch_balance
+from rewardproof.losses.spread import Spread, pairwise_spread
 from rewardproof.losses.totals import Total, over_processes, own_part
+from rewardproof.losses.verdicts import verdict
 from rewardproof.losses.weibull import weibull_gamma_kl, weibull_sample, weibull_scale
 from rewardproof.losses.zero_sum import ZeroSum, zero_sum, zero_sum_part, zero_sum_slope
 
@@ -27,6 +29,7 @@ __all__ = [
     "Mixture",
     "Reduction",
     "Sense",
+    "Spread",
     "Total",
     "ZeroSum",
     "bradley_terry",
@@ -51,6 +54,7 @@ __all__ = [
     "normalised",
     "over_processes",
     "own_part",
+    "pairwise_spread",
     "policy_hinge",
     "reward_l2",
     "sampled_kl",
@@ -61,6 +65,7 @@ __all__ = [
     "swav",
     "switch_balance",
     "token_weights",
+    "verdict",
     "weibull_gamma_kl",
     "weibull_sample",
     "weibull_scale",

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rewardproof.data.encoding import prepare_tokenizer
+from rewardproof.data.encoding import Reads, prepare_tokenizer
 from rewardproof.errors import CheckpointError, ModelError
 from rewardproof.models.embedded import embedded_model_dir
 from rewardproof.models.factor_head import FACTORS_FILE, FACTORS_KEY, restore_factors
@@ -35,6 +35,8 @@ from rewardproof.models.tensor_files import TensorFile
 from rewardproof.models.upcycling import CONFIG_KEY, restore_structure
 
 EXPERTS_FILE = "experts.safetensors"
+READS_KEY = "rewardproof_reads"
+"""Where a configuration says what the model reads, if not the conversation as it is."""
 EMBEDDED = {"embedded:smollm2-135m": embedded_model_dir}
 log = logging.getLogger(__name__)
 
@@ -208,6 +210,19 @@ def apply_contract_to_config(model: PreTrainedModel, tokenizer: PreTrainedTokeni
     config.use_cache = False
     config.value_head_prefix = "score"
     config.architectures = [type(model).__name__]
+
+
+def reading_of(model: PreTrainedModel) -> Reads:
+    """What a reward model reads of a group."""
+    return getattr(model.config, READS_KEY, "conversation")
+
+
+def set_reading(model: PreTrainedModel, reads: Reads) -> None:
+    """Write into a model's configuration what it reads; plain conversations are not mentioned."""
+    if reads != "conversation":
+        setattr(model.config, READS_KEY, reads)
+    elif hasattr(model.config, READS_KEY):
+        delattr(model.config, READS_KEY)
 
 
 def forget_reward_scale(model: PreTrainedModel) -> None:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, encode_groups
+from rewardproof.data.encoding import EncodedGroup, Overlong, as_read, encode_groups
 from rewardproof.data.group import Group
 from rewardproof.data.packing import PackedBatch, fill, pack, split_at_position, split_large
 from rewardproof.errors import ConfigError, DataError, EvaluationError, ModelError
-from rewardproof.models.checkpoints import load_reward_model
+from rewardproof.models.checkpoints import load_reward_model, reading_of
 from rewardproof.models.cost import products_per_token
 from rewardproof.models.double_mixture import CapabilityExperts
 from rewardproof.models.factor_head import factor_head_of
@@ -46,8 +46,6 @@ class RewardModel:
 
     routes = False
     """Whether who judges depends on what the user said, so that encoded groups have to hold it."""
-    reads: Reads = "conversation"
-    """How much of a conversation it reads."""
 
     def __init__(
         self,
@@ -75,6 +73,7 @@ class RewardModel:
         self.precision: Precision = precision
         self.tokens_per_batch = tokens_per_batch or default_budget(model.device)
         self.backend = backend
+        self.reads = reading_of(model)
         self._trunk_layers = 0
         self._trunk_limit_gb = 0.0
         self._lent: TrunkStore | None = None
@@ -180,7 +179,8 @@ class RewardModel:
                 "cannot compute beyond that; lower max_length."
             )
         limit = max_length or (sys.maxsize if overlong == "fail" else own)
-        return encode_groups(groups, self.tokenizer, max_length=limit, overlong=overlong)
+        read = [as_read(group, self.reads) for group in groups]
+        return encode_groups(read, self.tokenizer, max_length=limit, overlong=overlong)
 
     def score_encoded(self, groups: Iterable[EncodedGroup], *, origins: Sequence[str] = ()) -> list[tuple[float, ...]]:
         """Rewards of encoded groups, in order.
@@ -214,7 +214,7 @@ class RewardModel:
         """
         encoded, _ = self.encode(groups)
         readings = self.readings_encoded(encoded, origins=[group.origin or group.id for group in groups])
-        return token_scores(groups, encoded, self.tokenizer, readings)
+        return token_scores([as_read(group, self.reads) for group in groups], encoded, self.tokenizer, readings)
 
     def readings_encoded(self, groups: Iterable[EncodedGroup], *, origins: Sequence[str] = ()) -> list[tuple[Readings, ...]]:
         """What the head reads of every conversation of encoded groups: one position before its answer, and at each later token.

@@ -59,7 +59,14 @@ def by_values(
 
 
 def by_comparison(
-    rewards_SBT: Tensor, mask_BT: Tensor, weights_S: Tensor, *, answers: int, scaled: bool | None, token_weight: float = 0.0
+    rewards_SBT: Tensor,
+    mask_BT: Tensor,
+    weights_S: Tensor,
+    *,
+    answers: int,
+    scaled: bool | None,
+    token_weight: float = 0.0,
+    epsilon: float = 1e-4,
 ) -> Advantages:
     """RLOO and GRPO: an answer's whole reward against those of the other answers to its prompt, the same for all its tokens.
 
@@ -72,9 +79,10 @@ def by_comparison(
         answers: K, answers to a prompt, consecutive rows.
         scaled: `None` is RLOO; else GRPO, with its division by the prompt's standard deviation or without.
         token_weight: Of the tokens' own rewards.
+        epsilon: Added to the standard deviation that GRPO divides by.
     """
     reward_PK = torch.einsum("s,sbt->b", weights_S, rewards_SBT).view(-1, answers)
-    advantage_PK = leave_one_out(reward_PK) if scaled is None else group_relative(reward_PK, scaled=scaled)
+    advantage_PK = leave_one_out(reward_PK) if scaled is None else group_relative(reward_PK, scaled=scaled, epsilon=epsilon)
     advantages_BT = advantage_PK.reshape(-1, 1) * mask_BT
     if token_weight:
         own_BT = torch.einsum("s,sbt->bt", weights_S, rewards_SBT)

@@ -13,41 +13,33 @@ Reference:
 # G prompts, K answers to each, B = G·K answers, D reward model's width.
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from rewardproof.artifacts import n_processes
 from rewardproof.config import Section
-from rewardproof.errors import ConfigError, TrainingError
+from rewardproof.errors import ConfigError
 from rewardproof.losses import bradley_terry, group_entropy, over_processes
 from rewardproof.models.cross_attention import AttentionShape
-from rewardproof.policy.rewards import Moment, ScoredAnswers
+from rewardproof.policy.learning import Descent, RewardSteps
+from rewardproof.policy.rewards import Moment
 from rewardproof.policy.rollouts import Rollouts
-from rewardproof.policy.settings import Count, NotNegative, OnPolicy, Positive, Share
+from rewardproof.policy.settings import Count, OnPolicy, Positive, Share
 from rewardproof.scoring import PolicyFeedbackReward
 
 
-class FeedbackLearning(Section):
+class FeedbackLearning(Descent):
     """How the reward model learns after each update of the policy."""
 
     trains: Literal["all", "head", "none"] = "all"
     """`all`: attention and head; `head`: the head alone; `none`: the policy's states enter the reward, and nothing learns."""
     alpha: Share = 0.3
     """Weight of the entropy; the pairs' loss has the rest."""
-    learning_rate: NotNegative = 1e-6
-    """Of attention and head."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Of AdamW."""
-    weight_decay: NotNegative = 0.0
-    """Of AdamW."""
-    max_grad_norm: NotNegative = 1.0
-    """Longest gradient; 0 for any. The entropy's grows as 1 / spread of a group's rewards."""
     groups: Annotated[int, Field(ge=0)] = 1
     """Prompts of one optimiser step, over all processes; 0 for all of an update."""
     passes: Count = 1
@@ -97,83 +89,75 @@ def check_feedback(feedback: PolicyFeedback, optimise: OnPolicy) -> None:
         )
 
 
-class LearningFeedback:
-    """Rewards that read the policy and learn from it; a `RewardSource` around scored answers."""
+class FeedbackLearner:
+    """A reward model that reads the policy and learns from it; a `Learner`."""
 
-    def __init__(
-        self, scored: ScoredAnswers, followers: Mapping[str, PolicyFeedbackReward], settings: FeedbackLearning, *, answers: int
-    ) -> None:
-        """Let reward models learn.
+    key = "feedback"
+    counts = ("groups_without_a_pair",)
+
+    def __init__(self, name: str, follower: PolicyFeedbackReward, settings: FeedbackLearning, *, answers: int, unit: float) -> None:
+        """Let a reward model learn.
 
         Args:
-            scored: Judges the answers; each of the followers is one of its scorers, by the same name.
-            followers: What learns.
+            name: Of its stream.
+            follower: What learns; the scorer of that stream.
             settings: How.
             answers: K, answers to a prompt.
+            unit: Standard deviation of the initial policy's rewards.
         """
-        self.scored, self.followers, self.settings, self.answers = scored, dict(followers), settings, answers
-        self.optimizers = {name: _optimizer(one, settings) for name, one in followers.items() if settings.trains != "none"}
+        self.follower, self.settings, self.answers, self.unit = follower, settings, answers, unit
+        self.steps: RewardSteps | None = None
+        if settings.trains != "none":
+            follower.attention.requires_grad_(settings.trains == "all")
+            follower.head.requires_grad_(True)
+            trained = [parameter for parameter in follower.parts.parameters() if parameter.requires_grad]
+            causes = f", or epsilon too small for rewards that hardly differ (now {settings.epsilon:g})"
+            self.steps = RewardSteps(trained, settings, name=name, key="feedback.learning", causes=causes)
         self._sampled: Sequence[Tensor] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The scorers' names."""
-        return self.scored.names
 
     @property
     def reads_states(self) -> bool:
         """Unless no reward is ever mixed."""
-        return any(one.floor < 1 for one in self.followers.values())
+        return self.follower.floor < 1
 
-    def rewards(self, rollouts: Rollouts, moment: Moment) -> Tensor:
-        """Each answer's score at its last token."""
+    def before(self, rollouts: Rollouts, moment: Moment) -> None:
+        """Keep the states of the policy that sampled, where those are learned from."""
         if self.reads_states and self.settings.states == "sampled":
             self._sampled = moment.policy_states()
-        return self.scored.rewards(rollouts, moment)
 
-    def weights(self) -> Sequence[float]:
-        """As they were given."""
-        return self.scored.weights()
-
-    def learn(self, rollouts: Rollouts, rewards_SBT: Tensor, moment: Moment) -> Mapping[str, float]:
-        """Steps of every reward model on the answers just judged; gives the means of what was met.
+    def learn(self, rollouts: Rollouts, moment: Moment) -> Mapping[str, float]:
+        """Steps on the answers just judged; gives the means of what was met.
 
         Raises:
             TrainingError: A gradient is not finite.
         """
-        told = dict(self.scored.learn(rollouts, rewards_SBT, moment))
-        for name, one in self.followers.items():
-            prefix = "feedback/" if len(self.followers) == 1 else f"feedback/{name}/"
-            weight = one.weight(moment.step, moment.steps)
-            told[f"{prefix}weight"] = weight
-            if name in self.optimizers:
-                states = self._states(rollouts, moment, one) if weight < 1 else ()
-                told |= {f"{prefix}{key}": value for key, value in self._learn(name, states, weight).items()}
+        weight = self.follower.weight(moment.step, moment.steps)
+        told = {"weight": weight}
+        if self.steps is not None:
+            told |= self._learn(self._states(rollouts, moment) if weight < 1 else (), weight)
         self._sampled = ()
         return told
 
     def state(self) -> Mapping[str, Any]:
-        """What has learnt, and its optimisers."""
-        return {
-            name: {"parts": one.parts.state_dict(), "optimizer": self.optimizers[name].state_dict() if name in self.optimizers else {}}
-            for name, one in self.followers.items()
-        }
+        """What has learnt, and its optimiser."""
+        optimizer = {} if self.steps is None else self.steps.optimizer.state_dict()
+        return {"parts": self.follower.parts.state_dict(), "optimizer": optimizer}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up a checkpoint's state."""
-        for name, one in self.followers.items():
-            one.parts.load_state_dict(state[name]["parts"])
-            if name in self.optimizers:
-                self.optimizers[name].load_state_dict(state[name]["optimizer"])
+        self.follower.parts.load_state_dict(state["parts"])
+        if self.steps is not None:
+            self.steps.optimizer.load_state_dict(state["optimizer"])
 
-    def _states(self, rollouts: Rollouts, moment: Moment, one: PolicyFeedbackReward) -> list[Tensor]:
+    def _states(self, rollouts: Rollouts, moment: Moment) -> list[Tensor]:
         states = self._sampled if self.settings.states == "sampled" else moment.policy_states()
-        return one.fed(rollouts.groups, states, step=moment.step)
+        return self.follower.fed(rollouts.groups, states, step=moment.step)
 
-    def _learn(self, name: str, states: Sequence[Tensor], weight: float) -> dict[str, float]:
-        """All steps of one reward model."""
-        settings, one = self.settings, self.followers[name]
+    def _learn(self, states: Sequence[Tensor], weight: float) -> dict[str, float]:
+        """All steps of an update."""
+        settings, one, steps = self.settings, self.follower, self.steps
         assert one.latest is not None
+        assert steps is not None
         own_BD, judged_GK = one.latest.states_BD, one.latest.rewards_B.view(-1, self.answers)
         size = settings.groups // n_processes() or len(judged_GK)
         totals: defaultdict[str, float] = defaultdict(float)
@@ -181,10 +165,12 @@ class LearningFeedback:
             for first in range(0, len(judged_GK), size):
                 chosen_GK = judged_GK[first : first + size].to(own_BD.device)
                 rows = slice(first * self.answers, (first + len(chosen_GK)) * self.answers)
+                steps.clear()
                 with torch.enable_grad():
                     rewards_GK = one.rewards(own_BD[rows], states[rows], weight).view(-1, self.answers)
-                    losses_G, told = self._losses(rewards_GK, chosen_GK, unit=self.scored.scales[name].std)
-                for key, value in {**told, "steps": 1.0, "gradient_norm": self._step(name, losses_G)}.items():
+                    losses_G, told = self._losses(rewards_GK, chosen_GK, unit=self.unit)
+                    (losses_G.sum() / (len(losses_G) * n_processes())).backward()
+                for key, value in {**told, "steps": 1.0, "gradient_norm": steps.take()}.items():
                     totals[key] += value
         return _means(totals, own_BD.device)
 
@@ -202,32 +188,6 @@ class LearningFeedback:
             told["entropy"] = float(entropy_G.detach().sum())
             losses_G = losses_G + settings.alpha * entropy_G
         return losses_G, told | {"loss": float(losses_G.detach().sum())}
-
-    def _step(self, name: str, losses_G: Tensor) -> float:
-        """One optimiser step on the mean over all processes' prompts; gives the gradient's length."""
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad()
-        (losses_G.sum() / (len(losses_G) * n_processes())).backward()
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]
-        for parameter in trained:
-            parameter.grad = over_processes(parameter.grad)
-        length = float(nn.utils.clip_grad_norm_(trained, self.settings.max_grad_norm or math.inf))
-        if not math.isfinite(length):
-            raise TrainingError(
-                f"The reward model {name} broke down as it learnt: its gradient has length {length}, expected a finite one. Usual causes: "
-                f"feedback.learning.learning_rate is too high (now {self.settings.learning_rate:g}), or epsilon too small for rewards that "
-                f"hardly differ (now {self.settings.epsilon:g}). Change one of them and start in a new directory."
-            )
-        optimizer.step()
-        optimizer.zero_grad()
-        return length
-
-
-def _optimizer(one: PolicyFeedbackReward, settings: FeedbackLearning) -> torch.optim.AdamW:
-    one.attention.requires_grad_(settings.trains == "all")
-    one.head.requires_grad_(True)
-    trained = [parameter for parameter in one.parts.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay)
 
 
 def _means(totals: Mapping[str, float], device: torch.device) -> dict[str, float]:

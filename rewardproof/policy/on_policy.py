@@ -32,6 +32,7 @@ from rewardproof.policy.rewards import Moment, RewardSource
 from rewardproof.policy.rollouts import Prompt, Rollouts, as_table, roll_out
 from rewardproof.policy.settings import OnPolicy, check
 from rewardproof.policy.streams import Passes, Stream, by_streams
+from rewardproof.policy.turns import in_turn
 from rewardproof.training.processes import gathered
 
 
@@ -161,10 +162,7 @@ class OnPolicyLoop:
 
     def _chosen(self) -> list[int]:
         """Prompts of this step, in an order that every process draws alike."""
-        count, per_step = len(self.prompts), self.settings.prompts_per_step
-        places = range(self.done * per_step, (self.done + 1) * per_step)
-        orders = {epoch: np.random.default_rng([self.seed, epoch]).permutation(count) for epoch in {place // count for place in places}}
-        return [int(orders[place // count][place % count]) for place in places]
+        return in_turn(len(self.prompts), self.done, size=self.settings.prompts_per_step, seed=self.seed)
 
     @property
     def _per_minibatch(self) -> int:
@@ -189,6 +187,16 @@ class OnPolicyLoop:
         prompts = [self.prompts[chosen[place]] for place in own]
         return roll_out(self.sampler.model, self.tokenizer, prompts, streams, answers=self.settings.answers, sampling=self.sampling)
 
+    def _further(self, count: int) -> Rollouts:
+        """Answers of the policy, as it is, to `count` prompts that this step alone decides; each process has its share of them."""
+        self.sampler.follow(self.policy)
+        dice = np.random.default_rng([self.seed, self.done, count])
+        chosen = dice.choice(len(self.prompts), count, replace=count > len(self.prompts))
+        own = range(self.accelerator.process_index, count, self.accelerator.num_processes)
+        prompts, streams = [self.prompts[chosen[place]] for place in own], [self.done * count + place for place in own]
+        sampling = self.settings.sampling(self.seed + 2**32)
+        return roll_out(self.sampler.model, self.tokenizer, prompts, streams, answers=self.settings.answers, sampling=sampling)
+
     def _read(self, out: PolicyOutput) -> Tensor:
         self._keep(out.states_TD)
         return torch.cat((out.log_probs_L[:, None], out.values_LS), dim=1)
@@ -202,7 +210,7 @@ class OnPolicyLoop:
         """This step, with the states that were kept since the last call, or else of a pass made when they are asked for."""
         kept, self.kept = self.kept, []
         states = functools.cache(lambda: by_streams(streams, kept) if kept else self.passes.states(self.policy, streams))
-        return Moment(self.done, self.settings.steps, states)
+        return Moment(self.done, self.settings.steps, states, self._further)
 
     def _advantages(self, rollouts: Rollouts, rewards_SBT: Tensor, log_ratio_BT: Tensor, values: Sequence[Tensor]) -> Advantages:
         settings, mask_BT = self.settings, rollouts.mask_BT
@@ -225,7 +233,15 @@ class OnPolicyLoop:
                 total=self._total,
             )
         scaled = settings.scaled if settings.estimator == "grpo" else None
-        return by_comparison(rewards_SBT, mask_BT, weights_S, answers=settings.answers, scaled=scaled, token_weight=settings.token_weight)
+        return by_comparison(
+            rewards_SBT,
+            mask_BT,
+            weights_S,
+            answers=settings.answers,
+            scaled=scaled,
+            token_weight=settings.token_weight,
+            epsilon=settings.scale_epsilon,
+        )
 
     def _optimise(
         self,

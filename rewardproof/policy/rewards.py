@@ -31,11 +31,14 @@ class Moment:
         policy_states: Gives the policy's final hidden states of every conversation, prompt and answer, `(tokens, D)` each. `rewards` is
             given those of the policy that sampled, `learn` those of the update's last epoch; where the source does not say that it
             `reads_states`, they are the policy's as it is when they are asked for, and cost a pass.
+        samples: Gives answers of the policy, as it is when they are asked for, to so many training prompts of all processes together;
+            absent where a policy is judged and nothing may learn.
     """
 
     step: int
     steps: int
     policy_states: Callable[[], Sequence[Tensor]]
+    samples: Callable[[int], Rollouts] | None = None
 
 
 class RewardSource(Protocol):

@@ -62,6 +62,8 @@ class OnPolicy(Section):
     """RLOO and GRPO: of a token's own reward, less the mean over its answer, beside the answer's whole one."""
     scaled: bool = True
     """GRPO: divide by the prompt's standard deviation."""
+    scale_epsilon: Positive = 1e-4
+    """GRPO: added to that standard deviation, in those of the initial policy's rewards: scores that saturate make groups without spread."""
     discount: Share = 1.0
     """PPO: of later rewards."""
     trace: Share = 0.95

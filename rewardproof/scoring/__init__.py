@@ -6,6 +6,7 @@ from rewardproof.scoring.ensemble import Combine, Ensemble, score_and_disagreeme
 from rewardproof.scoring.gold import CheckableFamily, CheckableGold
 from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, ModelEnsemble, models_of, reads_tokens, tokens_and_disagreement
 from rewardproof.scoring.policy_feedback import PolicyFeedbackReward, PolicyMoment, own_weight
+from rewardproof.scoring.probability import AsProbability
 from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.scorer import Scorer, TokenScorer
 from rewardproof.scoring.sources import GIVEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
@@ -15,6 +16,7 @@ __all__ = [
     "ENSEMBLE_FILE",
     "GIVEN",
     "AnyModel",
+    "AsProbability",
     "CheckableFamily",
     "CheckableGold",
     "Combination",

@@ -1,4 +1,4 @@
-"""The programs of the embedded world as `Scorer`s: the one that knows the truth, and parts of it that know one family of rules each."""
+"""Programs that know the truth, as `Scorer`s: the gold of the embedded world, a family of its rules, and rules that certify answers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rewardproof.config import nearest_hint
 from rewardproof.data import Group
+from rewardproof.data.rules import Rule, checker_of
 from rewardproof.data.world import FAMILIES, family_scores, gold_scores
 from rewardproof.errors import DataError
 
@@ -37,3 +38,15 @@ class CheckableFamily:
     def score(self, groups: Sequence[Group], context: object = None) -> list[tuple[float, ...]]:
         """Mean satisfaction in [0, 1] of the prompt's rules of the family; 1 where it has none."""
         return [family_scores(group, self.family) for group in groups]
+
+
+class CertifiedByRule:
+    """1 for an answer that a rule certifies as right, 0 for any other: what it cannot tell is not certified."""
+
+    def __init__(self, name: str) -> None:
+        """Find the rule; raises as `checker_of`."""
+        self.checker = checker_of(Rule(name=name))
+
+    def score(self, groups: Sequence[Group], context: object = None) -> list[tuple[float, ...]]:
+        """Certificates of every answer of every group."""
+        return [tuple(float(self.checker.verdict(group, text) is True) for text in group.answer_texts) for group in groups]

@@ -11,13 +11,14 @@ from rewardproof.errors import DataError
 from rewardproof.models.precision import Precision
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.scoring.double_mixture import DoubleMixture
-from rewardproof.scoring.gold import CheckableFamily, CheckableGold
+from rewardproof.scoring.gold import CertifiedByRule, CheckableFamily, CheckableGold
 from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, ModelEnsemble, load_member
 from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.scorer import Scorer
 
 CHECKABLE = "embedded:checkable"
 GIVEN = "scores"
+RULE = "rule:"
 _SEED_IN_NAME = re.compile(r"^(?P<method>.+?)[-_.](?:seed)?\d+$")
 
 
@@ -47,8 +48,9 @@ def load_scorer(spec: str, *, precision: Precision = "fp32") -> Scorer:
     """The scorer that a word names.
 
     Args:
-        spec: `embedded:checkable`, or `embedded:checkable/FAMILY` for one family of its rules; `scores`, those of the data; `http://…` or
-            `https://…`; the directory of an ensemble, a DMoERM or a reward model; or a hub id.
+        spec: `embedded:checkable`, or `embedded:checkable/FAMILY` for one family of its rules; `rule:NAME`, 1 for what a rule certifies as
+            right; `scores`, those of the data; `http://…` or `https://…`; the directory of an ensemble, a DMoERM or a reward model; or a
+            hub id.
         precision: Of reward models.
     """
     if spec == CHECKABLE:
@@ -57,6 +59,8 @@ def load_scorer(spec: str, *, precision: Precision = "fp32") -> Scorer:
         return CheckableFamily(spec.removeprefix(f"{CHECKABLE}/"))
     if spec == GIVEN:
         return GivenScores()
+    if spec.startswith(RULE):
+        return CertifiedByRule(spec.removeprefix(RULE))
     if spec.startswith(("http://", "https://")):
         return RemoteScorer(spec)
     return load_model(spec, precision=precision)

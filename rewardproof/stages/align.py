@@ -28,6 +28,7 @@ from rewardproof.artifacts import (
     silent,
 )
 from rewardproof.config import Section, Strings
+from rewardproof.data.rules import Rule
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import EVALUATIONS, PolicyRuns, ProxyPoints, run_evaluations
 from rewardproof.models.checkpoints import load_causal
@@ -36,8 +37,10 @@ from rewardproof.models.saving import save_model
 from rewardproof.models.upcycling import select_layers
 from rewardproof.policy.checkpoints import load_loop, save_loop
 from rewardproof.policy.constraints import Constraints
+from rewardproof.policy.cooper import Cooper
 from rewardproof.policy.evaluation import evaluate_policy
-from rewardproof.policy.feedback import LearningFeedback, PolicyFeedback, check_feedback
+from rewardproof.policy.feedback import PolicyFeedback
+from rewardproof.policy.meta_learning import MetaLearning
 from rewardproof.policy.monitor import HackingMonitor, watched
 from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.policy.policy import Policy
@@ -48,9 +51,16 @@ from rewardproof.policy.settings import OnPolicy
 from rewardproof.policy.settings import check as check_optimise
 from rewardproof.policy.streams import Passes
 from rewardproof.report import format_gain
-from rewardproof.scoring import GIVEN, PolicyFeedbackReward, Scale, Scorer, load_scorer, stream_names
+from rewardproof.scoring import GIVEN, Scale, Scorer, load_scorer, stream_names
 from rewardproof.stages import align_constraints
-from rewardproof.stages.align_feedback import feedback_results, following, proxies
+from rewardproof.stages.align_learning import (
+    Learning,
+    check_learning,
+    learned_from,
+    learning_results,
+    learning_sections,
+    rewards_that_learn,
+)
 from rewardproof.stages.align_prompts import Prompts, read_prompts, refuse_too_long
 from rewardproof.training.checkpoints import latest_whole
 from rewardproof.training.freezing import add_adapters, freeze_all_but
@@ -126,6 +136,12 @@ class Align(Section):
     """What the values of the rewards shall do beside or in place of rising (constrained RLHF); absent where they shall rise."""
     proxy_points: ProxyPoints | None = None
     """Earlier runs in which the thresholds of `constrained` are found; absent where it has them, or seeks them."""
+    rule: Rule | None = None
+    """Certifies answers as right or wrong, and gives prompts the reference that a verifier reads; absent where no reward reads one."""
+    cooper: Cooper | None = None
+    """How a verifier learns from right answers and broken copies of them; absent where it stays as it is."""
+    metarm: MetaLearning | None = None
+    """How the reward models are refreshed before each round; absent where they stay as they are."""
     evaluate: Evaluations = Evaluations()
     """How the policy is judged on the way."""
     compute: PolicyCompute = PolicyCompute()
@@ -158,7 +174,8 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
     start()
     if is_main():
         require_free(out, overwrite=overwrite, resume=resume)
-        refuse_inputs_inside(out, (config.policy, *config.reward, config.gold, *config.prompts, *config.eval_prompts))
+        read = (config.policy, *config.reward, config.gold, *config.prompts, *config.eval_prompts, *learned_from(config))
+        refuse_inputs_inside(out, read)
     if resume and (earlier := finished_report(out, config)) is not None:
         return earlier
     model, tokenizer = load_causal(config.policy)
@@ -167,18 +184,19 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
     prompts = read_prompts(config, tokenizer)
     words = zip(stream_names(config.reward), config.reward, strict=True)
     scorers = {name: load_scorer(spec, precision=config.compute.precision) for name, spec in words}
-    if config.feedback is not None:
-        scorers = following(scorers, config.feedback, policy_width=model.config.hidden_size, seed=config.seed)
-    refuse_others(config.optimise.redistribute, scorers)
+    learning = rewards_that_learn(config, scorers, policy_width=model.config.hidden_size)
+    refuse_others(config.optimise.redistribute, learning.scorers)
     gold = load_scorer(config.gold, precision=config.compute.precision) if config.gold else None
     directory = run_directory(out, config, overwrite=overwrite, resume=resume, started=started)
     directory.log({"phase": "data", **prompts.rows})
-    course = _Course(config, directory, model, tokenizer, prompts, scorers, gold)
+    course = _Course(config, directory, model, tokenizer, prompts, learning, gold)
     course.follow(resume=resume, progress=progress)
     if not is_main():
         wait()
         return Report(directory.path, "", {})
-    save_model(course.delivered(), tokenizer, directory.path / "model", dtype=weights_dtype(config.compute.save_dtype))
+    dtype = weights_dtype(config.compute.save_dtype)
+    learning.save(directory.path, dtype)
+    save_model(course.delivered(), tokenizer, directory.path / "model", dtype=dtype)
     evaluations = run_evaluations(directory.path)
     runs = PolicyRuns([evaluations], weights=config.weights, gold=GOLD if gold is not None else "")
     updates = [record for record in map(json.loads, (directory.path / LOG).read_text().splitlines()) if record["phase"] == "optimising"]
@@ -192,13 +210,14 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
             **_redistributed(updates),
             "retries": sum(getattr(scorer, "retries", 0) for scorer in (*scorers.values(), gold)),
             "evaluations": runs.table(),
-            **feedback_results(directory.path / LOG, scorers, evaluations),
+            **learning_results(directory.path / LOG, learning, evaluations),
             **align_constraints.results(directory.path / LOG, course.points),
         },
     )
-    maps = token_maps(scorers, course.scales, [prompt.group for prompt in prompts.judged], evaluations)
+    sections = learning_sections(directory, learning, evaluations)
+    sections += token_maps(learning.scorers, course.scales, [prompt.group for prompt in prompts.judged], evaluations)
     constraints = align_constraints.sections(directory, config, course.points)
-    write_align_page(directory, config, runs, evaluations, report, constraints=constraints, token_sections=maps)
+    write_align_page(directory, config, runs, evaluations, report, constraints=constraints, more=sections)
     wait()
     return report
 
@@ -244,8 +263,7 @@ def check_settings(config: Align) -> None:
             "model, embedded:checkable or a server."
         )
     check_optimise(config.optimise)
-    if config.feedback is not None:
-        check_feedback(config.feedback, config.optimise)
+    check_learning(config)
     align_constraints.check(config)
 
 
@@ -259,11 +277,11 @@ class _Course:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Prompts,
-        scorers: Mapping[str, Scorer],
+        learning: Learning,
         gold: Scorer | None,
     ) -> None:
         self.config, self.directory, self.tokenizer, self.prompts = config, directory, tokenizer, prompts
-        self.scorers, self.gold = dict(scorers), gold
+        self.learning, self.scorers, self.gold = learning, dict(learning.scorers), gold
         self.points = align_constraints.proxy_points(config, [prompt.group for prompt in prompts.judged])
         self.passes = Passes(resolve_precision(config.compute.precision, model.device), config.compute.tokens_per_batch)
         layers = select_layers(config.optimise.layers, model.config.num_hidden_layers)
@@ -315,7 +333,7 @@ class _Course:
 
     def _source(self) -> RewardSource:
         """The scorers, which learn where the recipe says so."""
-        settings, feedback = self.config.optimise, self.config.feedback
+        settings = self.config.optimise
         scored = ScoredAnswers(
             self.scorers,
             align_constraints.units(self.config, self.scales),
@@ -326,10 +344,7 @@ class _Course:
         )
         if self.config.constrained is not None:
             return align_constraints.source(self.config, scored, self.scales, self.points, lambda: self._validated(self.scorers, 0))
-        if feedback is None:
-            return scored
-        followers = {name: one for name, one in self.scorers.items() if isinstance(one, PolicyFeedbackReward)}
-        return LearningFeedback(scored, followers, feedback.learning, answers=settings.answers)
+        return self.learning.source(scored)
 
     def _forget_beyond(self, step: int) -> None:
         """Drop what the interrupted run found after its last checkpoint: it is found anew, on some machines not to the last bit."""
@@ -353,7 +368,7 @@ class _Course:
         if agreed(file.is_file()):
             return [json.loads(line) for line in file.read_text().splitlines()]
         chosen = self.config.evaluate
-        judges = proxies(self.scorers)
+        judges = self.learning.judges()
         if self.gold is not None:
             judges[GOLD] = self.gold
         rows = self._rows(self.prompts.judged, judges, step, answers=chosen.answers, exact=chosen.exact, states=chosen.states)

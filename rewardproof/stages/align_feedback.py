@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rewardproof.artifacts import RunDirectory
@@ -36,36 +34,15 @@ def following(scorers: Mapping[str, Scorer], feedback: PolicyFeedback, *, policy
     return found
 
 
-def proxies(scorers: Mapping[str, Scorer]) -> dict[str, Scorer]:
-    """Who judges an evaluation, by column: scorers, and of one that follows the policy the reward model as it was given.
-
-    What follows changes with schedule and learning, so that its numbers cannot be compared over a run; they are in `followed/…`.
-    """
-    found: dict[str, Scorer] = {}
-    for name, scorer in scorers.items():
-        found[f"proxy/{name}"] = scorer.as_given if isinstance(scorer, PolicyFeedbackReward) else scorer
-        if isinstance(scorer, PolicyFeedbackReward):
-            found[f"followed/{name}"] = scorer
-    return found
-
-
-def feedback_results(log: Path, scorers: Mapping[str, Scorer], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """For `report.json`: how the rewards followed the policy; empty where none did."""
+def feedback_results(scorers: Mapping[str, Scorer], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """For `report.json`: what R2M adds to what every reward that learns tells; empty where none reads the policy."""
     followers = {name: one for name, one in scorers.items() if isinstance(one, PolicyFeedbackReward)}
     if not followers:
         return {}
-    records = [record for record in map(json.loads, log.read_text().splitlines()) if record["phase"] == "optimising"]
-    keys = sorted({key for record in records for key in record if key.startswith("feedback/")})
-    summed = {key for key in keys if key.endswith("/groups_without_a_pair")}
-    told = {key: sum(record.get(key, 0.0) for record in records) if key in summed else records[-1].get(key) for key in keys}
     return {
-        "feedback": {
-            "parameters": {name: sum(one.numel() for one in follower.attention.parameters()) for name, follower in followers.items()},
-            "at_last": {key.removeprefix("feedback/"): value for key, value in told.items() if key not in summed},
-            "groups_without_a_pair": sum(told[key] for key in summed),
-            "answers_scored_without_a_policy": sum(follower.without_policy for follower in followers.values()),
-            "hidden_states": [one.as_dict() for one in state_similarities(evaluations)],
-        }
+        "parameters": {name: sum(one.numel() for one in follower.attention.parameters()) for name, follower in followers.items()},
+        "answers_scored_without_a_policy": sum(follower.without_policy for follower in followers.values()),
+        "hidden_states": [one.as_dict() for one in state_similarities(evaluations)],
     }
 
 

@@ -25,7 +25,6 @@ from rewardproof.report import (
     write_page,
 )
 from rewardproof.scoring import Scale, Scorer, reads_tokens
-from rewardproof.stages.align_feedback import feedback_sections
 from rewardproof.stages.experts_page import shown
 from rewardproof.statistics import Interval
 
@@ -61,23 +60,16 @@ def write_align_page(
     report: Report,
     *,
     constraints: Sequence[Section] = (),
-    token_sections: Sequence[Section] = (),
+    more: Sequence[Section] = (),
 ) -> Path:
-    """Draw the figures and write the page; `constraints` come after the course, `token_sections` last."""
+    """Draw the figures and write the page; `constraints` come after the course, `more` sections last."""
     course = _course(directory, runs, report.results["signs_without_gold"])
     page = Page(
         title="What became of the policy",
         subtitle=f"{config.optimise.estimator} on {', '.join(config.reward)}" + (f", judged by {config.gold}" if config.gold else ""),
         verdict=f"{report.headline[0].upper()}{report.headline[1:]}.",
         facts=(("updates", runs.steps[-1]), ("prompts judged", len(runs.prompts)), ("answers sampled for learning", _sampled(config))),
-        sections=[
-            course,
-            *constraints,
-            _distance(directory, runs),
-            *feedback_sections(directory, evaluations),
-            examples(evaluations),
-            *token_sections,
-        ],
+        sections=[course, *constraints, _distance(directory, runs), examples(evaluations), *more],
         provenance=provenance_rows(directory.path),
     )
     return write_page(directory.path / "report.html", page)

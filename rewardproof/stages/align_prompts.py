@@ -14,6 +14,7 @@ from rewardproof.data.splitting import prompt_overlap, split_by_prompt, split_sa
 from rewardproof.errors import ConfigError, DataError
 from rewardproof.models.packed import position_table
 from rewardproof.policy.rollouts import Prompt
+from rewardproof.stages.align_learning import referenced
 
 if TYPE_CHECKING:
     from rewardproof.stages.align import Align
@@ -87,6 +88,8 @@ def read_prompts(config: Align, tokenizer: PreTrainedTokenizerBase) -> Prompts:
 def _distinct(config: Align, sources: Sequence[str], rows: dict[str, Any], name: str) -> list[Group]:
     """Groups of different prompts, the first of each."""
     found = read_groups(sources, format=config.format, on_bad=config.on_bad, purpose="answer", text=config.text)
-    groups = {group.prompt_key: group for group in reversed(found.groups)}
-    rows[f"{name}_sources"] = {"read": found.counts.read, "used": len(groups), "dropped": dict(found.counts.bad)}
+    known = referenced(found.groups, config.rule)
+    groups = {group.prompt_key: group for group in reversed(known.groups)}
+    dropped = {**found.counts.bad, **known.counts}
+    rows[f"{name}_sources"] = {"read": found.counts.read, "used": len(groups), "dropped": dropped}
     return list(reversed(groups.values()))

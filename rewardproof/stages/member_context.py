@@ -20,6 +20,7 @@ from rewardproof.training.contrast import contrast_terms
 from rewardproof.training.factor_divergence import FactorDivergence
 from rewardproof.training.fit import Fit, fit
 from rewardproof.training.language_term import ChosenLanguage
+from rewardproof.training.pointwise import Pointwise
 from rewardproof.training.preparation import Prepared
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class MemberContext:
         """The terms of the objective that the settings ask for beside the pairs' loss, made for the model that trains."""
         config = self.config
         terms = [*contrast_terms(config.contrast, config.loss, seed)(model), *policy_terms(self, model)]
+        if config.rule is not None:
+            terms.append(Pointwise())
         if config.factors is not None:
             terms.append(FactorDivergence(model, config.factors))
         if config.loss.language:

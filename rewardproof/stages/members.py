@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from rewardproof.artifacts import is_main
 from rewardproof.merging import average
-from rewardproof.models.checkpoints import load_base, load_reward_model
+from rewardproof.models.checkpoints import load_base, load_reward_model, set_reading
 from rewardproof.models.depth import keep_first_layers
 from rewardproof.models.factor_head import install_factors
 from rewardproof.models.precision import default_device
@@ -92,6 +92,7 @@ def base_model(context: MemberContext, seed: int) -> PreTrainedModel:
     """The language model that all parts of a run start from, as a reward model with an untrained head."""
     torch.manual_seed(seed)
     model = load_base(context.config.model, context.tokenizer)
+    set_reading(model, "reference" if context.config.rule else "conversation")
     if context.config.depth:
         keep_first_layers(model, context.config.depth)
     if context.config.factors is not None:

@@ -36,7 +36,7 @@ from rewardproof.stages.weighing import Weighing, merge_mixture
 Settings = TypeVar("Settings", bound=Section)
 KEPT = ("parameters", "forward_gflops", "precision", "rows", "mixture", "merge", "best_of_n")
 """What of a report goes into the row as it is."""
-BULKY = ("model", "moe", "members", "member_scores", "checkpoints")
+BULKY = ("model", "reward", "rewards", "moe", "members", "member_scores", "checkpoints")
 """What of a run is deleted once nothing needs it any more."""
 
 

@@ -18,6 +18,7 @@ from rewardproof.artifacts import Progress, Report, finished_report, is_main, re
 from rewardproof.config import Section, Strings
 from rewardproof.data import Scenarios
 from rewardproof.data.capability_labels import Labels
+from rewardproof.data.rules import Rule
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import pair_accuracy, pair_outcomes
 from rewardproof.merging.experts import Merge
@@ -35,6 +36,7 @@ from rewardproof.stages.member_context import MemberContext
 from rewardproof.stages.members import drop_checkpoints, train_member
 from rewardproof.stages.policy_head import check_policy_loss
 from rewardproof.stages.training_report import CHUNK, scored, write_training_report
+from rewardproof.stages.verifier import check_rule, verdict_accuracy, verdict_headline
 from rewardproof.training.arguments import check_trainer_keys
 from rewardproof.training.contrast import Contrast
 from rewardproof.training.double_mixture import Capabilities
@@ -95,6 +97,9 @@ class Train(Section):
     """A contrastive term beside the loss of pairs; absent where there is none."""
     ensemble: Combine | None = None
     """How members judge together; absent where they are averaged into one model."""
+    rule: Rule | None = None
+    """Labels answers right or wrong by a program: the model reads a reference with the prompt and learns these verdicts (VerifyRM); absent
+    where it learns preferences."""
     merge: Merge | None = None
     """How experts are folded back; absent where the mixture itself is delivered."""
     domain: Domain | None = None
@@ -169,6 +174,7 @@ def check_settings(config: Train) -> None:
         if (Path(spec) / EXPERTS_FILE).exists():
             raise ConfigError(f"reuse={spec} is a mixture, expected dense models: only those can be averaged. Merge it first.")
     check_capabilities(config)
+    check_rule(config)
     check_trainer_keys(config.trainer)
     check_loss(config.loss, zero_head=config.head.init == "zero")
     limited = config.read.max_groups or config.read.share != (0.0, 1.0)
@@ -203,8 +209,9 @@ def prepared_for(config: Train, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         config.split_seed,
         validate,
         config.scenarios,
-        reads=experts.reads if experts else "conversation",
+        reads=experts.reads if experts else "reference" if config.rule else "conversation",
         queries=experts is not None,
+        rule=config.rule,
     )
     prepared = prepare(sources, tokenizer)
     if config.loss.margin == "data" and not any(pair.margin for entry in prepared.train.groups for pair in entry.pairs):
@@ -253,8 +260,9 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
         save_delivered(context, delivered)
     groups = prepared.held_out_tokens or [entry.group for entry in prepared.train.groups[:CHUNK]]
     rewards = scored(delivered, groups, progress)
-    accuracy = pair_accuracy(prepared.held_out, rewards) if prepared.held_out else None
-    if prepared.held_out:
+    accuracy = pair_accuracy(prepared.held_out, rewards) if prepared.held_out_has_order else None
+    verdicts = verdict_accuracy(prepared.held_out, rewards) if config.rule and prepared.held_out else {}
+    if accuracy:
         directory.write_json("held_out.json", pair_outcomes(prepared.held_out, rewards))
     if is_main():
         save_scale(context, delivered, rewards)
@@ -264,10 +272,11 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
         "parameters": delivered.parameters,
         "members": [member.summary for member in members],
         "accuracy": accuracy.as_dict() if accuracy else None,
+        **verdicts,
     }
     shown = f"held-out accuracy {format_interval(accuracy.overall)} on {accuracy.n_pairs} pairs" if accuracy else "nothing was held out"
     baseline = f" (longer answer wins: {format_interval(accuracy.length_only)})" if accuracy else ""
-    report = directory.finish(shown + baseline, results)
+    report = directory.finish(verdict_headline(verdicts) + shown + baseline, results)
     wait()
     if is_main():
         write_training_report(directory, report, accuracy, members)

@@ -19,6 +19,7 @@ from rewardproof.stages.experts_page import experts_sections, shown, specialists
 from rewardproof.stages.factors_page import factors_sections
 from rewardproof.stages.member_context import Member
 from rewardproof.stages.policy_head import policy_section
+from rewardproof.stages.verifier import verdict_sections
 
 CHUNK = 256
 """Groups scored between two signs of progress."""
@@ -70,6 +71,7 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
                 figures=(shown(figure, "How often the preferred answer agrees with the data, by the model's own confidence."),),
             )
         )
+    sections += verdict_sections(report.results)
     records = _records(directory)
     if any("loss" in record for record in records):
         figure = save_figure(training_figure(records, accuracy="eval_pair/accuracy"), directory.path, "training")

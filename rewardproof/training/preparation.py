@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -33,9 +33,12 @@ from rewardproof.data import (
     with_label_noise,
     without_prompts_of,
 )
+from rewardproof.data.checks import Purpose
 from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, as_read, encode_groups, with_queries
+from rewardproof.data.references import labelled, with_references
+from rewardproof.data.rules import Rule, checker_of
 from rewardproof.errors import DataError
-from rewardproof.training.batches import TrainingSet, keep_paired
+from rewardproof.training.batches import TrainingGroup, TrainingSet, keep_paired
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +99,11 @@ class Prepared:
     rows: dict[str, Any] = field(default_factory=dict)
     validation: TrainingSet = field(default_factory=lambda: TrainingSet([]))
 
+    @property
+    def held_out_has_order(self) -> bool:
+        """Whether the data orders any two held-out answers; a rule may certify all answers to a prompt alike."""
+        return any(len(set(group.scores or ())) > 1 for group in self.held_out)
+
 
 @dataclass(frozen=True, slots=True)
 class Validate:
@@ -130,6 +138,7 @@ class Sources:
         scenarios: How the data is cut by the answers' sources as well; held-out prompts then keep the answers of seen sources.
         reads: How much of a conversation is encoded.
         queries: Whether encoded groups also hold what the user said alone.
+        rule: Labels the answers right or wrong, in place of what the data prefers; nothing where it is the data's preferences that count.
     """
 
     data: Strings
@@ -143,6 +152,7 @@ class Sources:
     scenarios: Scenarios | None = None
     reads: Reads = "conversation"
     queries: bool = False
+    rule: Rule | None = None
 
 
 def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
@@ -152,8 +162,8 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         DataError: A bad or over-long row under `fail`, or no ordered pair is left.
     """
     read = sources.read
-    groups, counts = _read(sources.data, read)
-    rows: dict[str, Any] = {"train_sources": _counts(counts)}
+    rows: dict[str, Any] = {}
+    groups = _read_named(sources, sources.data, "train_sources", rows)
     low, high = read.share
     if (low, high) != (0.0, 1.0):
         inside = tuple(group for group in groups if low <= split_position(group, "share") < high)
@@ -164,8 +174,7 @@ def prepare(sources: Sources, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         rows["scenarios"] = cut.counts
         training, held_out = list(cut.train), cut.prompt_disjoint
     elif sources.eval_data:
-        held_out, counts = _read(sources.eval_data, read)
-        rows["eval_sources"] = _counts(counts)
+        held_out = _read_named(sources, sources.eval_data, "eval_sources", rows)
         training = list(groups)
     else:
         kept, held = split_by_prompt(groups, fraction=sources.split, salt=split_salt(sources.split_seed))
@@ -256,8 +265,27 @@ def _refuse_without_order(names: Sequence[str], groups: Sequence[Group], found: 
         )
 
 
-def _read(names: Sequence[str], read: Read) -> tuple[tuple[Group, ...], ReadCounts]:
-    found = read_groups(names, format=read.format, on_bad=read.on_bad, purpose="train", text=read.text)
+def _read_named(sources: Sources, names: Sequence[str], name: str, rows: dict[str, Any]) -> tuple[Group, ...]:
+    """Groups of the named sources, labelled where there is a rule; what became of their rows is written into `rows`."""
+    groups, counts = _read(names, sources.read, purpose="train" if sources.rule is None else "score")
+    rows[name] = _counts(counts)
+    if sources.rule is None:
+        return groups
+    checker = checker_of(sources.rule)
+    found = with_references(groups, sources.rule, checker)
+    told = labelled(found.groups, checker)
+    rows[name] |= {"rule": dict(found.counts + told.counts)}
+    if not told.groups:
+        raise DataError(
+            f"{', '.join(names)}: the rule {sources.rule.name} certifies none of the answers to {len(groups)} prompts, expected some right "
+            f"and some wrong ones ({dict(found.counts + told.counts)}); a verifier learns nothing without. Name another rule, or data with "
+            "references."
+        )
+    return tuple(told.groups)
+
+
+def _read(names: Sequence[str], read: Read, *, purpose: Purpose = "train") -> tuple[tuple[Group, ...], ReadCounts]:
+    found = read_groups(names, format=read.format, on_bad=read.on_bad, purpose=purpose, text=read.text)
     if found.counts.dropped:
         log.warning("%s: %s", ", ".join(names), found.counts.sentence())
     return tuple(merge_single_answers(found.groups)), found.counts
@@ -302,6 +330,8 @@ class _Tokens:
         return with_queries(groups, encoded, self.tokenizer) if self.sources.queries else encoded
 
     def ordered(self, groups: Sequence[Group], encoded: Sequence[EncodedGroup], *, noisy: bool) -> TrainingSet:
+        if self.sources.rule is not None:
+            return TrainingSet([self._labelled(groups[entry.index], entry) for entry in encoded])
         read = self.sources.read
         kept = []
         for entry in encoded:
@@ -318,6 +348,11 @@ class _Tokens:
                 pairs = self.treated.pairs(pairs, strengths_of(group, pairs))
             kept.append(keep_paired(entry, pairs, key=split_key(group)))
         return TrainingSet(kept)
+
+    def _labelled(self, group: Group, entry: EncodedGroup) -> TrainingGroup:
+        """All answers with their labels; their pairs, where there are any, are counted and not learned from."""
+        pairs = ordered_pairs(group, limit=self.sources.read.pairs_per_group)
+        return TrainingGroup(replace(entry, labels=group.scores or ()), pairs, split_key(group))
 
 
 def _noisy_pairs(group: Group, read: Read) -> tuple[Pair, ...]:

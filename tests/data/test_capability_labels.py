@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from rewardproof.config import parse
-from rewardproof.data.capability_judges import KEY, ChatJudge, both_ways
+from rewardproof.data.capability_judges import ChatJudge, both_ways
 from rewardproof.data.capability_labels import Labels, category_of, column_scores, judged_pairs, point_pairs, program_scores
+from rewardproof.data.endpoint import KEY
 from rewardproof.data.group import Group, Message
 from rewardproof.data.pairs import Pair
 from rewardproof.data.world import load_world

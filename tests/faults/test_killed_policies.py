@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rewardproof.models.checkpoints import set_reading
+from rewardproof.models.reward_model import RewardModel
 from tests.faults import undisturbed
 from tests.faults.undisturbed import Undisturbed, appears
 
@@ -57,6 +59,38 @@ def following(base_dir: Path, reward_dir: Path, toy_file: Path, tmp_path_factory
         "feedback.attention.width=16", "feedback.learning.learning_rate=1e-2", "compute.precision=fp32", "compute.save_every=1", *SMALL,
     )  # fmt: skip
     return made(tmp_path_factory.mktemp("r2m"), finished, ("align", "r2m"), settings)
+
+
+@pytest.fixture(scope="module")
+def learning(
+    base_dir: Path, reward_dir: Path, toy_file: Path, tiny, tmp_path_factory: pytest.TempPathFactory, write_jsonl, finished
+) -> dict[str, Undisturbed]:
+    """Runs whose reward model's own layers learn."""
+    folder = tmp_path_factory.mktemp("learning")
+    model = tiny.classifier("llama", seed=3)
+    set_reading(model, "reference")
+    verifier = RewardModel(model, tiny.word_tokenizer()).save(folder / "verifier")
+    asked = write_jsonl(folder / "prompts.jsonl", [{"prompt": f"w{n} w{n + 1}", "reference": "w1"} for n in range(40)])
+    shared = (
+        f"policy={base_dir}",
+        f"gold={reward_dir}",
+        "split=0.3",
+        "optimise.steps=6",
+        "compute.precision=fp32",
+        "compute.save_every=1",
+        *SMALL,
+    )
+    settings = {
+        "cooper": (
+            f"reward={verifier}", f"prompts={asked}", "rule.name=tests.faults.rules:verdict", "cooper.learning_rate=1e-3",
+            "cooper.assistant.by=tests.faults.rules:broken", "cooper.anchor=0.1",
+        ),
+        "metarm": (
+            f"reward={reward_dir}", f"prompts={toy_file}", f"metarm.data={toy_file}", "metarm.rounds=3", "metarm.steps=2",
+            "metarm.prompts=2", "metarm.groups=4", "metarm.learning_rate=1e-3",
+        ),
+    }  # fmt: skip
+    return {recipe: made(folder / recipe, finished, ("align", recipe), (*shared, *own)) for recipe, own in settings.items()}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +141,20 @@ def test_a_reward_that_learns_killed_at_a_moment(name: str, following: Undisturb
     run = next(run for run in runs if killed(MOMENTS[name](run), "align", "r2m", run, *following.command))
     finished("align", "r2m", run, *following.command, "--resume")
     assert_same_policy(run, following.path)
+
+
+@pytest.mark.parametrize("name", ["half of it", "an old checkpoint is being deleted", "the policy is being saved"])
+@pytest.mark.parametrize("recipe", ["cooper", "metarm"])
+def test_a_reward_whose_layers_learn_killed_at_a_moment(
+    recipe: str, name: str, learning: dict[str, Undisturbed], killed: Killed, finished, tmp_path: Path
+) -> None:
+    whole = learning[recipe]
+    runs = (tmp_path / str(attempt) for attempt in range(5))
+    run = next(run for run in runs if killed(MOMENTS[name](run), "align", recipe, run, *whole.command))
+    finished("align", recipe, run, *whole.command, "--resume")
+    assert_same_policy(run, whole.path)
+    ours, theirs = (load_file(path / "reward" / "model.safetensors") for path in (run, whole.path))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("recipe", ["red_ppo", "red_rloo"])

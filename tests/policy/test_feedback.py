@@ -15,7 +15,8 @@ from rewardproof.errors import ConfigError, TrainingError
 from rewardproof.losses import bradley_terry, group_entropy
 from rewardproof.models.cross_attention import AttentionShape
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.policy.feedback import FeedbackLearning, LearningFeedback, PolicyFeedback, check_feedback
+from rewardproof.policy.feedback import FeedbackLearner, FeedbackLearning, PolicyFeedback, check_feedback
+from rewardproof.policy.learning import LearningRewards
 from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.policy.policy import Policy
 from rewardproof.policy.rewards import Moment, ScoredAnswers
@@ -41,19 +42,26 @@ def loop_of(tiny: ModuleType, learning: dict[str, Any], optimise: dict[str, Any]
     shape = AttentionShape(width=16, init=made["init"])
     follower = PolicyFeedbackReward(reward, policy.config.hidden_size, shape, floor=made["floor"], feedback=made["feedback"])
     scored = ScoredAnswers({"rm": follower}, {"rm": Scale(0.0, 0.5)})
-    source = LearningFeedback(scored, {"rm": follower}, FeedbackLearning(**FAST | learning), answers=settings.answers)
+    learner = FeedbackLearner("rm", follower, FeedbackLearning(**FAST | learning), answers=settings.answers, unit=0.5)
+    source = LearningRewards(scored, {"rm": learner})
     prompts = [Prompt.of(Group(prompt=(Message("user", text),), answers=()), tokenizer) for text in PROMPTS]
     passes = Passes("fp32", made["tokens_per_batch"])
     return OnPolicyLoop(policy, policy.frozen_copy(), policy.sampler("fp32"), tokenizer, prompts, source, settings, passes, seed=0)
 
 
-def source_of(loop: OnPolicyLoop) -> LearningFeedback:
-    assert isinstance(loop.source, LearningFeedback)
+def source_of(loop: OnPolicyLoop) -> LearningRewards:
+    assert isinstance(loop.source, LearningRewards)
     return loop.source
 
 
+def learner_of(loop: OnPolicyLoop) -> FeedbackLearner:
+    learner = source_of(loop).learners["rm"]
+    assert isinstance(learner, FeedbackLearner)
+    return learner
+
+
 def follower_of(loop: OnPolicyLoop) -> PolicyFeedbackReward:
-    return source_of(loop).followers["rm"]
+    return learner_of(loop).follower
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -64,11 +72,11 @@ def moved(before: dict[str, torch.Tensor], module: torch.nn.Module) -> set[str]:
     return {name for name, parameter in module.named_parameters() if not torch.equal(parameter, before[name])}
 
 
-class Watched(LearningFeedback):
+class Watched(LearningRewards):
     """Keeps what it was given, and what moved while it learnt."""
 
-    def __init__(self, inner: LearningFeedback, policy: Policy) -> None:
-        super().__init__(inner.scored, inner.followers, inner.settings, answers=inner.answers)
+    def __init__(self, inner: LearningRewards, policy: Policy) -> None:
+        super().__init__(inner.scored, inner.learners)
         self.policy = policy
         self.seen: list[tuple[Rollouts, Moment, list[torch.Tensor]]] = []
         self.moved_policy: set[str] = set()
@@ -81,7 +89,7 @@ class Watched(LearningFeedback):
 
     def learn(self, rollouts: Rollouts, rewards_SBT: torch.Tensor, moment: Moment) -> Any:
         self.seen.append((rollouts, moment, list(moment.policy_states())))
-        one = self.followers["rm"]
+        one = self.learners["rm"].follower  # pyright: ignore[reportAttributeAccessIssue]
         before = weights(self.policy), weights(one.model.model), weights(one.parts)
         told = super().learn(rollouts, rewards_SBT, moment)
         self.moved_policy |= moved(before[0], self.policy)
@@ -118,7 +126,8 @@ def test_a_step_is_the_written_out_loss_of_every_group(tiny: ModuleType) -> None
     one, source = follower_of(loop), source_of(loop)
     watched = loop.source = Watched(source, loop.policy)
     found: list[torch.Tensor] = []
-    (optimizer,) = watched.optimizers.values()
+    assert learner_of(loop).steps is not None
+    optimizer = learner_of(loop).steps.optimizer
     optimizer.step = lambda: found.extend(part.grad.clone() for part in one.parts.parameters() if part.grad is not None)  # pyright: ignore
     loop.update()
     assert one.latest is not None
@@ -217,20 +226,20 @@ def test_entropy_alone_falls_as_it_is_descended(tiny: ModuleType) -> None:
 
 @pytest.mark.parametrize("pair", ["annotation", "recomputed"])
 def test_scores_that_choose_the_pair_can_be_chosen(pair: str, tiny: ModuleType) -> None:
-    source = source_of(loop_of(tiny, {"pair": pair, "alpha": 0.0}))
+    learner = learner_of(loop_of(tiny, {"pair": pair, "alpha": 0.0}))
     annotated = torch.tensor([[0.0, 1.0, 2.0]])
     recomputed = torch.tensor([[3.0, 1.0, 0.5]], requires_grad=True)
-    losses, told = source._losses(recomputed, annotated, unit=1.0)
+    losses, told = learner._losses(recomputed, annotated, unit=1.0)
     gap = {"annotation": 0.5 - 3.0, "recomputed": 3.0 - 0.5}[pair]
     assert losses.item() == pytest.approx(-torch.nn.functional.logsigmoid(torch.tensor(gap)).item())
     assert told["pairs"] == 1
 
 
 def test_order_of_a_groups_answers_does_not_matter(tiny: ModuleType) -> None:
-    source = source_of(loop_of(tiny, {}))
+    learner = learner_of(loop_of(tiny, {}))
     rewards = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     order = torch.tensor([3, 1, 4, 0, 2])
-    one, other = (source._losses(table, table, unit=1.0)[0] for table in (rewards, rewards[:, order]))
+    one, other = (learner._losses(table, table, unit=1.0)[0] for table in (rewards, rewards[:, order]))
     torch.testing.assert_close(one, other)
 
 
@@ -279,12 +288,13 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(tiny:
 
 def test_several_rewards_learn_apart(tiny: ModuleType) -> None:
     loop = loop_of(tiny, {})
-    one = source_of(loop)
+    one = learner_of(loop)
     reward = RewardModel(tiny.classifier("qwen3", seed=1), tiny.word_tokenizer())
     other = PolicyFeedbackReward(reward, loop.policy.config.hidden_size, AttentionShape(width=8), floor=0.6)
     followers = {"rm": follower_of(loop), "other": other}
     scored = ScoredAnswers(followers, {name: Scale(0.0, 1.0) for name in followers}, weights=[1.0, 0.5])
-    loop.source = LearningFeedback(scored, followers, one.settings, answers=4)
+    learners = {name: FeedbackLearner(name, follower, one.settings, answers=4, unit=1.0) for name, follower in followers.items()}
+    loop.source = LearningRewards(scored, learners)
     told = [loop.update() for _ in range(2)][-1]
     assert loop.source.names == ("rm", "other")
     assert told["feedback/rm/loss"] != told["feedback/other/loss"]
