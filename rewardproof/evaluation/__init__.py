@@ -12,11 +12,13 @@ from rewardproof.evaluation.accuracy import (
 from rewardproof.evaluation.factors import Factor, FactorReading, read_factors
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.hidden_states import StateSimilarity, state_similarities
-from rewardproof.evaluation.law import LawRange
-from rewardproof.evaluation.policy_runs import Evaluation, PolicyHacking, PolicyRuns, read_evaluation
+from rewardproof.evaluation.law import LawRange, MeasuredLaw
+from rewardproof.evaluation.policy_runs import IMPLICIT, Evaluation, PolicyHacking, PolicyRuns, read_evaluation
 from rewardproof.evaluation.ranking import RankAgreement, rank_agreement
+from rewardproof.evaluation.win_rate import win_rate
 
 __all__ = [
+    "IMPLICIT",
     "AccuracyReport",
     "BestOfNRuns",
     "Evaluation",
@@ -24,6 +26,7 @@ __all__ = [
     "FactorReading",
     "Hacking",
     "LawRange",
+    "MeasuredLaw",
     "PairOutcomes",
     "PolicyHacking",
     "PolicyRuns",
@@ -38,4 +41,5 @@ __all__ = [
     "read_evaluation",
     "read_factors",
     "state_similarities",
+    "win_rate",
 ]

@@ -1,7 +1,7 @@
-"""Losses of a language model on preference pairs, of the log-probabilities that it gives whole answers: DPO, IPO, hinge, SimPO,
-and a length penalty inside any of them.
+"""Losses of a language model on preference pairs, of the log-probabilities that it gives whole answers: DPO, IPO, hinge, SimPO.
 
-An answer's log-probability is the sum over its tokens, but for SimPO, which takes the mean.
+An answer's log-probability is the sum over its tokens, but for SimPO, which takes the mean. What length explains can be
+taken out of a pair's gap.
 """
 
 # Shapes: B pairs in the batch.

@@ -1,4 +1,4 @@
-"""`rewardproof align RECIPE OUT`: optimise a policy against rewards, and watch what becomes of what is wanted.
+"""`rewardproof align RECIPE OUT`: optimise a policy, against rewards or by preferences, and watch what becomes of what is wanted.
 
 The policy is judged, again and again, on prompts that it is not trained on: proxy, gold, divergence and length of the same answers, kept in
 `evaluations/`, a file a step, so that curves can be drawn again without a model.
@@ -31,10 +31,11 @@ from rewardproof.config import Section, Strings
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import Evaluation, PolicyRuns, read_evaluation
 from rewardproof.models.checkpoints import load_causal
-from rewardproof.models.precision import Precision, default_device, resolve_precision, weights_dtype
+from rewardproof.models.precision import default_device, resolve_precision, weights_dtype
 from rewardproof.models.saving import save_model
 from rewardproof.models.upcycling import select_layers
 from rewardproof.policy.checkpoints import load_loop, save_loop
+from rewardproof.policy.direct_alignment import DirectAlignment
 from rewardproof.policy.evaluation import evaluate_policy
 from rewardproof.policy.feedback import LearningFeedback, PolicyFeedback, check_feedback
 from rewardproof.policy.monitor import HackingMonitor, watched
@@ -42,13 +43,17 @@ from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.policy.policy import Policy
 from rewardproof.policy.redistribution import COUNTS, PREFIX, Redistributor, refuse_others
 from rewardproof.policy.rewards import RewardSource, ScoredAnswers
-from rewardproof.policy.settings import OnPolicy
+from rewardproof.policy.settings import OnPolicy, Optimisation
 from rewardproof.policy.settings import check as check_optimise
+from rewardproof.policy.stepping import Loop
 from rewardproof.policy.streams import Passes
 from rewardproof.report import format_gain
 from rewardproof.scoring import GIVEN, PolicyFeedbackReward, Scale, Scorer, load_scorer, stream_names
+from rewardproof.stages.align_direct import check_exclusive, off_policy_loop, read_preferences, with_implicit_reward
 from rewardproof.stages.align_feedback import feedback_results, following, proxies
 from rewardproof.stages.align_prompts import Prompts, read_prompts, refuse_too_long
+from rewardproof.stages.align_settings import Evaluations, PolicyCompute
+from rewardproof.training.batches import TrainingGroup
 from rewardproof.training.checkpoints import latest_whole
 from rewardproof.training.freezing import add_adapters, freeze_all_but
 from rewardproof.training.processes import agreed, run_directory, start, wait
@@ -57,48 +62,21 @@ EVALUATIONS = "evaluations"
 GOLD = "gold"
 
 
-class Evaluations(Section):
-    """How often, and on how much, the policy is judged."""
-
-    every: Annotated[int, Field(ge=1)] = 10
-    """Updates between two evaluations; the first is before any, the last after all."""
-    prompts: Annotated[int, Field(ge=2)] = 32
-    """Prompts, chosen by a hash of their text."""
-    answers: Annotated[int, Field(ge=1)] = 4
-    """Answers to each."""
-    exact: bool = True
-    """Measure the divergence over the whole vocabulary at every token of an answer: the same mean as the log-ratio of the answer, with far
-    less noise, for one more pass of the heads."""
-    states: bool = False
-    """Keep the mean of the policy's final hidden states over each answer, and compare hacked answers with normal ones by them."""
-
-
-class PolicyCompute(Section):
-    """How the work is laid on the machine."""
-
-    precision: Precision = "auto"
-    """Of the policy's passes and of the reward models."""
-    tokens_per_batch: Annotated[int, Field(ge=1)] = 4096
-    """Token budget of one pass of the policy."""
-    save_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the saved weights."""
-    save_every: Annotated[int, Field(ge=1)] = 20
-    """Updates between two checkpoints."""
-
-
 class Align(Section):
     """One policy run."""
 
     policy: str
     """The language model to optimise: a directory, a hub id, or `embedded:smollm2-135m`."""
-    reward: Strings
-    """Who rewards: reward models, ensembles, `embedded:checkable` or servers; several are streams of their own."""
+    reward: Strings = ()
+    """Who rewards: reward models, ensembles, `embedded:checkable` or servers; several are streams of their own. With `direct` they only
+    judge, and where there is none the policy's implicit reward does."""
     weights: tuple[float, ...] = ()
     """Of the streams; 1 each where left out."""
     gold: str = ""
     """Who judges the policy without its learning from it; none where empty."""
     prompts: Strings = ("embedded:checkable/train",)
-    """Training prompts: files, folders, hub ids or `embedded:…`, in any format; answers in them are left aside."""
+    """Training prompts: files, folders, hub ids or `embedded:…`, in any format; answers in them are left aside, but for `direct`, which
+    learns from their order."""
     eval_prompts: Strings = ()
     """Prompts to judge the policy on; where none are given, a fraction `split` of the training prompts."""
     split: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -116,13 +94,21 @@ class Align(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the prompts' order and of sampling."""
     optimise: OnPolicy = OnPolicy()
-    """How."""
+    """How, on policy."""
+    direct: DirectAlignment | None = None
+    """How the policy learns from the answers that came with the training prompts (DPO, IPO, SLiC, RPO), in place of `optimise`; absent
+    where it learns from rewards."""
     feedback: PolicyFeedback | None = None
     """How the reward models read the policy's hidden states and learn with it (R2M); absent where they stay as they are."""
     evaluate: Evaluations = Evaluations()
     """How the policy is judged on the way."""
     compute: PolicyCompute = PolicyCompute()
     """Precision, budgets, checkpoints."""
+
+    @property
+    def way(self) -> Optimisation:
+        """How the policy is optimised, one way or the other."""
+        return self.direct or self.optimise
 
 
 def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Report:
@@ -158,6 +144,7 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
     model.to(default_device())  # pyright: ignore[reportArgumentType]
     refuse_too_long(config, model)
     prompts = read_prompts(config, tokenizer)
+    preferences = read_preferences(config, config.direct, tokenizer, prompts.rows) if config.direct else []
     words = zip(stream_names(config.reward), config.reward, strict=True)
     scorers = {name: load_scorer(spec, precision=config.compute.precision) for name, spec in words}
     if config.feedback is not None:
@@ -166,7 +153,7 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
     gold = load_scorer(config.gold, precision=config.compute.precision) if config.gold else None
     directory = run_directory(out, config, overwrite=overwrite, resume=resume, started=started)
     directory.log({"phase": "data", **prompts.rows})
-    course = _Course(config, directory, model, tokenizer, prompts, scorers, gold)
+    course = _Course(config, directory, model, tokenizer, prompts, preferences, scorers, gold)
     course.follow(resume=resume, progress=progress)
     if not is_main():
         wait()
@@ -185,6 +172,7 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
             **_redistributed(updates),
             "retries": sum(getattr(scorer, "retries", 0) for scorer in (*scorers.values(), gold)),
             "evaluations": runs.table(),
+            "laws": {name: law.as_dict() for name, law in runs.laws(seed=config.seed).items()},
             **feedback_results(directory.path / LOG, scorers, evaluations),
         },
     )
@@ -214,7 +202,7 @@ def _verdict(runs: PolicyRuns) -> str:
     told = f"after {runs.steps[-1]} updates, {runs.kl_SEP[:, -1].mean():.2f} nats away: "
     if gold is not None:
         told += f"gold {format_gain(gold)}, "
-    return told + f"proxy {format_gain(proxy, digits=2)} standard deviations, against the start"
+    return told + f"{runs.proxy_name} {format_gain(proxy, digits=2)} {runs.proxy_unit}, against the start"
 
 
 def run_evaluations(folder: Path) -> list[Evaluation]:
@@ -228,7 +216,9 @@ def check_settings(config: Align) -> None:
     Raises:
         ConfigError: Names the keys.
     """
-    if not config.reward:
+    if config.direct is not None:
+        check_exclusive(config, config.direct)
+    elif not config.reward:
         raise ConfigError("Got no reward, expected a reward model or another scorer at least; write reward=runs/umm/model.")
     if config.weights and len(config.weights) != len(config.reward):
         raise ConfigError(
@@ -254,56 +244,64 @@ class _Course:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Prompts,
+        preferences: Sequence[TrainingGroup],
         scorers: Mapping[str, Scorer],
         gold: Scorer | None,
     ) -> None:
         self.config, self.directory, self.tokenizer, self.prompts = config, directory, tokenizer, prompts
-        self.scorers, self.gold = dict(scorers), gold
+        self.preferences, self.scorers, self.gold = preferences, dict(scorers), gold
         self.passes = Passes(resolve_precision(config.compute.precision, model.device), config.compute.tokens_per_batch)
-        layers = select_layers(config.optimise.layers, model.config.num_hidden_layers)
+        layers = select_layers(config.way.layers, model.config.num_hidden_layers)
         if not len(layers):
             raise ConfigError(
-                "optimise.layers=top:0: expected layers that train, since nothing else of a policy does; write top:1 or more."
+                f"{config.way.section}.layers=top:0: expected layers that train, since nothing else of a policy does; write top:1 or more."
             )
         torch.manual_seed(config.seed)
-        self.adapters = add_adapters(model, layers, config.optimise.lora) if config.optimise.lora else None
+        self.adapters = add_adapters(model, layers, config.way.lora) if config.way.lora else None
         if self.adapters is None:
             freeze_all_but(model, layers)
         self.model = model
-        heads = config.optimise.value_heads(len(self.scorers))
-        self.policy = Policy(model, n_values=heads, first_layer=layers.start, temperature=config.optimise.temperature)
+        heads = 0 if config.direct else config.optimise.value_heads(len(self.scorers))
+        self.policy = Policy(model, n_values=heads, first_layer=layers.start, temperature=config.way.temperature)
         self.reference = self.policy.frozen_copy()
         self.sampler = self.policy.sampler(self.passes.precision)
         self.scales: dict[str, Scale] = {}
 
     def follow(self, *, resume: bool, progress: Progress) -> None:
         """Judge, optimise, judge again."""
-        settings, folder = self.config.optimise, self.directory.path / "checkpoints"
+        folder = self.directory.path / "checkpoints"
         self._measure_scales()
-        loop = OnPolicyLoop(
+        loop = self._loop(folder, progress)
+        checkpoint = agreed(latest_whole(folder) if resume and is_main() else None)
+        if checkpoint is not None:
+            load_loop(loop, checkpoint)
+            self._forget_beyond(loop.done)
+        while loop.done < loop.steps:
+            progress("optimising", loop.done, loop.steps)
+            self.directory.log({"phase": "optimising", **loop.update()})
+            if loop.done % self.config.evaluate.every == 0 or loop.done == loop.steps:
+                self._judge(loop.done)
+            if is_main() and loop.done % self.config.compute.save_every == 0:
+                save_loop(loop, folder)
+            wait()
+        progress("optimising", loop.steps, loop.steps)
+
+    def _loop(self, folder: Path, progress: Progress) -> Loop:
+        """The updates to come: on policy, or off policy from preferences."""
+        config = self.config
+        if config.direct is not None:
+            return off_policy_loop(config, config.direct, self.policy, self.preferences, self.passes, folder, progress)
+        return OnPolicyLoop(
             self.policy,
             self.reference,
             self.sampler,
             self.tokenizer,
             self.prompts.training,
             self._source(),
-            settings,
+            config.optimise,
             self.passes,
-            seed=self.config.seed,
+            seed=config.seed,
         )
-        checkpoint = agreed(latest_whole(folder) if resume and is_main() else None)
-        if checkpoint is not None:
-            load_loop(loop, checkpoint)
-            self._forget_beyond(loop.done)
-        while loop.done < settings.steps:
-            progress("optimising", loop.done, settings.steps)
-            self.directory.log({"phase": "optimising", **loop.update()})
-            if loop.done % self.config.evaluate.every == 0 or loop.done == settings.steps:
-                self._judge(loop.done)
-            if is_main() and loop.done % self.config.compute.save_every == 0:
-                save_loop(loop, folder)
-            wait()
-        progress("optimising", settings.steps, settings.steps)
 
     def _source(self) -> RewardSource:
         """The scorers, which learn where the recipe says so."""
@@ -342,7 +340,7 @@ class _Course:
         file = self.directory.path / EVALUATIONS / f"{step:06d}.jsonl"
         if agreed(file.is_file()):
             return [json.loads(line) for line in file.read_text().splitlines()]
-        chosen, settings = self.config.evaluate, self.config.optimise
+        chosen, direct = self.config.evaluate, self.config.direct
         judges = proxies(self.scorers)
         if self.gold is not None:
             judges[GOLD] = self.gold
@@ -354,13 +352,15 @@ class _Course:
             self.prompts.judged,
             judges,
             answers=chosen.answers,
-            sampling=settings.sampling(self.config.seed + 2**31),
+            sampling=self.config.way.sampling(self.config.seed + 2**31),
             passes=self.passes,
             exact=chosen.exact,
             states=chosen.states,
             step=step,
-            steps=settings.steps,
+            steps=direct.updates(len(self.preferences)) if direct else self.config.optimise.steps,
         )
+        if direct is not None and not self.scorers:
+            rows = with_implicit_reward(rows, direct)
         if is_main():
             self.directory.write_text(f"{EVALUATIONS}/{file.name}", "".join(json.dumps(row) + "\n" for row in rows))
         return rows

@@ -12,7 +12,7 @@ from rewardproof.config import Strings, recipe_names
 from rewardproof.errors import ConfigError
 from rewardproof.models.precision import Precision
 from rewardproof.scoring import method_names
-from rewardproof.stages.align import Evaluations
+from rewardproof.stages.align_settings import Evaluations
 from rewardproof.stages.stress_best_of_n import best_of_n_stress
 from rewardproof.stages.stress_policies import plan, policy_stress
 from rewardproof.stages.stress_pools import PoolSettings, read_pools, sample_pools

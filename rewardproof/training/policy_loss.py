@@ -26,7 +26,7 @@ from rewardproof.losses import dpo, ipo, policy_hinge
 from rewardproof.models.cost import products_per_token
 from rewardproof.models.language_head import HeadKind, LanguageHead
 from rewardproof.models.packed import Auxiliary, PackedRewards
-from rewardproof.training.answer_pairs import Answers, AnswerPairs, doubted, gap_of, wins
+from rewardproof.training.answer_pairs import AnswerPairs, Answers, doubted, gap_of, wins
 from rewardproof.training.auxiliary import AuxiliaryTerm
 from rewardproof.training.batches import Collator, Stream
 from rewardproof.training.fit import Fit
