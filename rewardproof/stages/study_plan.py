@@ -46,7 +46,7 @@ class Study(Section):
     common: dict[str, Any] = {}
     """Keys of `train` for every cell."""
     align: dict[str, Any] = {}
-    """Keys of `align` for every cell that optimises policies."""
+    """Keys of `align` for every cell that optimises policies; `optimise` is for recipes on policy, `direct` for those off policy."""
     paths: dict[str, str] = {}
     """What `$NAME` stands for on this machine; results say `$NAME`."""
     only: Strings = ()
@@ -309,13 +309,17 @@ def _aligned(study: Study, cell: Cell, parent: Cell, keys: Mapping[str, Any]) ->
     """Policies against what another method left; a policy's own seed is counted from the cell's."""
     if parent.align is not None:
         raise ConfigError(f"of={parent.method} leaves policies, expected a method that leaves a reward model; name another.")
-    settings = deep_merge(study.align, keys)
-    if "recipe" not in settings:
+    named = {**study.align, **keys}
+    if "recipe" not in named:
         raise ConfigError(f"Missing align.recipe, expected one of {', '.join(recipe_names('align'))}; add it.")
     for key in ("seed", "reward"):
-        if key in settings:
-            raise ConfigError(f"Got align.{key}={settings[key]!r}, expected none: the study sets it. Drop it.")
-    settings = deep_merge(load_recipe(str(settings.pop("recipe")), verb="align"), settings)
+        if key in named:
+            raise ConfigError(f"Got align.{key}={named[key]!r}, expected none: the study sets it. Drop it.")
+    recipe = load_recipe(str(named["recipe"]), verb="align")
+    other = ("optimise", "feedback") if "direct" in recipe else ("direct",)
+    shared = {key: value for key, value in study.align.items() if key not in other}
+    settings = deep_merge(deep_merge(recipe, shared), keys)
+    settings.pop("recipe")
     model = f"$OUT/runs/{cell.setting}/{parent.method}/{cell.seed}/model"
     align = parse(Align, {**settings, "reward": [model], "seed": SEED_STRIDE * cell.seed})
     check_align(align)
