@@ -77,7 +77,8 @@ class Stepper:
                 f"Got a launcher that asks for {self.accelerator.distributed_type.value}, expected DDP or one process: every "
                 "process samples with the whole policy. Use examples/launch/ddp.yaml."
             )
-        self.settings, self.precision = settings, precision
+        self.settings = settings
+        self.precision: Precision = precision
         self.wrapped, self.optimizer = self.accelerator.prepare(policy, optimizer)
         self.schedule = get_scheduler(
             settings.schedule, optimizer, num_warmup_steps=warmup * per_update, num_training_steps=steps * per_update

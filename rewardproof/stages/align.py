@@ -290,7 +290,9 @@ class _Course:
         """The updates to come: on policy, or off policy from preferences."""
         config = self.config
         if config.direct is not None:
-            return off_policy_loop(config, config.direct, self.policy, self.preferences, self.passes, folder, progress)
+            return off_policy_loop(
+                config, config.direct, self.policy, self.preferences, passes=self.passes, folder=folder, progress=progress
+            )
         return OnPolicyLoop(
             self.policy,
             self.reference,

@@ -75,6 +75,7 @@ def off_policy_loop(
     direct: DirectAlignment,
     policy: Policy,
     preferences: Sequence[TrainingGroup],
+    *,
     passes: Passes,
     folder: Path,
     progress: Progress,
