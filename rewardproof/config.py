@@ -149,8 +149,8 @@ def load_recipe(recipe: str, *, verb: Literal["train", "align"] = "train") -> di
 
 
 def verb_of(settings: Mapping[str, Any]) -> str:
-    """The verb that a recipe is for, by its sections: `optimise` is `align`'s, `read` and `trainer` are `train`'s; else empty."""
-    return "align" if "optimise" in settings else "train" if settings.keys() & {"read", "trainer"} else ""
+    """The verb that a recipe is for: `optimise` and `direct` are sections of `align`, `read` and `trainer` of `train`; else empty."""
+    return "align" if settings.keys() & {"optimise", "direct"} else "train" if settings.keys() & {"read", "trainer"} else ""
 
 
 def load_study(file: str) -> dict[str, Any]:

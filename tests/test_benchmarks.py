@@ -118,6 +118,19 @@ def test_training_benchmark_imports_where_trl_is_installed() -> None:
     assert settings["optim"] == "adamw_torch"
 
 
+def test_both_sides_of_direct_alignment_train_on_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trl")
+    contestants = importlib.import_module("benchmarks.direct_alignment")
+    monkeypatch.setattr(contestants, "SMALL", SHAPE)
+    contest = contestants.Contest(contestants.small_model, 2, dtype="fp32")
+    for row, entry in zip(contest.rows, contest.groups, strict=True):
+        for answer, conversation in zip(("chosen", "rejected"), entry.group.conversations, strict=True):
+            text = contest.tokenizer.apply_chat_template(row["prompt"] + row[answer], tokenize=False)
+            assert contest.tokenizer(text)["input_ids"] == list(conversation)
+    contest.work(contestants.OURS, "")()
+    assert 0 < contest.losses[contestants.OURS] < 0.6931
+
+
 def test_shares_of_a_step_add_up() -> None:
     found = policy.shares({"generation": 3.0, "update": 1.5, "all": 5.0})
     assert found == {"generation": 0.6, "update": 0.3, "outside": pytest.approx(0.1)}

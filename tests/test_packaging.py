@@ -84,6 +84,7 @@ def test_every_policy_recipe_parses(recipe: str) -> None:
 
     settings = parse(Align, apply_overrides(load_recipe(recipe, verb="align"), ["policy=some/model", "reward=runs/umm/model"]))
     assert settings.optimise.estimator == recipe or recipe not in ("ppo", "rloo", "grpo")
+    assert settings.direct is None or settings.direct.name == recipe
 
 
 @pytest.mark.parametrize("recipe", recipe_names("train"))

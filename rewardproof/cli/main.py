@@ -139,7 +139,7 @@ def stress(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False,
 @app.command()
 @guarded
 def align(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Any:
-    """RECIPE OUT: optimise a policy against rewards (ppo, rloo, grpo), or under constraints (xi_ppo, mu_ppo); OUT/model is the policy."""
+    """RECIPE OUT: optimise a policy against rewards (ppo, rloo, grpo, xi_ppo) or by preferences (dpo, ipo, slic, rpo); OUT/model is it."""
     (recipe, out), overrides = _arguments(tokens, "RECIPE", "OUT")
     settings = apply_overrides(load_recipe(recipe, verb="align"), overrides)
     from rewardproof.stages.align import Align, run

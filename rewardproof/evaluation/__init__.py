@@ -12,13 +12,23 @@ from rewardproof.evaluation.accuracy import (
 from rewardproof.evaluation.factors import Factor, FactorReading, read_factors
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.hidden_states import StateSimilarity, state_similarities
-from rewardproof.evaluation.law import LawRange
-from rewardproof.evaluation.policy_runs import EVALUATIONS, Evaluation, PolicyHacking, PolicyRuns, read_evaluation, run_evaluations
+from rewardproof.evaluation.law import LawRange, MeasuredLaw
+from rewardproof.evaluation.policy_runs import (
+    EVALUATIONS,
+    IMPLICIT,
+    Evaluation,
+    PolicyHacking,
+    PolicyRuns,
+    read_evaluation,
+    run_evaluations,
+)
 from rewardproof.evaluation.proxy_points import FoundProxyPoints, ProxyPoints, SeenRun, find_proxy_points
 from rewardproof.evaluation.ranking import RankAgreement, rank_agreement
+from rewardproof.evaluation.win_rate import win_rate
 
 __all__ = [
     "EVALUATIONS",
+    "IMPLICIT",
     "AccuracyReport",
     "BestOfNRuns",
     "Evaluation",
@@ -27,6 +37,7 @@ __all__ = [
     "FoundProxyPoints",
     "Hacking",
     "LawRange",
+    "MeasuredLaw",
     "PairOutcomes",
     "PolicyHacking",
     "PolicyRuns",
@@ -45,4 +56,5 @@ __all__ = [
     "read_factors",
     "run_evaluations",
     "state_similarities",
+    "win_rate",
 ]

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,9 +33,28 @@ class LawRange:
     bends: float
 
 
+class MeasuredLaw(NamedTuple):
+    """A fitted law and its ranges; nothing twice where there were too few points."""
+
+    law: GoldLaw | None
+    range: LawRange | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        found = {} if self.law is None else {**asdict(self.law), "peak": self.law.peak}
+        return found | ({} if self.range is None else {"range": asdict(self.range)})
+
+
 def law_with_range(
-    distance_SL: FloatArray, gold_SPL: FloatArray, prompts: Sequence[str], law: Law, *, seed: int, models: Sequence[int] = ()
-) -> tuple[GoldLaw | None, LawRange | None]:
+    distance_SL: FloatArray,
+    gold_SPL: FloatArray,
+    prompts: Sequence[str],
+    law: Law,
+    *,
+    seed: int,
+    models: Sequence[int] = (),
+    above_start: bool = True,
+) -> MeasuredLaw:
     """The law of gold above its start, and its ranges where prompts (and models, if there are several) are drawn again.
 
     Args:
@@ -44,13 +64,14 @@ def law_with_range(
         law: Which law; it is fitted to all seeds' points at once.
         seed: Of the resampling.
         models: Which seeds belong to one model and are drawn together; by default each is one of its own.
+        above_start: Take off what gold is at the start, which the law says is 0; else it is fitted to gold as it is.
 
     Returns:
         Nothing twice where fewer than three points can be used.
     """
-    above_SPL = gold_SPL - gold_SPL[:, :, :1]
+    above_SPL = gold_SPL - gold_SPL[:, :, :1] if above_start else gold_SPL
     if (distance_SL > (NEAR_ZERO if law == "rl" else 0.0)).sum(axis=1).min() < 3:
-        return None, None
+        return MeasuredLaw(None, None)
     found = fit_law(distance_SL.ravel(), above_SPL.mean(axis=1).ravel(), law)
     draw = np.random.default_rng(seed)
     names, place_P = np.unique(list(prompts), return_inverse=True)
@@ -64,7 +85,7 @@ def law_with_range(
         fitted.append(fit_law(distance_SL[runs].ravel(), above_SPL[runs][:, rows].mean(axis=1).ravel(), law))
     alpha, beta = (_range([getattr(one, name) for one in fitted]) for name in ("alpha", "beta"))
     peaks = [one.peak[0] if one.peak else math.inf for one in fitted]
-    return found, LawRange(alpha, beta, float(np.mean([peak < distance_SL.max() for peak in peaks])))
+    return MeasuredLaw(found, LawRange(alpha, beta, float(np.mean([peak < distance_SL.max() for peak in peaks]))))
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -15,12 +15,15 @@ import numpy as np
 
 from rewardproof.errors import EvaluationError
 from rewardproof.evaluation.in_text import KEY, as_text, of_text
-from rewardproof.evaluation.law import LawRange, law_with_range
+from rewardproof.evaluation.law import LawRange, MeasuredLaw, law_with_range
+from rewardproof.evaluation.win_rate import win_rate
 from rewardproof.statistics import GoldLaw, Interval, crossed_interval, local_linear
 from rewardproof.statistics.checks import FloatArray
 
 POINTS = 17
 """Distances at which a curve is drawn."""
+IMPLICIT = "proxy/implicit"
+"""Column of the reward that a policy itself stands for; 0 for every answer at the start, so that it keeps its own unit."""
 BANDWIDTH = 0.15
 """Of its smoothing, as a share of the curve's length."""
 EVALUATIONS = "evaluations"
@@ -79,7 +82,7 @@ class PolicyHacking:
         end_gold: Gold at the last evaluation, wherever that is.
         peak_kl: KL at the curve's highest gold; `None` without gold.
         fall: Gold there less gold at the curve's end. The peak is chosen on the same prompts, which overstates it a little.
-        gap: Standard deviations that the proxy promises at the curve's end, less those that gold delivers.
+        gap: Standard deviations that the proxy promises at the curve's end, less those that gold delivers; `None` of an implicit reward.
         onset_kl: `peak_kl` where gold falls from it beyond chance, else `None`.
         end_kl: KL at the last evaluation, mean over runs.
         tokens: Mean answer length at the first and the last evaluation.
@@ -157,17 +160,39 @@ class PolicyRuns:
         proxies = [
             np.array([[one.table(run[0].proxies[place]) for one in run] for run in runs]) for place in range(len(runs[0][0].proxies))
         ]
-        standard = [_standardised(scores_SEPK) for scores_SEPK in proxies]
-        weights = tuple(weights) or (1.0,) * len(proxies)
-        self.proxy_SEP = _standardised(np.einsum("w,wsepk->sepk", np.array(weights), np.stack(standard))).mean(axis=-1)
+        self.implicit = runs[0][0].proxies == (IMPLICIT,)
+        if self.implicit:
+            self.proxy_SEP = proxies[0].mean(axis=-1)
+        else:
+            standard = [_standardised(scores_SEPK) for scores_SEPK in proxies]
+            weights = tuple(weights) or (1.0,) * len(proxies)
+            self.proxy_SEP = _standardised(np.einsum("w,wsepk->sepk", np.array(weights), np.stack(standard))).mean(axis=-1)
         self.models = _models(models, len(runs))
         golds = self._tables(runs, gold) if gold else None
         self.gold_SEP = None if golds is None else golds.mean(axis=-1)
+        self.wins_SEP = None if golds is None else win_rate(golds, golds[:, :1])
         self.gold_unit = 1.0 if golds is None else float(golds[:, 0].std()) or 1.0
+
+    @property
+    def proxy_name(self) -> str:
+        """What the proxy is."""
+        return "implicit reward" if self.implicit else "proxy"
+
+    @property
+    def proxy_unit(self) -> str:
+        """What it is counted in."""
+        return "β nats" if self.implicit else "standard deviations"
 
     def stored(self) -> dict[str, Any]:
         """Plain values from which `joined` makes the same runs, to five digits: rows of numbers as text, one an evaluation."""
-        tables = {"kl": self.kl_SEP, "proxy": self.proxy_SEP, "gold": self.gold_SEP, "tokens": self.tokens_SE, "finished": self.finished_SE}
+        tables = {
+            "kl": self.kl_SEP,
+            "proxy": self.proxy_SEP,
+            "gold": self.gold_SEP,
+            "wins": self.wins_SEP,
+            "tokens": self.tokens_SE,
+            "finished": self.finished_SE,
+        }
         return {
             "steps": list(self.steps),
             "prompts": " ".join(key[:KEY] for key in self.prompts),
@@ -196,6 +221,9 @@ class PolicyRuns:
         made.kl_SEP, made.proxy_SEP, made.tokens_SE, made.finished_SE = kl, proxy, tokens[..., 0], finished[..., 0]
         judged = all(part["gold"] is not None for part in parts)
         made.gold_SEP = np.array([of_text(run) for part in parts for run in part["gold"]]) if judged else None
+        compared = all(part.get("wins") is not None for part in parts)
+        made.wins_SEP = np.array([of_text(run) for part in parts for run in part["wins"]]) if compared else None
+        made.implicit = False
         made.gold_unit = float(np.sqrt(np.mean([part["gold_unit"] ** 2 for part in parts])))
         made.models = _models(models, len(kl))
         return made
@@ -239,6 +267,23 @@ class PolicyRuns:
             return None
         return self._interval(self.gold_SEP[:, -1] - other.gold_SEP[:, -1])
 
+    def laws(self, *, seed: int = 0) -> dict[str, MeasuredLaw]:
+        """The law of RL fitted to gold and to the win rate over the initial policy's answers, above their start and as they are.
+
+        The law says 0 at the start, where the win rate is a half: what is fitted as it is has a wrong intercept, and is told beside the
+        other because it is what is published. Left out where too few points can be used.
+        """
+        measured = {"gold": self.gold_SEP, "win rate": self.wins_SEP}
+        found = {
+            f"{name}, {'above its start' if above else 'as it is'}": law_with_range(
+                self.distance_SE, table.transpose(0, 2, 1), self.prompts, "rl", seed=seed, models=self.models, above_start=above
+            )
+            for name, table in measured.items()
+            if table is not None
+            for above in (True, False)
+        }
+        return {name: one for name, one in found.items() if one.law is not None}
+
     def summary(self, *, farthest: float | None = None, seed: int = 0) -> PolicyHacking:
         """Curves, losses and the law, with intervals.
 
@@ -268,7 +313,7 @@ class PolicyRuns:
             return {"gold": (), "gain": (), **dict.fromkeys(names)}
         peak = int(gold_SPG.mean(axis=(0, 1)).argmax())
         fall = self._interval(gold_SPG[:, :, peak] - gold_SPG[:, :, -1])
-        peak_kl = float(grid_G[peak] ** 2)
+        peak_kl, end_gain_SP = float(grid_G[peak] ** 2), gold_SPG[:, :, -1] - self.gold_SEP[:, 0]
         law, ranges = law_with_range(self.distance_SE, self.gold_SEP.transpose(0, 2, 1), self.prompts, "rl", seed=seed, models=self.models)
         return {
             "gold": tuple(self._interval(gold_SPG[:, :, place]) for place in range(POINTS)),
@@ -277,7 +322,7 @@ class PolicyRuns:
             "end_gold": self._interval(self.gold_SEP[:, -1]),
             "peak_kl": peak_kl,
             "fall": fall,
-            "gap": self._interval(proxy_SPG[:, :, -1] - (gold_SPG[:, :, -1] - self.gold_SEP[:, 0]) / self.gold_unit),
+            "gap": None if self.implicit else self._interval(proxy_SPG[:, :, -1] - end_gain_SP / self.gold_unit),
             "onset_kl": peak_kl if fall.low > 0 else None,
             "law": law,
             "law_range": ranges,

@@ -7,7 +7,7 @@ from rewardproof.losses.advantages import gae, group_relative, leave_one_out, wh
 from rewardproof.losses.bradley_terry import bradley_terry
 from rewardproof.losses.centering import centering, reward_l2
 from rewardproof.losses.contrastive import simcse, sinkhorn, swav
-from rewardproof.losses.direct_alignment import dpo, ipo, log_ratio_gap, policy_hinge
+from rewardproof.losses.direct_alignment import dpo, ipo, log_ratio_gap, policy_hinge, without_length
 from rewardproof.losses.divergence import KL, exact_kl, sampled_kl
 from rewardproof.losses.group_entropy import group_entropy
 from rewardproof.losses.lagrangian import SIGNS, Mixture, Sense, mixture, multiplier_loss, multiplier_weights
@@ -70,6 +70,7 @@ __all__ = [
     "weibull_sample",
     "weibull_scale",
     "whitened",
+    "without_length",
     "zero_sum",
     "zero_sum_part",
     "zero_sum_slope",

@@ -1,6 +1,7 @@
 """Losses of a language model on preference pairs, of the log-probabilities that it gives whole answers: DPO, IPO, hinge, SimPO.
 
-An answer's log-probability is the sum over its tokens, but for SimPO, which takes the mean.
+An answer's log-probability is the sum over its tokens, but for SimPO, which takes the mean. What length explains can be
+taken out of a pair's gap.
 """
 
 # Shapes: B pairs in the batch.
@@ -37,6 +38,37 @@ def log_ratio_gap(chosen_B: Tensor, rejected_B: Tensor, reference_chosen_B: Tens
     # Each answer's own log-ratio first: both terms are small, where log-probabilities of long answers are in the hundreds.
     better_B = full_precision(chosen_B) - full_precision(reference_chosen_B.detach())
     return better_B - (full_precision(rejected_B) - full_precision(reference_rejected_B.detach()))
+
+
+def without_length(gap_B: Tensor, longer_B: Tensor, *, alpha: float, beta: float) -> Tensor:
+    r"""The gap left to learn where the reward that is learnt loses :math:`\alpha` a token: :math:`\beta \Delta` plus the length's part.
+
+    .. math:: \Delta + \frac{\alpha}{\beta} (|y_w| - |y_l|)
+
+    The policy of that reward is :math:`\pi \propto \pi_\text{ref} \exp((r - \alpha |y|) / \beta)`, so the data's reward is
+    :math:`\beta \log \pi / \pi_\text{ref} + \alpha |y|`: a preference that length alone explains needs no gap.
+
+    Args:
+        gap_B: The gap of each pair, shape `(B,)`.
+        longer_B: Tokens of the preferred answer less those of the other.
+        alpha: Price of a token; below 0 length is sought.
+        beta: What makes an implicit reward of a log-ratio.
+
+    Raises:
+        ConfigError: `beta` is not positive.
+        DataError: If the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> without_length(torch.tensor([0.0]), torch.tensor([20]), alpha=0.01, beta=0.1)
+        tensor([2.])
+
+    Reference:
+        Park et al., arXiv:2403.19159.
+    """
+    require_same_shape(gap_B, longer_B, "gaps and differences of length")
+    gap_B = full_precision(gap_B)
+    return gap_B + alpha / _positive(beta, "beta") * longer_B.to(gap_B)
 
 
 def dpo(gap_B: Tensor, *, beta: float = 0.1, reduction: Reduction = "mean") -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,20 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, get_scheduler
+from transformers import PreTrainedTokenizerBase
 
-from rewardproof.errors import ConfigError, TrainingError
-from rewardproof.losses import clipped_surrogate, clipped_value_loss, over_processes, sampled_kl, token_weights
-from rewardproof.models.precision import computing_in
+from rewardproof.errors import ConfigError
+from rewardproof.losses import clipped_surrogate, clipped_value_loss, sampled_kl, token_weights
 from rewardproof.policy.estimators import Advantages, by_comparison, by_values
 from rewardproof.policy.kl_penalty import Coefficient
 from rewardproof.policy.policy import Policy, PolicyOutput
 from rewardproof.policy.rewards import Moment, RewardSource
 from rewardproof.policy.rollouts import Prompt, Rollouts, as_table, roll_out
 from rewardproof.policy.settings import OnPolicy, check
+from rewardproof.policy.stepping import Stepper
 from rewardproof.policy.streams import Passes, Stream, by_streams
 from rewardproof.policy.turns import in_turn
 from rewardproof.training.processes import gathered
@@ -68,11 +65,6 @@ class OnPolicyLoop:
         Raises:
             ConfigError: Fewer prompts than one step takes, or a step that the processes cannot share.
         """
-        # What a run before this one in the same process chose, or broke off in, is not ours; transformers' Trainer resets it likewise.
-        AcceleratorState._reset_state(reset_partial_state=False)
-        GradientState._reset_state()
-        self.accelerator = Accelerator(cpu=policy.model.device.type == "cpu", mixed_precision="no")
-        self._check(settings, len(prompts))
         self.policy, self.reference, self.sampler, self.tokenizer, self.prompts = policy, reference, sampler, tokenizer, prompts
         self.source, self.settings, self.passes, self.seed = source, settings, passes, seed
         self.coefficient = Coefficient(settings.kl)
@@ -82,24 +74,24 @@ class OnPolicyLoop:
             {"params": [] if policy.values is None else list(policy.values.parameters()), "lr": settings.value_learning_rate},
         ]
         optimizer = torch.optim.AdamW([part for part in parts if part["params"]], betas=settings.betas, weight_decay=settings.weight_decay)
-        self.wrapped, self.optimizer = self.accelerator.prepare(policy, optimizer)
-        self.schedule = get_scheduler(
-            settings.schedule,
+        self.stepper = Stepper(
+            policy,
             optimizer,
-            num_warmup_steps=settings.warmup_steps * self._per_step,
-            num_training_steps=settings.steps * self._per_step,
+            settings,
+            precision=passes.precision,
+            per_update=self._per_step,
+            steps=settings.steps,
+            warmup=settings.warmup_steps,
         )
+        self.accelerator, self.optimizer, self.schedule = self.stepper.accelerator, self.stepper.optimizer, self.stepper.schedule
+        self._check(settings, len(prompts))
+        self.steps = settings.steps
         self.done = 0
         self.kept: list[Tensor] = []
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def _check(self, settings: OnPolicy, n_prompts: int) -> None:
         world = self.accelerator.num_processes
-        if self.accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-            raise ConfigError(
-                f"Got a launcher that asks for {self.accelerator.distributed_type.value}, expected DDP or one process: every "
-                "process samples with the whole policy. Use examples/launch/ddp.yaml."
-            )
         if settings.prompts_per_step % (settings.minibatches * world):
             raise ConfigError(
                 f"prompts_per_step={settings.prompts_per_step} with {settings.minibatches} minibatches on {world} processes: expected a "
@@ -140,17 +132,17 @@ class OnPolicyLoop:
             told = self._optimise(rollouts, streams, advantages, (sampled_BT, reference_BT, *values))
         with self._timed("learning"):
             learnt = self.source.learn(rollouts, rewards_SBT, self._moment(flat))
-        kl = self._mean(log_ratio_BT.sum(dim=1))
+        kl = self.stepper.mean(log_ratio_BT.sum(dim=1))
         metrics = {
             "step": self.done + 1,
-            **{f"reward/{name}": self._mean(reward.sum(dim=1)) for name, reward in zip(self.source.names, rewards_SBT, strict=True)},
-            "reward": self._mean(torch.einsum("s,sbt->b", torch.tensor(self.source.weights())[: len(rewards_SBT)], rewards_SBT)),
+            **{f"reward/{name}": self.stepper.mean(reward.sum(dim=1)) for name, reward in zip(self.source.names, rewards_SBT, strict=True)},
+            "reward": self.stepper.mean(torch.einsum("s,sbt->b", torch.tensor(self.source.weights())[: len(rewards_SBT)], rewards_SBT)),
             "kl": kl,
-            "kl_k3": self._mean((sampled_kl(sampled_BT, reference_BT, "k3") * rollouts.mask_BT).sum(dim=1)),
-            "sampler_gap": self._mean((rollouts.sampler_B - sampled_BT.sum(dim=1)) / rollouts.lengths_B),
+            "kl_k3": self.stepper.mean((sampled_kl(sampled_BT, reference_BT, "k3") * rollouts.mask_BT).sum(dim=1)),
+            "sampler_gap": self.stepper.mean((rollouts.sampler_B - sampled_BT.sum(dim=1)) / rollouts.lengths_B),
             "kl_coefficient": self.coefficient.value,
-            "answer_tokens": self._mean(rollouts.lengths_B.float()),
-            "finished": self._mean(rollouts.finished_B.float()),
+            "answer_tokens": self.stepper.mean(rollouts.lengths_B.float()),
+            "finished": self.stepper.mean(rollouts.finished_B.float()),
             **told,
             **learnt,
         }
@@ -230,7 +222,7 @@ class OnPolicyLoop:
                 trace=settings.trace,
                 whiten=settings.whiten,
                 whiten_streams=settings.whiten_streams,
-                total=self._total,
+                total=self.stepper.total,
             )
         scaled = settings.scaled if settings.estimator == "grpo" else None
         return by_comparison(
@@ -257,16 +249,9 @@ class OnPolicyLoop:
             self.kept = []
             for groups, part in zip(self._minibatches(), streams, strict=True):
                 rows = slice(groups.start * self.settings.answers, groups.stop * self.settings.answers)
-                n_tokens = float(self._total(rollouts.mask_BT[rows].sum().float()))
+                n_tokens = float(self.stepper.total(rollouts.mask_BT[rows].sum().float()))
                 self._minibatch(rollouts, part, advantages, tables, n_tokens, totals)
-                norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.max_grad_norm or math.inf)
-                length = float(norm or 0.0)
-                if not math.isfinite(length):
-                    raise self._not_finite(f"the gradient of step {self.done + 1} has length {length}")
-                self.optimizer.step()
-                self.schedule.step()
-                self.optimizer.zero_grad()
-                norms += length
+                norms += self.stepper.step(self.done + 1)
         parts = gathered(dict(totals))
         return {name: sum(part[name] for part in parts) / self._per_step for name in totals} | {"gradient_norm": norms / self._per_step}
 
@@ -279,21 +264,17 @@ class OnPolicyLoop:
         n_tokens: float,
         totals: defaultdict[str, float],
     ) -> None:
-        """Forward and backward over one minibatch's streams; a process that runs out repeats its last one for nothing."""
-        world = self.accelerator.num_processes
-        passes = max(gathered(len(streams)))
-        for number in range(passes):
-            last, repeated = number == passes - 1, number >= len(streams)
-            stream = streams[min(number, len(streams) - 1)]
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                with computing_in(self.passes.precision, self.accelerator.device):
-                    out = self.wrapped(stream.batch, stream.trunk_TD)
-                loss, told = self._loss(rollouts, stream, out, advantages, tables, n_tokens)
-                self.accelerator.backward(loss * (0.0 if repeated else world))
-            if not repeated:
+        """Forward and backward over one minibatch's streams."""
+
+        def loss_of(stream: Stream, out: PolicyOutput, counts: bool) -> Tensor:
+            loss, told = self._loss(rollouts, stream, out, advantages, tables, n_tokens)
+            if counts:
                 self._keep(out.states_TD)
                 for name, value in told.items():
                     totals[name] += value
+            return loss
+
+        self.stepper.accumulate(streams, loss_of, idle=False)
 
     def _loss(
         self, rollouts: Rollouts, stream: Stream, out: PolicyOutput, advantages: Advantages, tables: Sequence[Tensor], n_tokens: float
@@ -322,25 +303,17 @@ class OnPolicyLoop:
             told["value_loss"] = told.get("value_loss", 0.0) + float(value_loss.detach())
             loss = loss + coefficient * value_loss
         told["loss"] = float(loss.detach())
-        if not math.isfinite(told["loss"]):
-            raise self._not_finite(f"the loss of step {self.done + 1} is {told['loss']}")
+        self.stepper.require_finite(told["loss"], f"the loss of step {self.done + 1} is {told['loss']}")
         return loss, told
 
-    def _not_finite(self, what: str) -> TrainingError:
-        return TrainingError(
-            f"Optimising the policy broke down: {what}, expected finite numbers. Usual causes: a learning rate that is too high (now "
-            f"{self.settings.learning_rate:g}), or bf16 where the model needs fp32. The same settings end here again: lower "
-            "optimise.learning_rate, or set compute.precision=fp32, and start in a new directory; the last checkpoint stays in this one."
-        )
+    def state(self) -> dict[str, Any]:
+        """The penalty's weight, and what the source has learnt."""
+        return {"kl_coefficient": self.coefficient.value, "source": dict(self.source.state())}
 
-    def _mean(self, values_B: Tensor) -> float:
-        """Mean over the answers of all processes."""
-        total, count = self._total(torch.tensor([float(values_B.sum()), float(len(values_B))])).tolist()
-        return total / count
-
-    def _total(self, statistic: Tensor) -> Tensor:
-        """A statistic's sum over the processes, which talk in tensors of their own device."""
-        return over_processes(statistic.to(self.accelerator.device)).to(statistic.device)
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up a checkpoint's state."""
+        self.coefficient.value = state["kl_coefficient"]
+        self.source.load_state(state["source"])
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

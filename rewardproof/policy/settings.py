@@ -1,4 +1,4 @@
-"""How a policy is optimised: the `optimise:` section of a recipe."""
+"""How a policy is optimised: what every way has, and the `optimise:` section of a recipe, on policy."""
 
 from __future__ import annotations
 
@@ -20,26 +20,13 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class OnPolicy(Section):
-    """One on-policy run."""
+class Optimisation(Section):
+    """What every way to optimise a policy has: its updates, what trains, and how answers are sampled."""
 
-    estimator: Estimator = "rloo"
-    """`ppo`: advantages against a learned value of every token; `rloo`: an answer against the mean of the others to its prompt; `grpo`: the
-    same over the prompt's standard deviation."""
     steps: Annotated[int, Field(ge=0)] = 100
-    """Updates: answers are sampled anew for each."""
-    prompts_per_step: Count = 16
-    """Prompts of an update, over all processes."""
-    answers: Count = 4
-    """Answers sampled to each prompt."""
-    epochs: Count = 1
-    """Times that an update goes over its answers."""
-    minibatches: Count = 1
-    """Optimiser steps in each of them."""
+    """Updates of the run."""
     learning_rate: NotNegative = 1e-5
     """Of the policy."""
-    value_learning_rate: NotNegative = 1e-3
-    """Of the value heads."""
     schedule: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
     """How the rates go over the run."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -50,6 +37,43 @@ class OnPolicy(Section):
     """Of AdamW."""
     max_grad_norm: NotNegative = 1.0
     """Longest gradient; 0 for any."""
+    layers: str = "all"
+    """Layers of the policy that train: `all`, or `top:K`."""
+    lora: dict[str, Any] = {}
+    """Settings for peft's `LoraConfig`; empty trains the weights themselves."""
+    max_new_tokens: Count = 64
+    """Tokens after which an answer is cut."""
+    temperature: Positive = 1.0
+    """At which answers are sampled, and at which log-probabilities are meant."""
+    rows: Count = 384
+    """Answers sampled at once; bounds memory."""
+
+    @property
+    def section(self) -> str:
+        """What recipes call it."""
+        return "optimise"
+
+    def sampling(self, seed: int) -> Sampling:
+        """How answers are drawn."""
+        return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=seed, max_rows=self.rows)
+
+
+class OnPolicy(Optimisation):
+    """One on-policy run: answers are sampled anew for each update."""
+
+    estimator: Estimator = "rloo"
+    """`ppo`: advantages against a learned value of every token; `rloo`: an answer against the mean of the others to its prompt; `grpo`: the
+    same over the prompt's standard deviation."""
+    prompts_per_step: Count = 16
+    """Prompts of an update, over all processes."""
+    answers: Count = 4
+    """Answers sampled to each prompt."""
+    epochs: Count = 1
+    """Times that an update goes over its answers."""
+    minibatches: Count = 1
+    """Optimiser steps in each of them."""
+    value_learning_rate: NotNegative = 1e-3
+    """Of the value heads."""
     clip: Positive = 0.2
     """Width of the clipped ratio."""
     whole_answers: bool = False
@@ -78,31 +102,17 @@ class OnPolicy(Section):
     """PPO: weight of the values' loss."""
     penalty_value_coefficient: NotNegative = 0.1
     """PPO: the same for the values of the divergence, where it is a stream of rewards."""
-    max_new_tokens: Count = 64
-    """Tokens after which an answer is cut."""
-    temperature: Positive = 1.0
-    """At which answers are sampled, and at which log-probabilities are meant."""
-    rows: Count = 384
-    """Answers sampled at once; bounds memory."""
     cut_penalty: NotNegative = 0.0
     """Taken from the (first) reward of an answer that was cut, in its standard deviations."""
     reward_limit: NotNegative = 0.0
     """Largest absolute reward, in its standard deviations; 0 for any."""
     redistribute: Redistribution = Redistribution()
     """Whether rewards are spread over an answer's tokens."""
-    layers: str = "all"
-    """Layers of the policy that train: `all`, or `top:K`."""
-    lora: dict[str, Any] = {}
-    """Settings for peft's `LoraConfig`; empty trains the weights themselves."""
 
     @property
     def penalised(self) -> bool:
         """Whether the divergence is a stream of rewards."""
         return self.kl.place == "reward" and self.kl.coefficient > 0
-
-    def sampling(self, seed: int) -> Sampling:
-        """How answers are drawn."""
-        return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=seed, max_rows=self.rows)
 
     def value_heads(self, streams: int) -> int:
         """Value heads that a policy needs for so many streams of rewards."""
@@ -143,7 +153,17 @@ def check(settings: OnPolicy) -> None:
     refuse_unsafe(settings.redistribute, estimator=settings.estimator, discount=settings.discount)
     if settings.kl.target and not settings.kl.coefficient:
         raise ConfigError("kl.target with kl.coefficient=0, expected a weight above 0 to steer; write kl.coefficient=0.05.")
+    refuse_dropout(settings)
+
+
+def refuse_dropout(settings: Optimisation) -> None:
+    """Refuse adapters that drop out.
+
+    Raises:
+        ConfigError: Names the key.
+    """
     if settings.lora.get("lora_dropout"):
         raise ConfigError(
-            f"lora.lora_dropout={settings.lora['lora_dropout']}, expected none: with dropout a policy is not the one that sampled. Drop it."
+            f"lora.lora_dropout={settings.lora['lora_dropout']}, expected none: with dropout a policy is not the one that "
+            "is sampled from and compared with its reference. Drop it."
         )

@@ -49,11 +49,16 @@ def hacking_figure(methods: Mapping[str, Hacking]) -> Figure:
     return figure
 
 
-def policy_figure(methods: Mapping[str, PolicyHacking]) -> Figure:
+SPREAD = "standard deviations"
+"""What proxies are counted in, where nothing else is said."""
+
+
+def policy_figure(methods: Mapping[str, PolicyHacking], *, unit: str = SPREAD) -> Figure:
     """Gold and proxy against the root of the KL of trained policies, bands over runs and prompts.
 
     Args:
-        methods: Name of the method to how it fared.
+        methods: Name of the method to how it fared; all optimised in one way, since distances of different ways do not compare.
+        unit: What the proxy is counted in.
 
     Returns:
         Two panels, or the proxy's alone where nobody judged.
@@ -74,24 +79,25 @@ def policy_figure(methods: Mapping[str, PolicyHacking]) -> Figure:
             gold.axhline(0.0, color=MUTED, linestyle=":", linewidth=1.2)
             gold.set_ylabel("above the start")
         proxy.set_title("Proxy: what is optimised")
-        proxy.set_ylabel("standard deviations above the start")
+        proxy.set_ylabel(f"{unit} above the start")
         _distance_axes(figure)
         legend_above(figure, proxy)
     return figure
 
 
-def course_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
+def course_figure(records: Sequence[Mapping[str, Any]], *, unit: str = SPREAD) -> Figure:
     """A policy run over its updates: gold, proxy, KL and the length of answers.
 
     Args:
         records: As `PolicyRuns.table` gives them.
+        unit: What the proxy is counted in.
 
     Returns:
         Four panels, or three where nobody judged.
     """
     panels = [
         ("gold", "Gold", "mean score"),
-        ("proxy", "Proxy", "standard deviations above the start"),
+        ("proxy", "Proxy", f"{unit} above the start"),
         ("kl", "Distance", "KL, nats"),
         ("tokens", "Length", "tokens an answer"),
     ]

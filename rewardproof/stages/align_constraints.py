@@ -44,10 +44,11 @@ def check(config: Align) -> None:
             )
         return
     check_constraints(settings, config.optimise)
-    if config.feedback is not None:
+    learns = [key for key in ("feedback", "cooper", "metarm") if getattr(config, key) is not None]
+    if learns:
         raise ConfigError(
-            "Got feedback with constrained, expected one of them: a reward that learns with the policy has no value that a threshold could "
-            "be meant for. Drop one."
+            f"Got {learns[0]} with constrained, expected one of them: a reward that learns with the policy has no value that a threshold "
+            "could be meant for. Drop one."
         )
     names = stream_names(config.reward)
     if len(set(method_names(config.reward))) < len(names):

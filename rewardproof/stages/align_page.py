@@ -25,7 +25,9 @@ from rewardproof.report import (
     write_page,
 )
 from rewardproof.scoring import Scale, Scorer, reads_tokens
+from rewardproof.stages.align_direct import direct_section
 from rewardproof.stages.experts_page import shown
+from rewardproof.stages.law_tables import law_sections
 from rewardproof.statistics import Interval
 
 if TYPE_CHECKING:
@@ -63,13 +65,25 @@ def write_align_page(
     more: Sequence[Section] = (),
 ) -> Path:
     """Draw the figures and write the page; `constraints` come after the course, `more` sections last."""
-    course = _course(directory, runs, report.results["signs_without_gold"])
+    course = _course(directory, config, runs, report.results["signs_without_gold"])
+    learnt = [direct_section(directory, evaluations)] if config.direct else []
+    judges = f"judged by {config.gold}" if config.gold else "judged by nobody"
     page = Page(
         title="What became of the policy",
-        subtitle=f"{config.optimise.estimator} on {', '.join(config.reward)}" + (f", judged by {config.gold}" if config.gold else ""),
+        subtitle=f"{config.direct.name} on preferences, {judges}"
+        if config.direct
+        else f"{config.optimise.estimator} on {', '.join(config.reward)}, {judges}",
         verdict=f"{report.headline[0].upper()}{report.headline[1:]}.",
-        facts=(("updates", runs.steps[-1]), ("prompts judged", len(runs.prompts)), ("answers sampled for learning", _sampled(config))),
-        sections=[course, *constraints, _distance(directory, runs), examples(evaluations), *more],
+        facts=(("updates", runs.steps[-1]), ("prompts judged", len(runs.prompts)), _learnt_from(config, runs)),
+        sections=[
+            course,
+            *learnt,
+            *constraints,
+            _distance(directory, runs),
+            *law_sections(runs.laws(seed=config.seed)),
+            examples(evaluations),
+            *more,
+        ],
         provenance=provenance_rows(directory.path),
     )
     return write_page(directory.path / "report.html", page)
@@ -82,21 +96,24 @@ def _warned(signs: Mapping[str, int]) -> str:
     return f"Without gold these would have warned, beyond what the run began with: {told}."
 
 
-def _sampled(config: Align) -> int:
-    return config.optimise.steps * config.optimise.prompts_per_step * config.optimise.answers
+def _learnt_from(config: Align, runs: PolicyRuns) -> tuple[str, int]:
+    if config.direct is not None:
+        return "prompts' preferences met", runs.steps[-1] * config.direct.groups_per_step
+    return "answers sampled for learning", config.optimise.steps * config.optimise.prompts_per_step * config.optimise.answers
 
 
-def _course(directory: RunDirectory, runs: PolicyRuns, signs: Mapping[str, int]) -> Section:
+def _course(directory: RunDirectory, config: Align, runs: PolicyRuns, signs: Mapping[str, int]) -> Section:
     records = runs.table()
     rows = tuple(
         (record["step"], *(_cell(record[name]) for name in ("kl", "proxy", "gold")), f"{record['tokens']:.1f}", f"{record['finished']:.0%}")
         for record in records
     )
-    columns = ("update", "KL, nats", "proxy, SD above the start", "gold", "tokens", "ended by itself")
-    figure = save_figure(course_figure(records), directory.path, "course")
+    columns = ("update", "KL, nats", f"{runs.proxy_name}, {runs.proxy_unit} above the start", "gold", "tokens", "ended by itself")
+    figure = save_figure(course_figure(records, unit=runs.proxy_unit), directory.path, "course")
     text = "Means over prompts that the policy is not trained on, 95 % intervals over them. KL is that of the same answers."
     drawn = shown(figure, "Gold, proxy, distance and length over the updates.")
-    return Section("The course", (text, _warned(signs)), Table(columns, rows), figures=(drawn,))
+    warned = "An update samples no answers, so nothing was watched on the way that could have warned." if config.direct else _warned(signs)
+    return Section("The course", (text, warned), Table(columns, rows), figures=(drawn,))
 
 
 def _cell(record: dict[str, Any] | None) -> str:
@@ -105,7 +122,7 @@ def _cell(record: dict[str, Any] | None) -> str:
 
 def _distance(directory: RunDirectory, runs: PolicyRuns) -> Section:
     found = runs.summary()
-    figure = save_figure(policy_figure({"this run": found}), directory.path, "distance")
+    figure = save_figure(policy_figure({"this run": found}, unit=runs.proxy_unit), directory.path, "distance")
     told = ["A reward model that is gamed shows a proxy that climbs while gold stalls or falls."]
     if found.fall is not None and found.peak_kl is not None:
         ends = found.peak_kl >= found.distance[-1] ** 2

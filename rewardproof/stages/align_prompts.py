@@ -36,13 +36,13 @@ def refuse_too_long(config: Align, model: PreTrainedModel) -> None:
     Raises:
         ConfigError: Names the limit.
     """
-    longest = config.max_prompt_tokens + config.optimise.max_new_tokens
+    longest = config.max_prompt_tokens + config.way.max_new_tokens
     window = getattr(model.config, "sliding_window", None) if getattr(model.config, "use_sliding_window", True) else None
     for limit, what in ((position_table(model), "positions"), (window, "tokens in its sliding window, which the sampler does not slide")):
         if limit is not None and longest > limit:
             raise ConfigError(
-                f"max_prompt_tokens={config.max_prompt_tokens} and optimise.max_new_tokens={config.optimise.max_new_tokens}: expected at "
-                f"most {limit} together, since {config.policy} has {limit} {what}. Lower one of them."
+                f"max_prompt_tokens={config.max_prompt_tokens} and {config.way.section}.max_new_tokens={config.way.max_new_tokens}: "
+                f"expected at most {limit} together, since {config.policy} has {limit} {what}. Lower one of them."
             )
 
 

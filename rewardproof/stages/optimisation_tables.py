@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from rewardproof.config import parse
 from rewardproof.errors import EvaluationError
 from rewardproof.evaluation import BestOfNRuns, Hacking, PolicyHacking, PolicyRuns
+from rewardproof.policy.direct_alignment import DirectAlignment
 from rewardproof.report.tables import Cell, Table, format_gain, format_interval
+from rewardproof.stages.law_tables import law_cells
 from rewardproof.stages.study_tables import SettingRows, chosen_columns
 from rewardproof.statistics import Interval
 
@@ -34,17 +38,34 @@ def policies_of(setting: SettingRows, method: str, seeds: Sequence[int] = ()) ->
     return PolicyRuns.joined([rows[seed]["policies"] for seed in chosen], models=models)
 
 
+def way_of(row: Mapping[str, Any]) -> str:
+    """How a row's policies were optimised: the name of the loss of direct alignment, or nothing on policy."""
+    direct = row["config"].get("align", {}).get("direct")
+    return parse(DirectAlignment, direct).name if direct else ""
+
+
+def by_way(setting: SettingRows, methods: Sequence[str]) -> list[list[str]]:
+    """Methods on policy and off policy apart: the same divergence means another thing to each, so no table or figure has both."""
+    off = [method for method in methods if any(map(way_of, setting.policies[method].values()))]
+    return [part for part in ([method for method in methods if method not in off], off) if part]
+
+
 def policies(setting: SettingRows, methods: Sequence[str] = ()) -> dict[str, PolicyHacking]:
     """How methods fare while policies optimise against them, each over the range of distances that its own runs covered.
 
     Raises:
-        EvaluationError: A method has no policies, or there are none.
+        EvaluationError: A method has no policies, there are none, or some were optimised on policy and some off policy.
     """
     for method in methods:
         if method not in setting.policies:
             raise EvaluationError(f"No policies of {method!r}, expected one of {', '.join(setting.policies) or 'none'}; run it.")
     if not setting.policies:
         raise EvaluationError("No policies, expected those of one method at least; run the cells of a method that has align.")
+    if len(ways := by_way(setting, list(methods or setting.policies))) > 1:
+        raise EvaluationError(
+            f"Got policies on policy ({', '.join(ways[0])}) and off policy ({', '.join(ways[1])}), expected one way: distances of both do "
+            "not compare, and they would share an axis. Name the methods of one (methods=)."
+        )
     return {method: policies_of(setting, method).summary() for method in methods or setting.policies}
 
 
@@ -94,7 +115,7 @@ def policies_table(setting: SettingRows, methods: Sequence[str] = (), columns: S
         columns: Which columns, by their names, in which order; all if empty.
 
     Raises:
-        EvaluationError: A method has no policies, or there is no such column.
+        EvaluationError: A method has no policies, there is no such column, or some were optimised on policy and some off policy.
     """
     found = policies(setting, methods)
     first = next(iter(found))
@@ -119,6 +140,27 @@ def policies_table(setting: SettingRows, methods: Sequence[str] = (), columns: S
             }
         )
     return chosen_columns(records, columns)
+
+
+def laws_table(setting: SettingRows, methods: Sequence[str]) -> Table | None:
+    """The laws of direct alignment, one a loss: of all checkpoints of all its methods, whatever their beta, with and without the start.
+
+    Args:
+        setting: The rows.
+        methods: Methods off policy. Those of one loss that were judged after other numbers of updates are fitted apart.
+    """
+    pooled: dict[tuple[str, tuple[int, ...]], list[tuple[int, Mapping[str, Any]]]] = {}
+    for method in methods:
+        for seed, row in setting.policies[method].items():
+            pooled.setdefault((way_of(row), tuple(row["policies"]["steps"])), []).append((seed, row))
+    records: list[dict[str, Cell]] = []
+    for (loss, steps), rows in pooled.items():
+        models = [seed for seed, row in rows for _ in range(row["config"]["runs"])]
+        runs = PolicyRuns.joined([row["policies"] for _, row in rows], models=models)
+        for measure, found in runs.laws().items():
+            told = {"method": f"`{loss}`", "updates": str(steps[-1]), "fitted to": measure, **law_cells(found)}
+            records.append({**told, "runs": str(len(runs.kl_SEP))})
+    return chosen_columns(records, ()) if records else None
 
 
 def _judged(setting: SettingRows, pool: str, methods: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from rewardproof.config import Strings, recipe_names
 from rewardproof.errors import ConfigError
 from rewardproof.models.precision import Precision
 from rewardproof.scoring import method_names
-from rewardproof.stages.align import Evaluations
+from rewardproof.stages.align_settings import Evaluations
 from rewardproof.stages.stress_best_of_n import best_of_n_stress
 from rewardproof.stages.stress_policies import plan, policy_stress
 from rewardproof.stages.stress_pools import PoolSettings, read_pools, sample_pools
@@ -33,7 +33,7 @@ class Stress(PoolSettings):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """At which answers are sampled."""
     methods: Strings = ("bon",)
-    """How to optimise: `bon`, best of n; `ppo`, `rloo`, `grpo` or another recipe of `align`, a policy by that recipe."""
+    """How to optimise: `bon`, best of n; `ppo`, `rloo`, `grpo`, `dpo` or another recipe of `align`, a policy by that recipe."""
     layers: str = "all"
     """Layers in which the models differ, as they were trained (`all`, or `top:K`): those below are computed once for all."""
     trunk_cache_gb: Annotated[float, Field(ge=0)] = 20.0
@@ -47,9 +47,12 @@ class Stress(PoolSettings):
     seeds: Annotated[int, Field(ge=1)] = 1
     """Policy runs against each model."""
     kl: Annotated[float, Field(ge=0)] | None = None
-    """Weight of the divergence from the policy's start; by default the recipe's."""
+    """Weight of the divergence from the policy's start, on policy; by default the recipe's."""
     optimise: dict[str, Any] = {}
     """Changes to the recipes' `optimise` section."""
+    direct: dict[str, Any] = {}
+    """Changes to the `direct` section of recipes that learn from preferences: the answers to `policy_prompts`, whatever the model, which
+    then only judges."""
     evaluate: Evaluations = Evaluations()
     """How policies are judged on the way."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -23,6 +23,7 @@ from rewardproof.report import (
 )
 from rewardproof.stages.align_page import examples
 from rewardproof.stages.experts_page import shown
+from rewardproof.stages.law_tables import law_sections
 
 if TYPE_CHECKING:
     from rewardproof.stages.stress import Stress
@@ -149,7 +150,8 @@ def _of_policies(directory: RunDirectory, config: Stress, found: Policies) -> li
     caption = "Gold and proxy of the policy's answers against the square root of KL."
     table = Section(f"Policies by {found.method}", (text,), Table(columns, tuple(rows)), figures=(shown(figure, caption),))
     said = [examples(evaluations, title=f"What {found.method} against {name} says") for name, evaluations in found.examples.items()]
-    return [table, *said]
+    laws = {f"{name}: {measure}": law for name, fitted in found.laws.items() for measure, law in fitted.items()}
+    return [table, *law_sections(laws), *said]
 
 
 def _number(interval: Any) -> str:

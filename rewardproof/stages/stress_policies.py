@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from rewardproof.artifacts import Progress, RunDirectory
 from rewardproof.config import load_recipe, parse
-from rewardproof.evaluation import Evaluation, PolicyHacking, PolicyRuns
+from rewardproof.errors import ConfigError
+from rewardproof.evaluation import Evaluation, MeasuredLaw, PolicyHacking, PolicyRuns
 from rewardproof.report import format_interval
 from rewardproof.stages.align import GOLD, Align, check_settings, run_evaluations
 from rewardproof.stages.align import run as run_align
+from rewardproof.stages.study_settings import deep_merge
 from rewardproof.statistics import Interval
 
 if TYPE_CHECKING:
@@ -27,12 +29,14 @@ class Policies:
         hacking: By method of the reward models, over the range of distances that all runs covered.
         gain: Gold at the last evaluation less the first method's, where runs pair.
         examples: The evaluations of each method's first run.
+        laws: The fitted laws, with the start taken off and without.
     """
 
     method: str
     hacking: dict[str, PolicyHacking]
     gain: dict[str, Interval | None]
     examples: dict[str, list[Evaluation]]
+    laws: dict[str, dict[str, MeasuredLaw]]
 
     def verdict(self) -> str:
         """Gold at the end, in words."""
@@ -44,7 +48,11 @@ class Policies:
     def results(self) -> dict[str, Any]:
         """For `report.json`."""
         return {
-            name: {**one.as_dict(), "gain_over_first": gain.as_dict() if (gain := self.gain.get(name)) is not None else None}
+            name: {
+                **one.as_dict(),
+                "gain_over_first": gain.as_dict() if (gain := self.gain.get(name)) is not None else None,
+                "laws": {measure: law.as_dict() for measure, law in self.laws[name].items()},
+            }
             for name, one in self.hacking.items()
         }
 
@@ -56,9 +64,18 @@ def plan(config: Stress, method: str) -> list[list[Align]]:
         ConfigError: Settings that cannot mean anything.
     """
     recipe = load_recipe(method, verb="align")
-    optimise = {**recipe["optimise"], **config.optimise}
-    if config.kl is not None:
-        optimise["kl"] = {**optimise.get("kl", {}), "coefficient": config.kl}
+    if "direct" in recipe:
+        if config.kl is not None:
+            raise ConfigError(
+                f"Got kl={config.kl} with {method}, expected no penalty: by preferences, direct.beta keeps a policy near its start. "
+                "Write direct.beta=, and run ways with a penalty apart."
+            )
+        way = {"direct": deep_merge(recipe["direct"], config.direct)}
+    else:
+        optimise = {**recipe["optimise"], **config.optimise}
+        if config.kl is not None:
+            optimise["kl"] = {**optimise.get("kl", {}), "coefficient": config.kl}
+        way = {"optimise": optimise}
     runs = [
         [
             parse(
@@ -72,9 +89,9 @@ def plan(config: Stress, method: str) -> list[list[Align]]:
                     "text": config.text,
                     "on_bad": config.on_bad,
                     "seed": config.seed + seed,
-                    "optimise": optimise,
+                    **way,
                     "evaluate": config.evaluate.model_dump(),
-                    "compute": {"precision": config.precision},
+                    "compute": {"precision": config.precision, "trunk_cache_gb": config.trunk_cache_gb},
                 },
             )
             for seed in range(config.seeds)
@@ -122,4 +139,5 @@ def policy_stress(
         {name: one.summary(farthest=min(other.reach for other in together.values())) for name, one in together.items()},
         {name: one.minus(together[first]) for name, one in together.items() if name != first},
         {name: found[places[0]][0] for name, places in methods.items()},
+        {name: one.laws() for name, one in together.items()},
     )

@@ -19,7 +19,7 @@ from rewardproof.merging.experts import Merge
 from rewardproof.report import Table, markdown_table
 from rewardproof.scoring import Combine
 from rewardproof.stages.align import Align
-from rewardproof.stages.optimisation_tables import picks_table, policies_table
+from rewardproof.stages.optimisation_tables import by_way, laws_table, picks_table, policies_table, way_of
 from rewardproof.stages.stress_pools import PoolSettings
 from rewardproof.stages.study_cell import Place, drop_models, finished, make, needed, run_cell
 from rewardproof.stages.study_plan import Cell, Study, unfold
@@ -265,7 +265,9 @@ def _of_setting(rows: SettingRows, methods: Sequence[str], order: Sequence[str])
         judged = [method for method in methods if all(pool in row.get("best_of_n", {}) for row in rows.rows[method].values())]
         found += [picks_table(rows, pool, judged)] if judged else []
     aligned = [method for method in order if method in rows.policies]
-    return [*found, policies_table(rows, aligned)] if aligned else found
+    found += [policies_table(rows, part) for part in by_way(rows, aligned)]
+    laws = laws_table(rows, [method for method in aligned if any(map(way_of, rows.policies[method].values()))])
+    return [*found, laws] if laws else found
 
 
 def _write_new(file: Path, value: Mapping[str, Any]) -> None:

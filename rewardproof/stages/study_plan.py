@@ -49,7 +49,7 @@ class Study(Section):
     common: dict[str, Any] = {}
     """Keys of `train` for every cell."""
     align: dict[str, Any] = {}
-    """Keys of `align` for every cell that optimises policies."""
+    """Keys of `align` for every cell that optimises policies; `optimise` is for recipes on policy, `direct` for those off policy."""
     paths: dict[str, str] = {}
     """What `$NAME` stands for on this machine; results say `$NAME`."""
     only: Strings = ()
@@ -315,12 +315,16 @@ def _aligned(study: Study, cell: Cell, parent: Cell, keys: Mapping[str, Any]) ->
     """Policies against what another method left; a policy's own seed is counted from the cell's."""
     if parent.align is not None:
         raise ConfigError(f"of={parent.method} leaves policies, expected a method that leaves a reward model; name another.")
-    settings = deep_merge(study.align, keys)
-    if "recipe" not in settings:
+    named = {**study.align, **keys}
+    if "recipe" not in named:
         raise ConfigError(f"Missing align.recipe, expected one of {', '.join(recipe_names('align'))}; add it.")
-    if "seed" in settings:
-        raise ConfigError(f"Got align.seed={settings['seed']!r}, expected none: the study sets it. Drop it.")
-    settings = deep_merge(load_recipe(str(settings.pop("recipe")), verb="align"), settings)
+    if "seed" in named:
+        raise ConfigError(f"Got align.seed={named['seed']!r}, expected none: the study sets it. Drop it.")
+    recipe = load_recipe(str(named["recipe"]), verb="align")
+    other = ("optimise", "feedback") if "direct" in recipe else ("direct",)
+    shared = {key: value for key, value in study.align.items() if key not in other}
+    settings = deep_merge(deep_merge(recipe, shared), keys)
+    settings.pop("recipe")
     folder = f"$OUT/runs/{cell.setting}"
     model, rewards = f"{folder}/{parent.method}/{cell.seed}/model", settings.get("reward", [MODEL])
     if MODEL not in rewards:

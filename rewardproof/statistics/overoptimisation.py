@@ -17,6 +17,9 @@ Law = Literal["best_of_n", "rl"]
 NEAR_ZERO = 0.3
 """The law of RL has an infinite slope at the origin and does not hold near it: closer points are left out of its fit."""
 
+LARGEST = 700.0
+"""Of the logarithm of a distance: a number holds no larger ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class GoldLaw:
@@ -45,7 +48,7 @@ class GoldLaw:
 
     @property
     def peak(self) -> tuple[float, float] | None:
-        """Distance and gold where gold is highest; `None` where the law never bends down, or is down from the start.
+        """Distance and gold where gold is highest; `None` where the law never bends down within any number, or is down from the start.
 
         Example:
             >>> peak = GoldLaw("best_of_n", 0.5, 0.12, 1.0, 9).peak
@@ -53,6 +56,8 @@ class GoldLaw:
             [2.083, 0.521]
         """
         if self.beta <= 0 or (self.law == "best_of_n" and self.alpha <= 0):
+            return None
+        if self.law == "rl" and self.alpha / self.beta > LARGEST:
             return None
         distance = self.alpha / (2 * self.beta) if self.law == "best_of_n" else math.exp(self.alpha / self.beta - 1)
         return distance, float(self.gold(np.array([distance]))[0])

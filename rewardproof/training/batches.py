@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers import PreTrainedModel
 
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.packing import PackedBatch, fill, pack
 from rewardproof.data.pairs import Pair
+from rewardproof.errors import ConfigError
+from rewardproof.models.packed import position_boundary, position_table
 from rewardproof.models.trunk import TrunkCache
 
 
@@ -106,3 +109,26 @@ class Collator:
         """The streams of one process's share of a step's groups; the shares differ by one group at most."""
         own = groups[len(groups) * process // n_processes : len(groups) * (process + 1) // n_processes]
         return StepBatch(list(self.streams(own or groups[:1])), idle=not own)
+
+
+def refuse_too_long(model: PreTrainedModel, groups: Iterable[EncodedGroup], *, section: str = "") -> None:
+    """Refuse conversations that a model has no positions for.
+
+    Args:
+        model: The model.
+        groups: At least one.
+        section: What the settings' names begin with, for the message.
+
+    Raises:
+        ConfigError: Names the limit.
+    """
+    longest = max(len(tokens) for group in groups for tokens in group.conversations)
+    for limit, why in (
+        (position_table(model), "it has no position beyond it"),
+        (position_boundary(model), "beyond it its rotary factors depend on the longest text packed"),
+    ):
+        if limit is not None and longest > limit:
+            raise ConfigError(
+                f"Got a conversation of {longest} tokens, expected at most {limit} for this model: {why}. "
+                f"Set {section}max_length={limit} and {section}read.overlong=drop or truncate_prompt."
+            )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,12 +23,11 @@ from rewardproof.models.cost import products_per_token
 from rewardproof.models.double_mixture import CapabilityExperts
 from rewardproof.models.families import family_of, is_padded_only
 from rewardproof.models.heads import Head, fit_probe, set_head, set_normal_head
-from rewardproof.models.packed import position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, resolve_precision, weights_dtype
-from rewardproof.models.trunk import FrozenTrunk, TrunkCache, group_key
+from rewardproof.models.trunk import FrozenTrunk, TrunkCache
 from rewardproof.training.arguments import training_arguments
 from rewardproof.training.auxiliary import AuxiliaryTerm
-from rewardproof.training.batches import Collator, TrainingGroup, TrainingSet
+from rewardproof.training.batches import Collator, TrainingGroup, TrainingSet, refuse_too_long
 from rewardproof.training.callbacks import BestStateCallback, ProgressCallbackTo
 from rewardproof.training.checkpoints import latest_whole
 from rewardproof.training.end_states import EndStates, end_states_of
@@ -38,9 +36,8 @@ from rewardproof.training.objective import Loss
 from rewardproof.training.processes import agreed, start
 from rewardproof.training.pulling import PullTogether
 from rewardproof.training.sharding import whole_afterwards, without_sharding
+from rewardproof.training.stored_trunk import stored_trunk
 from rewardproof.training.trainer import PackedRewardModule, RewardTrainer
-
-log = logging.getLogger(__name__)
 
 
 class Compute(Section):
@@ -164,7 +161,8 @@ def fit(run: Fit) -> FitResult:
     """
     if not len(run.train):
         raise ConfigError("No ordered pairs to train on, expected at least one; check the data and the report's counts of dropped rows.")
-    _refuse_too_long(run)
+    sets = [part for part in (run.train, run.held_out) if part is not None]
+    refuse_too_long(run.model, [entry.group for part in sets for entry in part.groups])
     start()
     adapters = _choose_trainable(run)
     with fed_module(run) as (module, collator):
@@ -202,21 +200,6 @@ def _states(run: Fit, module: PackedRewardModule, collator: Collator, *, when: s
         return {}
     run.record({"states": when, "step": step, **{f"states/{name}": value for name, value in asdict(found).items()}})
     return {when: found}
-
-
-def _refuse_too_long(run: Fit) -> None:
-    table, boundary = position_table(run.model), position_boundary(run.model)
-    sets = [part for part in (run.train, run.held_out) if part is not None]
-    longest = max(len(tokens) for part in sets for entry in part.groups for tokens in entry.group.conversations)
-    for limit, why in (
-        (table, "it has no position beyond it"),
-        (boundary, "beyond it its rotary factors depend on the longest text packed"),
-    ):
-        if limit is not None and longest > limit:
-            raise ConfigError(
-                f"Got a conversation of {longest} tokens, expected at most {limit} for this model: {why}. "
-                f"Set max_length={limit} and read.overlong=drop or truncate_prompt."
-            )
 
 
 def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainable: int) -> FitResult:
@@ -315,16 +298,19 @@ def _detached_trunk(run: Fit) -> Iterator[tuple[FrozenTrunk | None, TrunkCache |
     if first == 0 or not len(run.layers) or run.compute.trunk_cache_gb <= 0 or is_padded_only(run.model):
         yield None, None
         return
-    precision = resolve_precision(run.trunk_precision or run.compute.precision, run.model.device)
-    cache = TrunkCache(run.model, first, precision=precision, limit_gb=run.compute.trunk_cache_gb)
     everything = [entry.group for part in (run.train, run.held_out) if part is not None for entry in part.groups] + list(run.judged)
-    groups = list({group_key(group): group for group in everything}.values())
-    if not agreed(cache.fits(groups)):
-        log.warning("the activations of the frozen layers exceed trunk_cache_gb=%s; running them every step", run.compute.trunk_cache_gb)
+    cache = stored_trunk(
+        run.model,
+        first,
+        everything,
+        precision=resolve_precision(run.trunk_precision or run.compute.precision, run.model.device),
+        limit_gb=run.compute.trunk_cache_gb,
+        tokens_per_batch=run.compute.tokens_per_batch,
+        progress=lambda done, total: run.progress("frozen layers", done, total),
+    )
+    if cache is None:
         yield None, None
         return
-    for done in cache.add(groups, tokens_per_batch=run.compute.tokens_per_batch):
-        run.progress("frozen layers", done, len(groups))
     trunk = FrozenTrunk(run.model, first)
     with trunk.detached():
         yield trunk, cache

@@ -11,8 +11,8 @@ Reference:
 # C conversations of a stream, P ordered pairs, L answer tokens.
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -22,15 +22,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rewardproof.config import Section
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.packing import PackedBatch
-from rewardproof.losses import dpo, ipo, log_ratio_gap, policy_hinge
+from rewardproof.losses import dpo, ipo, policy_hinge
 from rewardproof.models.cost import products_per_token
 from rewardproof.models.language_head import HeadKind, LanguageHead
 from rewardproof.models.packed import Auxiliary, PackedRewards
+from rewardproof.training.answer_pairs import AnswerPairs, Answers, doubted, gap_of, wins
 from rewardproof.training.auxiliary import AuxiliaryTerm
 from rewardproof.training.batches import Collator, Stream
 from rewardproof.training.fit import Fit
 from rewardproof.training.objective import PairIndex
-from rewardproof.training.reference import FILE, Reference, answer_keys, answer_lengths, summed, values_of
+from rewardproof.training.reference import FILE, Reference, answer_keys, summed, values_of
 from rewardproof.training.trainer import PackedRewardModule
 
 JUDGES = ("reward", "implicit", "log_prob")
@@ -59,21 +60,8 @@ class PolicyLoss(Section):
     """Train by turns, so many steps by this loss alone, then as many by the pairs' alone; 0 takes their sum in every step."""
 
 
-class Answers(NamedTuple):
-    """One answer of each pair: log-probabilities summed over its tokens, the same under the reference, and how many tokens."""
-
-    log_prob_P: Tensor
-    reference_P: Tensor
-    length_P: Tensor
-
-
-PolicyForm = Callable[[Answers, Answers, float], Tensor]
+ScaledForm = Callable[[Answers, Answers, float], Tensor]
 """The preferred answers, the others, and tau, to one loss a pair, `(P,)`."""
-
-
-def gap_of(chosen: Answers, rejected: Answers) -> Tensor:
-    """How much further the preferred answers' log-ratio to the reference is up than the others', in nats, shape `(P,)`."""
-    return log_ratio_gap(chosen.log_prob_P, rejected.log_prob_P, chosen.reference_P, rejected.reference_P)
 
 
 def _simpo(chosen: Answers, rejected: Answers, tau: float) -> Tensor:
@@ -81,7 +69,7 @@ def _simpo(chosen: Answers, rejected: Answers, tau: float) -> Tensor:
     return dpo(means[0] - means[1], beta=tau, reduction="none")
 
 
-POLICY_LOSSES: Mapping[str, PolicyForm] = {
+POLICY_LOSSES: Mapping[str, ScaledForm] = {
     "dpo": lambda chosen, rejected, tau: dpo(gap_of(chosen, rejected), beta=tau, reduction="none"),
     "hinge": lambda chosen, rejected, tau: policy_hinge(gap_of(chosen, rejected), beta=tau, reduction="none"),
     "ipo": lambda chosen, rejected, tau: ipo(gap_of(chosen, rejected), tau=tau, reduction="none"),
@@ -130,36 +118,29 @@ class PolicyTerm(AuxiliaryTerm):
     def forward(self, output: PackedRewards, stream: Stream) -> Auxiliary:
         """The loss, averaged over each group's pairs, and how the answers are ordered by both kinds of log-probability."""
         log_prob_C = self.answer_log_probs(output, stream.batch)
-        reference_C = self.reference.of(stream.groups).to(log_prob_C)
-        length_C = torch.tensor(answer_lengths(stream.batch), device=log_prob_C.device)
         index = PairIndex.of(stream.batch, log_prob_C.device)
-        chosen, rejected = (
-            Answers(log_prob_C[places_P], reference_C[places_P], length_C[places_P]) for places_P in (index.winner_P, index.loser_P)
-        )
-        losses_P = self._doubted(chosen, rejected, index.doubt_P)
+        pairs = AnswerPairs.of(log_prob_C, self.reference.of(stream.groups), stream.batch, index)
+        losses_P = self._losses(pairs, index.doubt_P)
         loss = (index.weight_P * losses_P).sum()
-        plain_P, implicit_P = chosen.log_prob_P - rejected.log_prob_P, gap_of(chosen, rejected)
+        plain_P, implicit_P = pairs.chosen.log_prob_P - pairs.rejected.log_prob_P, gap_of(*pairs)
         with torch.no_grad():
             # Not a matrix product, which autocast would round to bf16.
-            found = (torch.stack((losses_P, _wins(implicit_P), _wins(plain_P), implicit_P)) * index.weight_P).sum(dim=1)
+            found = (torch.stack((losses_P, wins(implicit_P), wins(plain_P), implicit_P)) * index.weight_P).sum(dim=1)
         metrics = dict(zip(METRICS, found.tolist(), strict=True))
-        own, pairs = (0.0 if self.training and self.resting == part else 1.0 for part in ("policy", "pairs"))
-        return Auxiliary(own * self.settings.weight * loss, metrics, pairs)
+        own, others = (0.0 if self.training and self.resting == part else 1.0 for part in ("policy", "pairs"))
+        return Auxiliary(own * self.settings.weight * loss, metrics, others)
 
-    def _doubted(self, chosen: Answers, rejected: Answers, doubt_P: Tensor) -> Tensor:
+    def _losses(self, pairs: AnswerPairs, doubt_P: Tensor) -> Tensor:
         """What is doubtful is a pair's label, whichever head learns it."""
         form, tau = POLICY_LOSSES[self.settings.form], self.settings.tau
-        losses_P = form(chosen, rejected, tau)
         doubt_P = torch.where(doubt_P > 0, doubt_P, self.label_smoothing)
-        if not bool(doubt_P.any()):
-            return losses_P
-        return (1 - doubt_P) * losses_P + doubt_P * form(rejected, chosen, tau)
+        return doubted(lambda chosen, rejected: form(chosen, rejected, tau), pairs, doubt_P)
 
     def before(self, run: Fit, module: PackedRewardModule, collator: Collator) -> None:
         """Ask the model that training starts from for the reference's log-probabilities, once."""
 
         def read(groups: Sequence[EncodedGroup]) -> Any:
-            return values_of(module, groups, self.answer_log_probs, collator=collator, precision=run.compute.precision)
+            return _said(groups, self.answer_log_probs, run, module, collator)
 
         self.reference.keep(
             run.folder / FILE, _asked(run), read, progress=lambda done, total: run.progress("reference log-probabilities", done, total)
@@ -172,7 +153,7 @@ class PolicyTerm(AuxiliaryTerm):
         def both(output: PackedRewards, batch: PackedBatch) -> Tensor:
             return torch.stack((output.rewards_C, self.answer_log_probs(output, batch)), dim=1)
 
-        for group, values in values_of(module, run.judged, both, collator=collator, precision=run.compute.precision):
+        for group, values in _said(run.judged, both, run, module, collator):
             rewards, log_probs = zip(*values, strict=True)
             implicit = (here - before for here, before in zip(log_probs, self.reference.of([group]).tolist(), strict=True))
             for name, row in zip(JUDGES, (rewards, tuple(implicit), log_probs), strict=True):
@@ -212,6 +193,24 @@ class Alternate(TrainerCallback):
                 parameter.grad = None
 
 
+def _said(
+    groups: Sequence[EncodedGroup],
+    reader: Callable[[PackedRewards, PackedBatch], Tensor],
+    run: Fit,
+    module: PackedRewardModule,
+    collator: Collator,
+) -> Iterator[tuple[EncodedGroup, list[Any]]]:
+    """Each group with what a reader says of each of its conversations, of the module's own pass."""
+    return values_of(
+        module,
+        groups,
+        lambda stream: reader(module.passed(stream), stream.batch),
+        collator=collator,
+        device=run.model.device,
+        precision=run.compute.precision,
+    )
+
+
 def _asked(run: Fit) -> list[EncodedGroup]:
     sets = [part for part in (run.train, run.held_out) if part is not None]
     found = [entry.group for part in sets for entry in part.groups] + list(run.judged)
@@ -222,7 +221,3 @@ def _answer_tokens(groups: Sequence[EncodedGroup]) -> int:
     return sum(
         len(tokens) - max(start, 1) for group in groups for tokens, start in zip(group.conversations, group.answer_starts, strict=True)
     )
-
-
-def _wins(gap_P: Tensor) -> Tensor:
-    return (gap_P > 0).float() + 0.5 * (gap_P == 0).float()

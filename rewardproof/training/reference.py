@@ -11,23 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rewardproof.artifacts import is_main, n_processes, process_number, write_whole
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.packing import PackedBatch
 from rewardproof.errors import CheckpointError
-from rewardproof.models.packed import PackedRewards
 from rewardproof.models.precision import Precision, computing_in
-from rewardproof.training.batches import Collator, TrainingGroup
+from rewardproof.training.batches import Collator, Stream, TrainingGroup
 from rewardproof.training.processes import agreed, gathered
-from rewardproof.training.trainer import PackedRewardModule
 
 FILE = "reference.json"
 """Beside a run's checkpoints: an answer's key, and its log-probability under the model that the run started from."""
 
-Reader = Callable[[PackedRewards, PackedBatch], Tensor]
-"""A value for each conversation of a stream, or several, out of the pass over it."""
+Reader = Callable[[Stream], Tensor]
+"""A value for each conversation of a stream, or several, out of a pass over it."""
 
 
 def answer_lengths(batch: PackedBatch) -> list[int]:
@@ -49,21 +47,15 @@ def answer_keys(group: EncodedGroup) -> list[str]:
 
 
 def values_of(
-    module: PackedRewardModule,
-    groups: Sequence[EncodedGroup],
-    reader: Reader,
-    *,
-    collator: Collator,
-    precision: Precision,
+    module: nn.Module, groups: Sequence[EncodedGroup], reader: Reader, *, collator: Collator, device: torch.device, precision: Precision
 ) -> Iterator[tuple[EncodedGroup, list[Any]]]:
-    """Each group with what a reader says of each of its conversations, without gradient and in evaluation mode."""
-    was_training, device = module.training, module.model.device
+    """Each group with what a reader says of each of its conversations by a module, without gradient and in evaluation mode."""
+    was_training = module.training
     module.eval()
     try:
         for stream in collator.streams([TrainingGroup(group, ()) for group in groups]):
-            moved = stream.to(device)
             with torch.no_grad(), computing_in(precision, device):
-                values = iter(reader(module.passed(moved), moved.batch).tolist())
+                values = iter(reader(stream.to(device)).tolist())
             for group in stream.groups:
                 yield group, [next(values) for _ in group.conversations]
     finally:

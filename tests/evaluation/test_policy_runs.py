@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rewardproof.errors import EvaluationError
-from rewardproof.evaluation import Evaluation, PolicyRuns
+from rewardproof.evaluation import IMPLICIT, Evaluation, PolicyRuns, win_rate
 from rewardproof.statistics import local_linear
 
 ALPHA, BETA = 0.35, 0.15
@@ -145,3 +145,54 @@ def test_runs_survive_being_stored_and_joined() -> None:
     assert unjudged.gold_SEP is None
     with pytest.raises(EvaluationError, match="different prompts"):
         PolicyRuns.joined([both.stored(), PolicyRuns([made([0.0, 1.0])]).stored()])
+
+
+def test_the_law_is_told_with_the_start_taken_off_and_without() -> None:
+    """Gold starts at 0.3: above its start the law is found again; fitted as it is, 0 at the start is forced on it, and it explains less."""
+    laws = PolicyRuns([made(FAR), made(FAR)]).laws()
+    above, raw = laws["gold, above its start"].law, laws["gold, as it is"].law
+    assert above is not None
+    assert raw is not None
+    assert (above.alpha, above.beta, above.r_squared) == (pytest.approx(ALPHA), pytest.approx(BETA), pytest.approx(1))
+    assert raw.r_squared < 0.9
+    assert set(laws) == {f"{name}, {how}" for name in ("gold", "win rate") for how in ("above its start", "as it is")}
+    told = laws["gold, above its start"].as_dict()
+    assert told["peak"][0] == pytest.approx(np.exp(ALPHA / BETA - 1))
+    assert told["range"]["alpha"][0] <= ALPHA <= told["range"]["alpha"][1]
+    assert PolicyRuns([made([0.0, 1.0])]).laws() == {}
+    assert PolicyRuns([made(FAR)], gold="").laws() == {}
+
+
+def test_laws_of_stored_runs_are_those_of_the_runs() -> None:
+    runs = PolicyRuns([made(FAR, noise=0.1)])
+    again = PolicyRuns.joined([runs.stored()])
+    for name, found in runs.laws().items():
+        stored = again.laws()[name].law
+        assert found.law is not None
+        assert stored is not None
+        assert (stored.alpha, stored.beta) == (pytest.approx(found.law.alpha, abs=1e-3), pytest.approx(found.law.beta, abs=1e-3))
+    old = {name: table for name, table in runs.stored().items() if name != "wins"}
+    assert set(PolicyRuns.joined([old]).laws()) == {"gold, above its start", "gold, as it is"}
+
+
+def test_win_rates_swap_with_their_sides_and_ties_are_half() -> None:
+    draw = np.random.default_rng(0)
+    one, other = draw.integers(0, 3, size=(5, 4)).astype(float), draw.integers(0, 3, size=(5, 6)).astype(float)
+    found = win_rate(one, other)
+    expected = [np.mean([[(a > b) + 0.5 * (a == b) for b in other[row]] for a in one[row]]) for row in range(5)]
+    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(win_rate(other, one), 1 - found)
+    np.testing.assert_allclose(win_rate(one, one), 0.5)
+    assert PolicyRuns([made([0.0, 1.0])]).wins_SEP[0, 0].tolist() == [0.5] * 12
+
+
+def test_an_implicit_reward_keeps_its_own_unit() -> None:
+    """It is 0 for all answers at the start, so there is no spread to count in, and nothing that gold could be compared with."""
+    runs = PolicyRuns([[Evaluation(one.step, tuple(_implicit(row) for row in one.rows)) for one in made([0.0, 1.0, 2.0])]])
+    assert (runs.proxy_name, runs.proxy_unit) == ("implicit reward", "β nats")
+    assert runs.gain()[0].estimate == pytest.approx(0.4)
+    assert runs.summary().gap is None
+
+
+def _implicit(row: Any) -> dict[str, Any]:
+    return {**{name: value for name, value in row.items() if not name.startswith("proxy/")}, IMPLICIT: [0.1 * kl for kl in row["kl"]]}

@@ -168,6 +168,34 @@ def test_align_by_another_recipe_killed_halfway(
     assert_same_policy(run, whole.path)
 
 
+@pytest.fixture(scope="module")
+def preferring(base_dir: Path, toy_file: Path, tmp_path_factory: pytest.TempPathFactory, finished) -> Undisturbed:
+    """A run that learns from preferences."""
+    settings = (
+        f"policy={base_dir}", f"prompts={toy_file}", "split=0.3", "direct.steps=6", "direct.groups_per_step=8", "direct.max_new_tokens=6",
+        "direct.learning_rate=3e-3", "direct.layers=top:2", "direct.baseline=sampled", "evaluate.every=2", "evaluate.prompts=5",
+        "evaluate.answers=3", "compute.precision=fp32", "compute.save_every=1",
+    )  # fmt: skip
+    return made(tmp_path_factory.mktemp("rpo"), finished, ("align", "rpo"), settings)
+
+
+PREFERRING = {
+    "the reference is asked": appears("checkpoints/reference.json"),
+    **{
+        name: MOMENTS[name]
+        for name in ("the first answers are judged", "half of it", "an old checkpoint is being deleted", "the last evaluation")
+    },
+}
+
+
+@pytest.mark.parametrize("name", PREFERRING)
+def test_direct_alignment_killed_at_a_moment(name: str, preferring: Undisturbed, killed: Killed, finished, tmp_path: Path) -> None:
+    runs = (tmp_path / str(attempt) for attempt in range(5))
+    run = next(run for run in runs if killed(PREFERRING[name](run), "align", "rpo", run, *preferring.command))
+    finished("align", "rpo", run, *preferring.command, "--resume")
+    assert_same_policy(run, preferring.path)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_stress_killed_again_and_again(seed: int, stress: Undisturbed, reward_dir: Path, killed: Killed, finished, tmp_path: Path) -> None:
     run, resume, dice = tmp_path / "run", [], random.Random(seed)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rewardproof.errors import ConfigError, DataError
-from rewardproof.losses import dpo, ipo, log_ratio_gap, policy_hinge
+from rewardproof.losses import dpo, ipo, log_ratio_gap, policy_hinge, without_length
 
 BETA = 0.3
 GAPS = torch.tensor([-700.0, -4.0, -0.5, 0.0, 0.2, 3.0, 10.0, 700.0], dtype=torch.float64)
@@ -91,6 +91,35 @@ def test_long_answers_keep_a_small_gap_in_float32() -> None:
     assert dpo(torch.tensor([0.5], dtype=torch.bfloat16)).dtype == torch.float32
 
 
+def test_a_preference_that_length_alone_explains_needs_no_gap() -> None:
+    """Where the data's reward is α a token, the loss of its expected preferences is least at a gap of 0: nothing is learnt from length."""
+    alpha, longer = 0.02, torch.tensor([30.0, -7.0, 0.0], dtype=torch.float64)
+    likely = torch.sigmoid(alpha * longer)
+    gap = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    kept = [without_length(sign * gap, sign * longer, alpha=alpha, beta=BETA) for sign in (1, -1)]
+    (likely * dpo(kept[0], beta=BETA, reduction="none") + (1 - likely) * dpo(kept[1], beta=BETA, reduction="none")).sum().backward()
+    torch.testing.assert_close(gap.grad, torch.zeros(3, dtype=torch.float64))
+    margin = torch.sigmoid(BETA * GAPS + alpha * 30)
+    found = dpo(without_length(GAPS, torch.full_like(GAPS, 30), alpha=alpha, beta=BETA), beta=BETA, reduction="none")
+    torch.testing.assert_close(found[1:-1], -margin.log()[1:-1])
+
+
+def test_ipo_of_beta_is_the_original_up_to_its_scale_on_sums_and_not_on_means() -> None:
+    torch.testing.assert_close(ipo(GAPS, tau=BETA / 2, scale=BETA**2), BETA**2 * (GAPS - 1 / BETA).square().mean())
+    assert not torch.allclose(ipo(GAPS / 20, tau=BETA / 2, scale=BETA**2), ipo(GAPS, tau=BETA / 2, scale=BETA**2))
+
+
+def test_contradicting_preferences_do_not_say_where_the_other_mass_goes() -> None:
+    """With y1 > y2 and y2 > y1 a policy that gives both next to nothing is as good as its reference: the loss sees the gap alone."""
+    reference, elsewhere = torch.full((3,), 1 / 3).double().log(), torch.tensor([1e-9, 1e-9, 1 - 2e-9]).double().log()
+    for policy in (reference, elsewhere):
+        gap = log_ratio_gap(policy[:1], policy[1:2], reference[:1], reference[1:2])
+        assert (dpo(gap) + dpo(-gap)).item() == pytest.approx(2 * math.log(2))
+    tilted = torch.tensor([0.5, 0.25, 0.25]).double().log()
+    gap = log_ratio_gap(tilted[:1], tilted[1:2], reference[:1], reference[1:2])
+    assert (dpo(gap) + dpo(-gap)).item() > 2 * math.log(2)
+
+
 def test_reductions_agree() -> None:
     for loss in (dpo, ipo, policy_hinge):
         each = loss(GAPS, reduction="none")
@@ -104,6 +133,10 @@ def test_what_is_refused() -> None:
         log_ratio_gap(two, three, two, three)
     with pytest.raises(DataError, match="under the reference have shapes"):
         log_ratio_gap(two, two, two, three)
+    with pytest.raises(DataError, match="gaps and differences of length have shapes"):
+        without_length(two, three, alpha=0.1, beta=0.1)
+    with pytest.raises(ConfigError, match="Got beta=0"):
+        without_length(two, two, alpha=0.1, beta=0)
     with pytest.raises(DataError, match="log-probabilities and those under the reference have shapes"):
         log_ratio_gap(two, two, three, three)
     for value in (0.0, -0.1):

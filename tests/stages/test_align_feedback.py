@@ -174,7 +174,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     assert resumed.results["feedback"] == whole.results["feedback"]
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
     kept = [
-        torch.load(next((tmp_path / name / "checkpoints").glob("checkpoint-4")) / "source.pt", weights_only=True)
+        torch.load(next((tmp_path / name / "checkpoints").glob("checkpoint-4")) / "loop.pt", weights_only=True)["source"]
         for name in ("whole", "parts")
     ]
     (one,), (other,) = (list(state.values()) for state in kept)

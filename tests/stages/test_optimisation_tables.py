@@ -9,7 +9,7 @@ import pytest
 
 from rewardproof.errors import EvaluationError
 from rewardproof.evaluation import BestOfNRuns, Evaluation, PolicyRuns
-from rewardproof.stages.optimisation_tables import picks, picks_table, policies, policies_of, policies_table
+from rewardproof.stages.optimisation_tables import by_way, laws_table, picks, picks_table, policies, policies_of, policies_table
 from rewardproof.stages.study_tables import SettingRows
 
 PROMPTS = [f"prompt{number}" for number in range(12)]
@@ -23,12 +23,14 @@ def row(seed: int, noise: float, *, cost: float = 1.0) -> dict[str, Any]:
     return {"seed": seed, "best_of_n": {"pool": runs.stored()}, "forward_gflops": cost, "training": {"tflops": 8 * cost}}
 
 
-def policy_row(seed: int, far: float, gold: float, runs: int = 2) -> dict[str, Any]:
+def policy_row(
+    seed: int, far: float, gold: float, runs: int = 2, *, direct: dict[str, Any] | None = None, shares: tuple[float, ...] = (0.0, 0.5, 1.0)
+) -> dict[str, Any]:
     made = []
     for number in range(runs):
         draw = np.random.default_rng(100 * seed + number)
         evaluations = []
-        for step, share in enumerate((0.0, 0.5, 1.0)):
+        for step, share in enumerate(shares):
             table = {
                 "gold": gold * share + draw.random((6, 2)),
                 "proxy/x": 3 * share + draw.random((6, 2)),
@@ -39,7 +41,7 @@ def policy_row(seed: int, far: float, gold: float, runs: int = 2) -> dict[str, A
             rows = [{"prompt": f"p{place}", **{name: values[place].tolist() for name, values in table.items()}} for place in range(6)]
             evaluations.append(Evaluation(step, tuple(rows)))
         made.append(evaluations)
-    return {"policies": PolicyRuns(made).stored(), "config": {"runs": runs}}
+    return {"policies": PolicyRuns(made).stored(), "config": {"runs": runs, "align": {"direct": direct}}}
 
 
 @pytest.fixture
@@ -92,3 +94,27 @@ def test_each_method_is_judged_over_its_own_range_and_promises_at_one_that_all_r
         policies_table(setting, ["good"])
     with pytest.raises(EvaluationError, match="No policies, expected those of one method"):
         policies(SettingRows())
+
+
+def test_no_table_and_no_figure_puts_ways_to_optimise_on_one_axis(setting: SettingRows) -> None:
+    setting.policies["dpo"] = {0: policy_row(0, 4.0, 0.2, direct={"beta": 0.1})}
+    assert by_way(setting, ["near", "dpo", "far"]) == [["near", "far"], ["dpo"]]
+    for refused in (policies, policies_table):
+        with pytest.raises(EvaluationError, match=r"on policy \(near, far\) and off policy \(dpo\), expected one way"):
+            refused(setting)
+    assert list(policies(setting, ["dpo"])) == ["dpo"]
+
+
+def test_a_loss_has_one_law_over_its_betas_and_seeds(setting: SettingRows) -> None:
+    shares = (0.0, 0.3, 0.5, 0.8, 1.0)
+    for method, form, far in (("dpo_a", "dpo", 2.0), ("dpo_b", "dpo", 16.0), ("ipo", "ipo", 4.0)):
+        direct = {"form": form, "beta": 0.1}
+        setting.policies[method] = {seed: policy_row(seed, far, 0.5, runs=1, direct=direct, shares=shares) for seed in (0, 1)}
+    table = laws_table(setting, ["dpo_a", "dpo_b", "ipo"])
+    assert table is not None
+    told = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [(one["method"], one["runs"]) for one in told] == [("`dpo`", "4")] * 4 + [("`ipo`", "2")] * 4
+    assert [one["fitted to"] for one in told[:4]] == [
+        f"{name}, {how}" for name in ("gold", "win rate") for how in ("above its start", "as it is")
+    ]
+    assert laws_table(setting, []) is None

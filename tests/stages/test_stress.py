@@ -127,6 +127,28 @@ def test_policies_are_judged_beside_best_of_n(
     assert calls[0] == 8 + 6, "two runs were whole; the third had kept no checkpoint yet"
 
 
+def test_policies_by_preferences_stand_in_a_section_of_their_own(
+    models, pool_file: Path, base_dir: Path, reward_dir: Path, tmp_path: Path
+) -> None:
+    config = settings(
+        models[1:3], pool_file, methods=("bon", "rloo", "dpo"), gold=str(reward_dir), policy=str(base_dir),
+        policy_prompts=(str(pool_file),), optimise={"steps": 1, "prompts_per_step": 3, "max_new_tokens": 5},
+        direct={"steps": 2, "groups_per_step": 4, "max_new_tokens": 5, "learning_rate": 3e-3, "read": {"pairs_per_group": 2}},
+        evaluate={"every": 1, "prompts": 4, "answers": 3},
+    )  # fmt: skip
+    found = run(config, tmp_path / "out").results["policies"]
+    assert {method: list(names) for method, names in found.items()} == {"rloo": ["a", "b"], "dpo": ["a", "b"]}
+    written = yaml.safe_load((tmp_path / "out/policies/dpo/0-0/config.yaml").read_text())
+    assert (written["direct"]["steps"], written["direct"]["read"]["pairs_per_group"], written["reward"]) == (2, 2, [models[1]])
+    rows = [json.loads((tmp_path / f"out/policies/dpo/{place}-0/evaluations/000002.jsonl").read_text().splitlines()[0]) for place in (0, 1)]
+    assert rows[0]["answers"] == rows[1]["answers"], "a model that only judges changes nothing of the policy"
+    page = (tmp_path / "out/report.html").read_text()
+    assert all(f"Policies by {method}" in page for method in ("rloo", "dpo"))
+    assert {file.stem for file in (tmp_path / "out/figures").glob("*.svg")} == {"best-of-n", "rloo", "dpo"}, "no two ways share an axis"
+    with pytest.raises(ConfigError, match=r"Got kl=0\.1 with dpo, expected no penalty"):
+        run(config.model_copy(update={"kl": 0.1}), tmp_path / "other")
+
+
 def test_answers_are_sampled_live_and_kept(models, pool_file: Path, base_dir, reward_dir, tmp_path: Path, monkeypatch) -> None:
     config = settings(models[:1], pool_file, sample=6, policy=str(base_dir), gold=str(reward_dir), max_new_tokens=5, n=(1, 2, 4))
     whole = run(config, tmp_path / "whole").results

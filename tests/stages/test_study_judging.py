@@ -46,6 +46,7 @@ align:
   split: 0.3
   gold: $GOLD
   optimise: {steps: 2, prompts_per_step: 4, answers: 2, max_new_tokens: 4, learning_rate: 1e-3}
+  direct: {steps: 4, groups_per_step: 4, max_new_tokens: 4, learning_rate: 1e-3, layers: "top:2"}
   evaluate: {every: 1, prompts: 4, answers: 2}
   compute: {precision: fp32}
 methods:
@@ -56,6 +57,8 @@ methods:
   umm: {recipe: umm, upcycle: {n_experts: 4, n_active: 3}, merge: {steps: 2, held_out: 0.3}}
   moe_unmerged: {of: umm, take: moe}
   rloo_worst_case: {of: worst_case, align: {}, runs: 2}
+  dpo_near: {of: dense, align: {recipe: dpo, direct: {beta: 0.2, optimizer: adamw, warmup_share: 0}}, runs: 2}
+  dpo_far: {of: dense, align: {recipe: dpo, direct: {beta: 0.02, optimizer: adamw, warmup_share: 0}}}
   rloo_gentle: {of: moe_unmerged, align: {optimise: {kl: {coefficient: 0.5}}}}
 seeds: [0]
 """
@@ -161,13 +164,25 @@ def test_a_row_of_policies_has_what_their_runs_found(made: Path) -> None:
 
 def test_rows_of_models_and_of_policies_are_told_apart(made: Path) -> None:
     found = load_settings(made / "cells", made / "pairs")["toy"]
-    assert set(found.policies) == {"rloo_worst_case", "rloo_gentle"}
+    assert set(found.policies) == {"rloo_worst_case", "rloo_gentle", "dpo_near", "dpo_far"}
     assert set(found.rows) == {"dense", "ensemble", "worst_case", "warm", "umm", "moe_unmerged"}
     tables = (made / "tables.md").read_text().split("\n\n")
-    assert ["rloo" in table for table in tables[1:5]] == [False, False, False, True]
+    assert ["rloo" in table for table in tables[1:6]] == [False, False, False, True, False]
+    assert ["dpo" in table for table in tables[1:6]] == [False, False, False, False, True], "ways do not share a table"
     assert all(
         title in text for title, text in zip(("accuracy", "gold of best of 8", "gold of best of 3", "KL at last"), tables[1:], strict=False)
     )
+
+
+def test_policies_by_preferences_stand_beside_those_by_rewards(made: Path) -> None:
+    rows = {method: row(made, method) for method in ("dpo_near", "dpo_far", "rloo_worst_case")}
+    assert [rows[method]["policies"]["steps"] for method in rows] == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 1, 2]]
+    assert {rows[method]["policies"]["prompts"] for method in rows} == {rows["dpo_near"]["policies"]["prompts"]}
+    assert rows["dpo_near"]["config"]["align"]["direct"]["layers"] == "top:2"
+    assert rows["dpo_near"]["config"]["align"]["optimise"]["steps"] == 100, "what is common to policies by rewards is not for these"
+    assert rows["rloo_worst_case"]["config"]["align"]["direct"] is None
+    assert set(rows["dpo_near"]["seconds_by_phase"]) == {"update", "all"}
+    assert len(rows["dpo_near"]["policies"]["wins"]) == 2
 
 
 def test_policies_of_an_interrupted_study_go_on(judged: Callable[..., Study], made: Path, tmp_path: Path, monkeypatch) -> None:

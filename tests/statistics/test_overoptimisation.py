@@ -39,6 +39,7 @@ def test_a_curve_that_never_bends_has_no_peak() -> None:
     assert GoldLaw("best_of_n", 0.5, 0.0, 1.0, 9).peak is None
     assert GoldLaw("best_of_n", -0.1, 0.2, 1.0, 9).peak is None
     assert GoldLaw("rl", 0.5, -0.1, 1.0, 9).peak is None
+    assert GoldLaw("rl", 0.13, 8e-5, 1.0, 9).peak is None, "a peak so far out that no number holds its distance is none"
 
 
 @pytest.mark.parametrize("law", ["best_of_n", "rl"])
