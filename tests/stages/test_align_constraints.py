@@ -20,6 +20,7 @@ from rewardproof.errors import ConfigError, DataError
 from rewardproof.evaluation import run_evaluations
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.policy.on_policy import OnPolicyLoop
+from rewardproof.stages import align_course
 from rewardproof.stages.align import Align, run
 from rewardproof.stages.study_plan import Study, unfold
 
@@ -142,7 +143,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(recipe: str, made: Made
     assert resumed.results["evaluations"] == whole.results["evaluations"]
     for phase in ("optimising", "searching"):
         assert logged(tmp_path / "parts", phase) == logged(tmp_path / "whole", phase)
-    one, other = (torch.load(tmp_path / name / "checkpoints/checkpoint-5/source.pt", weights_only=True) for name in ("whole", "parts"))
+    one, other = (
+        torch.load(tmp_path / name / "checkpoints/checkpoint-5/loop.pt", weights_only=True)["source"] for name in ("whole", "parts")
+    )
     assert one["multipliers"] == other["multipliers"]
     assert one["search"] == other["search"]
     assert list(one["multipliers"]) == ["taste", "tone"]
@@ -150,10 +153,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(recipe: str, made: Made
 
 def test_thresholds_are_sought_on_prompts_kept_apart(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: Path) -> None:
     """Defect 4: the release scores thresholds on the test split."""
-    from rewardproof.stages import align
-
     seen: list[tuple[set[str], int]] = []
-    evaluate = align.evaluate_policy
+    evaluate = align_course.evaluate_policy
 
     def watching(*arguments: Any, **options: Any) -> Any:
         seen.append(({prompt.group.prompt_key for prompt in arguments[4]}, options["step"]))
@@ -167,7 +168,7 @@ def test_thresholds_are_sought_on_prompts_kept_apart(made: Made, tmp_path: Path,
         learnt.update(group.prompt_key for group in found.groups)
         return found
 
-    monkeypatch.setattr(align, "evaluate_policy", watching)
+    monkeypatch.setattr(align_course, "evaluate_policy", watching)
     monkeypatch.setattr(OnPolicyLoop, "_sampled", noting)
     search = {"validation": 0.4, "prompts": 6, "answers": 2, "cap": 0.25}
     report = run(made("nm_ppo", constrained={"search": search}, optimise={"steps": 8}), tmp_path / "out")
