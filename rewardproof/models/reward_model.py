@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rewardproof.data.encoding import EncodedGroup, Overlong, as_read, encode_groups
+from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, as_read, encode_groups
 from rewardproof.data.group import Group
 from rewardproof.data.packing import PackedBatch, fill, pack, split_at_position, split_large
 from rewardproof.errors import ConfigError, DataError, EvaluationError, ModelError
@@ -73,7 +73,7 @@ class RewardModel:
         self.precision: Precision = precision
         self.tokens_per_batch = tokens_per_batch or default_budget(model.device)
         self.backend = backend
-        self.reads = reading_of(model)
+        self.reads: Reads = reading_of(model)
         self._trunk_layers = 0
         self._trunk_limit_gb = 0.0
         self._lent: TrunkStore | None = None

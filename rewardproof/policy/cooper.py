@@ -100,7 +100,7 @@ class BrokenPairs:
         return told | ({"break_place": place, "break_place_sd": spread, "broken_length": length} if told["pairs"] else {})
 
 
-COUNTS = ("pairs", "without_positive", "retries", "refusals", "given_up")
+COUNTS: tuple[str, ...] = ("pairs", "without_positive", "retries", "refusals", "given_up")
 
 
 def find_pairs(groups: Sequence[Group], checker: Checker, breaks: Break, *, attempts: int, seed: Sequence[int]) -> BrokenPairs:
@@ -149,8 +149,8 @@ def contrast(right_P: Tensor, wrong_P: Tensor, form: Literal["logit", "probabili
 class CooperLearner:
     """A verifier that learns from broken answers; a `Learner`."""
 
-    key = "cooper"
-    counts = COUNTS
+    key: str = "cooper"
+    counts: tuple[str, ...] = COUNTS
     reads_states = False
 
     def __init__(

@@ -92,8 +92,8 @@ def check_feedback(feedback: PolicyFeedback, optimise: OnPolicy) -> None:
 class FeedbackLearner:
     """A reward model that reads the policy and learns from it; a `Learner`."""
 
-    key = "feedback"
-    counts = ("groups_without_a_pair",)
+    key: str = "feedback"
+    counts: tuple[str, ...] = ("groups_without_a_pair",)
 
     def __init__(self, name: str, follower: PolicyFeedbackReward, settings: FeedbackLearning, *, answers: int, unit: float) -> None:
         """Let a reward model learn.

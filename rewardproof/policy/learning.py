@@ -64,9 +64,11 @@ class RewardSteps:
         Raises:
             TrainingError: The length is not finite; nothing has moved then.
         """
-        moving = [parameter for parameter in self.parameters if parameter.grad is not None]
-        for parameter in moving:
-            parameter.grad = over_processes(parameter.grad)
+        moving: list[nn.Parameter] = []
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad = over_processes(parameter.grad)
+                moving.append(parameter)
         length = float(nn.utils.clip_grad_norm_(moving, self.settings.max_grad_norm or math.inf))
         if not math.isfinite(length):
             raise TrainingError(

@@ -117,8 +117,8 @@ def ahead(parameters: Sequence[nn.Parameter], eta: float, *, normalised: bool) -
 class MetaLearner:
     """A reward model that is refreshed before each round; a `Learner`."""
 
-    key = "metarm"
-    counts = ("refreshes",)
+    key: str = "metarm"
+    counts: tuple[str, ...] = ("refreshes",)
     reads_states = False
 
     def __init__(self, trained: TrainedReward, settings: MetaLearning, preferences: Turns, *, answers: int) -> None:

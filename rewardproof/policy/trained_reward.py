@@ -67,7 +67,7 @@ class TrainedReward:
         network = model.model
         layers = select_layers(settings.layers, len(family_of(network).layer_list(network)))
         freeze_all_but(network, layers, head=network.get_submodule("score"))
-        self.parameters = list(trained_state(network).values())
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.given = self._copy()
         self.steps = RewardSteps(self.parameters, settings, name=name, key=key)
 
