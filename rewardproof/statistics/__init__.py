@@ -16,7 +16,9 @@ from rewardproof.statistics.crossed import crossed_interval
 from rewardproof.statistics.entropy import effective_number, effective_rank, entropy
 from rewardproof.statistics.gated import gated_labels
 from rewardproof.statistics.overoptimisation import GoldLaw, fit_law
+from rewardproof.statistics.regression import cluster_slopes, determined
 from rewardproof.statistics.similarity import KindSimilarity, kind_similarity
+from rewardproof.statistics.simultaneous import simultaneous_level
 from rewardproof.statistics.smoothing import local_linear
 
 __all__ = [
@@ -30,7 +32,9 @@ __all__ = [
     "cluster",
     "cluster_bootstrap",
     "cluster_bootstrap_columns",
+    "cluster_slopes",
     "crossed_interval",
+    "determined",
     "effective_number",
     "effective_rank",
     "entropy",
@@ -47,6 +51,7 @@ __all__ = [
     "pearson",
     "reliability",
     "seed_interval",
+    "simultaneous_level",
     "softmax_regression",
     "spearman",
     "wilson",
