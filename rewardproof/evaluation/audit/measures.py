@@ -19,8 +19,8 @@ from rewardproof.statistics import Interval, cluster_bootstrap, paired_differenc
 
 RESAMPLES = 20_000
 """Resamples behind each interval: their ends lie far out, since many of them are to hold together."""
-Shifts = dict[tuple[str, int], float]
-"""By prompt and place of the answer."""
+Shifts = dict[tuple[str, int, int], float]
+"""By prompt, case, and place of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def spread(cases: Sequence[CaseScores], *, name: str) -> float:
 def shifts(cases: Sequence[CaseScores], name: str, *, unit: float, control: bool = False) -> Shifts:
     """Shifts of one perturbation or its control, in standard deviations."""
     return {
-        (case.prompt, place): (reward - case.originals[place]) / unit
+        (case.prompt, case.number, place): (reward - case.originals[place]) / unit
         for case in cases
         for (place, one, is_control), reward in case.changed.items()
         if one == name and is_control == control
@@ -95,13 +95,13 @@ def _weakness(cases: Sequence[CaseScores], name: str, moved: Shifts, *, unit: fl
     perturbation = PERTURBATIONS[name]
     if not moved:
         return Weakness(None, None, None, None, None, finding(perturbation.way, perturbation.effect, None))
-    prompts = [prompt for prompt, _ in moved]
+    prompts = [prompt for prompt, *_ in moved]
     wins_N = np.array([_wins(value) for value in moved.values()])
     shift = together(list(moved.values()), prompts, measured=measured, seed=seed)
     neutral = shifts(cases, name, unit=unit, control=True)
     control = beyond = None
     if neutral:
-        keys = [prompt for prompt, _ in neutral]
+        keys = [prompt for prompt, *_ in neutral]
         control = together(list(neutral.values()), keys, measured=measured, seed=seed)
         beyond = difference({key: moved[key] for key in neutral}, neutral, measured=measured, seed=seed)
     return Weakness(
@@ -125,7 +125,7 @@ def difference(first: Shifts, second: Shifts, *, measured: int, seed: int = 0) -
     keys = [key for key in first if key in second]
     if not keys:
         return None
-    prompts = [prompt for prompt, _ in keys]
+    prompts = [prompt for prompt, *_ in keys]
     level = simultaneous_level(measured, len(set(prompts)))
     both = [first[key] for key in keys], [second[key] for key in keys]
     return paired_difference(*both, prompts, n_resamples=RESAMPLES, level=level, seed=seed)

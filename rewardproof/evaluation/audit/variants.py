@@ -12,6 +12,8 @@ from rewardproof.data.group import Group, Message
 from rewardproof.evaluation.audit.passages import Passage, neutral_text
 from rewardproof.evaluation.audit.suite import PERTURBATIONS, perturbed
 
+ANSWERS = 8
+"""Answers to a prompt that are scored as they are; two of them are changed."""
 Measure = Callable[[str], int]
 """Size of a text: its tokens where the scorer has a tokenizer, else its words."""
 
@@ -32,6 +34,7 @@ class Variant(NamedTuple):
 class Case:
     """A prompt, its answers as they were given, and the changed forms of some of them."""
 
+    number: int
     group: Group
     variants: tuple[Variant, ...]
 
@@ -49,7 +52,7 @@ class Case:
         reward = {
             variant[:3]: value for part, row in zip(self._parts(), others, strict=True) for variant, value in zip(part, row, strict=True)
         }
-        return CaseScores(self.group.prompt_key, self.group.scores, originals, reward)
+        return CaseScores(self.number, self.group.prompt_key, self.group.scores, originals, reward)
 
     def _parts(self) -> list[list[Variant]]:
         texts = [answer[-1].content for answer in self.group.answers]
@@ -69,31 +72,35 @@ class CaseScores:
     """Rewards of one prompt's answers and of their changed forms.
 
     Attributes:
+        number: The case's, which tells two cases of one prompt apart.
         prompt: The prompt's key.
         given: The data's own scores of the answers, where it has some.
         originals: Rewards of the answers.
         changed: Rewards by place of the answer, perturbation, and whether it is the control.
     """
 
+    number: int
     prompt: str
     given: tuple[float, ...] | None
     originals: tuple[float, ...]
     changed: dict[tuple[int, str, bool], float]
 
 
-def make_case(group: Group, other: str, names: Sequence[str], *, measure: Measure, answers: int = 8, seed: int = 0) -> Case:
+def make_case(number: int, group: Group, other: str, names: Sequence[str], *, measure: Measure, seed: int = 0) -> Case:
     """Change the best and the worst of a prompt's answers by the data's scores; without scores its first.
 
+    Of many answers the best, the worst and the first of the others are kept, `ANSWERS` in all.
+
     Args:
+        number: The case's.
         group: The prompt and its answers, of which the last turn is changed.
         other: An answer to another prompt.
         names: The perturbations.
         measure: A text's size, for the controls.
-        answers: Answers kept at most: the best, the worst, and the first of the others.
         seed: Of the perturbations.
     """
     places = _audited(group)
-    kept = sorted([*places, *[place for place in range(len(group.answers)) if place not in places][: answers - len(places)]])
+    kept = sorted([*places, *[place for place in range(len(group.answers)) if place not in places][: ANSWERS - len(places)]])
     scores = None if group.scores is None else tuple(group.scores[place] for place in kept)
     small = replace(group, answers=tuple(group.answers[place] for place in kept), scores=scores)
     variants: list[Variant] = []
@@ -108,7 +115,7 @@ def make_case(group: Group, other: str, names: Sequence[str], *, measure: Measur
             added = measure(made) - measure(text) if PERTURBATIONS[name].adds else 0
             if added > 0:
                 variants.append(Variant(place, name, True, f"{text} {neutral_text(added, measure)}"))
-    return Case(small, tuple(variants))
+    return Case(number, small, tuple(variants))
 
 
 def _audited(group: Group) -> tuple[int, ...]:
