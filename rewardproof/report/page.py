@@ -52,16 +52,16 @@ class Remark(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page: a heading, then what there is, in the order of the fields."""
+    """A part of the page: a heading, then what there is of paragraphs, remarks, table, figures, code, comparisons, heat maps, in this order."""
 
     heading: str
     paragraphs: Sequence[str] = ()
-    remarks: Sequence[Remark] = ()
     table: Table | None = None
     figures: Sequence[PageFigure] = ()
     code: str | None = None
-    comparisons: Sequence[SideBySide] = ()
     heat_maps: Sequence[HeatMap] = ()
+    remarks: Sequence[Remark] = ()
+    comparisons: Sequence[SideBySide] = ()
 
 
 @dataclass(frozen=True, slots=True)

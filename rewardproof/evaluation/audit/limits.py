@@ -28,19 +28,14 @@ def read_limits(file: str, serving: tuple[str, ...]) -> dict[str, float]:
     """
     if not Path(file).is_file():
         raise ConfigError(f"limits={file} is no file, expected a YAML file of lines like `padding: 0.1`; correct the path.")
-    known = [
-        *PERTURBATIONS,
-        *(FLIPS + name for name in PERTURBATIONS),
-        *(SLOPES + name for name in FEATURES),
-        *(SERVING + name for name in serving),
-    ]
+    others = [*(SLOPES + name for name in FEATURES), *(SERVING + name for name in serving)]
+    known = [*PERTURBATIONS, *(FLIPS + name for name in PERTURBATIONS), *others]
     limits = load_yaml(Path(file).read_text(), origin=file)
     for name, limit in limits.items():
         if name not in known:
             raise ConfigError(
                 f"{file}: got a limit on {name!r}{nearest_hint(str(name), known)}, expected what an audit measures: "
-                f"{', '.join(PERTURBATIONS)}, flips.… of each, or {', '.join(name for name in known if name.startswith((SLOPES, SERVING)))}. "
-                "Correct the name."
+                f"{', '.join(PERTURBATIONS)}, {FLIPS}… of each, or {', '.join(others)}. Nothing would hold it; correct the name."
             )
         if isinstance(limit, bool) or not isinstance(limit, int | float):
             raise ConfigError(f"{file}: got {limit!r} as the limit on {name}, expected a number, the most that is let pass; correct it.")
