@@ -52,7 +52,7 @@ class Remark(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page: a heading, then what there is of paragraphs, remarks, table, figures, code, comparisons, heat maps, in this order."""
+    """A part of the page: a heading, then paragraphs, remarks, table, figures, code, comparisons and heat maps, in this order."""
 
     heading: str
     paragraphs: Sequence[str] = ()
