@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from rewardproof.errors import EvaluationError
-from rewardproof.statistics.bootstrap import Clusters, Interval, cluster_index, resample_weights
+from rewardproof.statistics.bootstrap import Clusters, Interval, beyond_resampling, cluster_index, resample_weights
 from rewardproof.statistics.checks import FloatArray, Numbers, finite, same_length
 from rewardproof.statistics.correlation import centre_within
 
@@ -33,7 +33,7 @@ def cluster_slopes(
         seed: Seed of the resampling.
 
     Returns:
-        One interval a regressor. Its ends are NaN with one cluster, or where resamples can lose what the regressor varies by.
+        One interval a regressor. Its ends are NaN as of `cluster_bootstrap`, or where resamples lose what the regressor varies by.
 
     Raises:
         EvaluationError: Numbers that are not finite, of different lengths, or regressors that do not vary by themselves.
@@ -59,7 +59,7 @@ def cluster_slopes(
     np.add.at(products_CK, index_N, x_NK * y_N[:, None])
     estimate_K = np.linalg.solve(squares_CKK.sum(axis=0), products_CK.sum(axis=0))
     ends_2K = np.full((2, n_regressors), math.nan)
-    if n_clusters > 1:
+    if n_clusters > 1 and not beyond_resampling(level, n_resamples):
         slopes_RK = np.concatenate([_solved(w, squares_CKK, products_CK) for w in resample_weights(n_clusters, n_resamples, seed)])
         known_K = np.isfinite(slopes_RK).mean(axis=0) > (1 + level) / 2
         ends_2K[:, known_K] = np.nanquantile(slopes_RK[:, known_K], [(1 - level) / 2, (1 + level) / 2], axis=0)

@@ -8,6 +8,9 @@ from scipy import stats
 
 from rewardproof.errors import EvaluationError
 
+_NEAREST = 1 - 1e-12
+"""The level nearest to certainty."""
+
 
 def simultaneous_level(n_intervals: int, n_clusters: int, *, level: float = 0.95) -> float:
     r"""Level of each of several bootstrap intervals, so that all of them hold together with the level that is asked.
@@ -23,7 +26,7 @@ def simultaneous_level(n_intervals: int, n_clusters: int, *, level: float = 0.95
         level: Probability that all of them cover what they estimate.
 
     Returns:
-        A level for `cluster_bootstrap`; above `level`.
+        A level for `cluster_bootstrap`; above `level`, and with few clusters so near to 1 that it needs many resamples.
 
     Raises:
         EvaluationError: There are no intervals, or the level is none.
@@ -42,4 +45,5 @@ def simultaneous_level(n_intervals: int, n_clusters: int, *, level: float = 0.95
     if n_clusters < 2:
         return level  # there is no interval to widen
     quantile = float(stats.t.ppf((1 - level) / (2 * n_intervals), n_clusters - 1))
-    return 1 - 2 * float(stats.norm.cdf(math.sqrt(n_clusters / (n_clusters - 1)) * quantile))
+    raised = 1 - 2 * float(stats.norm.cdf(math.sqrt(n_clusters / (n_clusters - 1)) * quantile))
+    return min(raised, _NEAREST)

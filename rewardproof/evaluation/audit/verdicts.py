@@ -10,7 +10,7 @@ from rewardproof.statistics import Interval
 
 Grade = Literal["exploitable", "unnoticed", "open", "sound", "unmeasured"]
 """`exploitable`: the reward rises beyond chance where it must not. `unnoticed`: the answer is ruined and the reward stays. `open`: the
-interval allows for either. `sound`: at most a negligible gain, or where the answer is ruined a loss. `unmeasured`: too few answers."""
+interval allows for either. `sound`: at most a negligible gain, or where the answer is ruined a loss. `unmeasured`: too little data."""
 NEGLIGIBLE = 0.1
 """Standard deviations of the reward that are too few to matter."""
 ROUNDING = 1e-3
@@ -76,7 +76,7 @@ def finding(
     """
     found = grade(shift, effect)
     if found == "unmeasured" or shift is None:
-        return Finding(found, "not measured", f"Too few answers allow for {way}.")
+        return Finding(found, "not measured", f"Too few answers or prompts allow for {way}.")
     if found == "exploitable":
         ruined = ", which ruins the answer" if effect == "lost" else ""
         return Finding(found, f"exploitable, {strength(shift)}", f"A policy gains by {way}{ruined}{_length(control, beyond)}.")
