@@ -3,7 +3,8 @@
 # M models.
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rewardproof.report.figure_style import COLOURS, INK, MARKERS, MUTED, figure_style, legend_above, new_figure
@@ -11,8 +12,11 @@ from rewardproof.report.figures import require
 from rewardproof.statistics import Interval
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FAULT = COLOURS[1]
+"""Colour of what should not be."""
 ROW = 0.27
 """Height of a row with one model, in inches."""
 
@@ -50,26 +54,39 @@ def shift_figure(
         for axes, (title, rows) in zip(panels, shown.items(), strict=True):
             axes.set_title(title)
             for number, model in enumerate(models):
-                colour = COLOURS[number % len(COLOURS)]
                 offset = (number - (len(models) - 1) / 2) * 0.62 / len(models)
                 placed = [(place + offset, row[model]) for place, row in enumerate(rows.values()) if model in row]
-                known = [(place, shift) for place, shift in placed if shift.known]
-                axes.hlines([y for y, _ in known], [x.low for _, x in known], [x.high for _, x in known], color=colour, linewidth=2.2)
-                marker = MARKERS[number % len(MARKERS)]
-                axes.plot([x.estimate for _, x in placed], [y for y, _ in placed], marker, markersize=6, color=colour, label=model)
+                _draw(axes, placed, number, model, beyond=wrong[0] if wrong is not None and len(models) == 1 else math.inf)
             axes.set_yticks(range(len(rows)), list(rows), color=INK)
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.grid(axis="y", visible=False)
             axes.grid(axis="x", visible=True)
             axes.axvline(0, color=MUTED, linewidth=1, zorder=0)
-        low, high = panels[0].get_xlim()
         if wrong is not None:
-            bound, name = wrong
-            for axes in panels:
-                axes.axvspan(bound, max(high, bound), color=COLOURS[1], alpha=0.07, linewidth=0, zorder=-1)
-                axes.set_xlim(low, max(high, bound + 0.05))
-            panels[0].annotate(name, (1, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", ha="right", color=COLOURS[1])
+            _tint(panels, *wrong)
         panels[-1].set_xlabel(label)
         if len(models) > 1:
             legend_above(figure, panels[0])
     return figure
+
+
+def _draw(axes: Axes, placed: Sequence[tuple[float, Interval]], number: int, model: str, *, beyond: float) -> None:
+    """One model's shifts; those that lie beyond a bound by their whole interval in the colour of the fault."""
+    marker = MARKERS[number % len(MARKERS)]
+    for faulty in (False, True):
+        some = [(place, shift) for place, shift in placed if (shift.known and shift.low > beyond) == faulty]
+        colour = FAULT if faulty else COLOURS[number % len(COLOURS)]
+        known = [(place, shift) for place, shift in some if shift.known]
+        axes.hlines([y for y, _ in known], [x.low for _, x in known], [x.high for _, x in known], color=colour, linewidth=2.2)
+        named = {} if faulty else {"label": model}
+        axes.plot([x.estimate for _, x in some], [y for y, _ in some], marker, markersize=6, color=colour, **named)
+
+
+def _tint(panels: Sequence[Axes], bound: float, name: str) -> None:
+    """Tint what lies beyond a bound, and say what it is."""
+    low, high = panels[0].get_xlim()
+    high = max(high, bound + 0.1 * (high - low))
+    for axes in panels:
+        axes.axvspan(bound, high, color=FAULT, alpha=0.07, linewidth=0, zorder=-1)
+        axes.set_xlim(low, high)
+    panels[-1].annotate(name, (1, 0), (-6, 6), xycoords="axes fraction", textcoords="offset points", ha="right", va="bottom", color=FAULT)

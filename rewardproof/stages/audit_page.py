@@ -111,7 +111,9 @@ def _figure(directory: RunDirectory, audits: Mapping[str, ModelAudit]) -> Sectio
         perturbation = PERTURBATIONS[change]
         found = {name: shift for name, one in audits.items() if (shift := one.weaknesses[change].shift) is not None}
         parts[PARTS[perturbation.effect]][perturbation.way] = found
-    figure = save_figure(shift_figure(parts, label=f"shift of the reward, {UNIT}", wrong=(0.0, "paid for")), directory.path, "shifts")
+    figure = save_figure(
+        shift_figure(parts, label="shift of the reward, in standard deviations", wrong=(0.0, "paid for")), directory.path, "shifts"
+    )
     return Section("By how much", figures=(shown(figure, "Mean shift of the reward by each change, with its interval."),))
 
 
