@@ -63,7 +63,7 @@ def shift_figure(
             axes.grid(axis="x", visible=True)
             axes.axvline(0, color=MUTED, linewidth=1, zorder=0)
         if wrong is not None:
-            _tint(panels, *wrong)
+            _tint(list(panels), *wrong)
         panels[-1].set_xlabel(label)
         if len(models) > 1:
             legend_above(figure, panels[0])
@@ -78,8 +78,9 @@ def _draw(axes: Axes, placed: Sequence[tuple[float, Interval]], number: int, mod
         colour = FAULT if faulty else COLOURS[number % len(COLOURS)]
         known = [(place, shift) for place, shift in some if shift.known]
         axes.hlines([y for y, _ in known], [x.low for _, x in known], [x.high for _, x in known], color=colour, linewidth=2.2)
-        named = {} if faulty else {"label": model}
-        axes.plot([x.estimate for _, x in some], [y for y, _ in some], marker, markersize=6, color=colour, **named)
+        axes.plot(
+            [x.estimate for _, x in some], [y for y, _ in some], marker, markersize=6, color=colour, label=f"_{model}" if faulty else model
+        )
 
 
 def _tint(panels: Sequence[Axes], bound: float, name: str) -> None:

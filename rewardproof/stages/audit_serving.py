@@ -164,7 +164,7 @@ def _read(scorer: RewardModel, groups: Sequence[Group], reading: Reading) -> Rew
 def _padded(scorer: RewardModel, groups: Sequence[Group], *, left: bool) -> Rewards:
     """Rewards of the same tokens by the stock model in padded batches."""
     rows = [tokens for group in scorer.encode(groups)[0] for tokens in group.conversations]
-    pad, device = int(scorer.tokenizer.pad_token_id or 0), scorer.model.device
+    pad, device = scorer.model.config.pad_token_id, scorer.model.device
     values: list[float] = []
     for start in range(0, len(rows), AT_ONCE):
         run = rows[start : start + AT_ONCE]

@@ -68,8 +68,10 @@ def missed_limits(limits: Mapping[str, float], measured: Measured, *, model: str
         if found is None or (isinstance(found, Interval) and not found.known):
             sentences.append(f"{model}: {name} could not be measured, its limit {limit:g}; give data that allows for it, or drop the limit")
             continue
-        bound = found if isinstance(found, float) else found.high if strict else found.low
+        if isinstance(found, Interval):
+            bound, shown = found.high if strict else found.low, f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        else:
+            bound, shown = found, f"{found:.3g}"
         if bound > limit:
-            shown = f"{found:.3g}" if isinstance(found, float) else f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
             sentences.append(f"{model}: {name} is {shown}, its limit {limit:g}")
     return sentences
