@@ -9,6 +9,8 @@ from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import NamedTuple
 
+LEAST = 0.5
+"""Share of the shorter text that has to be in the other too for the two to be compared; else all of both is marked."""
 _PIECE = re.compile(r"\s+|\w+|[^\w\s]")
 
 
@@ -47,8 +49,12 @@ def side_by_side(caption: str, left: str, right: str, *, labels: tuple[str, str]
         ([' not'], ['It is.'])
     """
     one, other = _PIECE.findall(left), _PIECE.findall(right)
-    matches = SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks()
-    places = [(match.a, match.b, match.size) for match in matches]
+    *matches, end = SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks()
+    # White space that happens to stand in both holds nothing together, nor do the few words that any two texts share.
+    matches = [match for match in matches if not "".join(one[match.a : match.a + match.size]).isspace()]
+    if sum(match.size for match in matches) < LEAST * min(len(one), len(other)):
+        matches = []
+    places = [(match.a, match.b, match.size) for match in (*matches, end)]
     return SideBySide(
         caption,
         _stretches(one, [(start, start + size) for start, _, size in places]),

@@ -79,8 +79,8 @@ def write_audit_page(
     return write_page(directory.path / "report.html", page)
 
 
-def _verdict(weakness: Weakness) -> tuple[str, str | None]:
-    return weakness.finding.label, None if weakness.shift is None else format_gain(weakness.shift, digits=2)
+def _verdict(weakness: Weakness) -> tuple[str, str]:
+    return weakness.finding.label, "–" if weakness.finding.grade == "unmeasured" else _gain(weakness.shift)
 
 
 def _limits(config: Audit, missed: tuple[str, ...]) -> list[Section]:
@@ -94,7 +94,7 @@ def _card(name: str, one: ModelAudit) -> Section:
     remarks = []
     for change in one.of_grade("exploitable", "unnoticed", "open", "sound", "unmeasured"):
         weakness = one.weaknesses[change]
-        number = "" if weakness.shift is None else format_gain(weakness.shift, digits=2)
+        number = "" if weakness.finding.grade == "unmeasured" else _gain(weakness.shift)
         remarks.append(Remark(TONES[weakness.finding.grade], weakness.finding.label, weakness.finding.sentence, number))
     remarks.sort(key=lambda remark: list(TONES.values()).index(remark.tone))
     text = (
@@ -135,10 +135,10 @@ def _side_by_side(audits: Mapping[str, ModelAudit], compared: Mapping[str, Mappi
     return Section("Side by side", (text,), Table(("change", *columns), tuple(rows)))
 
 
-def _compared_cells(weakness: Weakness, difference: Interval | None, is_first: bool) -> tuple[str | None, ...]:
+def _compared_cells(weakness: Weakness, difference: Interval | None, is_first: bool) -> tuple[str, ...]:
     if is_first:
         return (weakness.finding.label,)
-    return weakness.finding.label, None if difference is None else format_gain(difference, digits=2)
+    return weakness.finding.label, _gain(difference)
 
 
 def _numbers(one: ModelAudit, of_whom: str) -> Section:
@@ -159,7 +159,7 @@ def _numbers(one: ModelAudit, of_whom: str) -> Section:
 
 
 def _gain(interval: Interval | None) -> str:
-    return "–" if interval is None else format_gain(interval, digits=2)
+    return "–" if interval is None else format_gain(interval, digits=2) if interval.known else "too few"
 
 
 def _share(interval: Interval | None) -> str:

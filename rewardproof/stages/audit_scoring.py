@@ -44,8 +44,8 @@ class Casebook:
 
     def _other(self, number: int) -> str:
         """The best answer to the next other prompt; empty where there is none."""
-        own = self.groups[number].prompt_key
-        following = [*self.groups[number + 1 :], *self.groups[:number]]
+        own, total = self.groups[number].prompt_key, len(self.groups)
+        following = (self.groups[(number + step) % total] for step in range(1, total))
         other = next((group for group in following if group.prompt_key != own), None)
         return "" if other is None else other.answers[int(np.argmax(other.scores)) if other.scores else 0][-1].content
 

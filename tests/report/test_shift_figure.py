@@ -53,6 +53,11 @@ def test_two_texts_are_shown_whole_and_what_is_unmarked_is_in_both(left: str, ri
     assert shared[0] == shared[1]
 
 
+def test_texts_that_have_next_to_nothing_in_common_are_marked_whole() -> None:
+    found = side_by_side("c", "Tea is warm, and nice to drink.", "I am sorry, but no help is given.", labels=("a", "b"))
+    assert [stretch.own for stretch in (*found.left, *found.right)] == [True, True]
+
+
 def test_what_is_added_is_marked_and_nothing_is_unescaped(tmp_path: Path) -> None:
     pair = side_by_side(EVIL, f"It {EVIL} is.", f"It {EVIL} is <b>not</b>.", labels=(EVIL, EVIL))
     remark = Remark("bad", EVIL, EVIL, EVIL)
