@@ -209,7 +209,7 @@ def _bias(one: ModelAudit, of_whom: str) -> Section:
     text = (
         "What more of a feature goes with among the answers to one prompt, as they were given; all but length at equal length. A slope is "
         "no proof of a bias where the data's own scores have it too. Intervals hold together with 95 %; a dash stands where the answers do "
-        "not differ in it, or nobody scored them."
+        "not differ in it or nobody scored them, `too few` where hardly any do."
     )
     return Section(f"Length and format{of_whom}", (text,), Table(columns, tuple(rows)))
 
