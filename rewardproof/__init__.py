@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rewardproof.data import Group, Message, read_groups
     from rewardproof.models.reward_model import RewardModel
+    from rewardproof.stages.audit import Audit
+    from rewardproof.stages.audit import run as audit
     from rewardproof.stages.demo import Demo
     from rewardproof.stages.demo import run as demo
     from rewardproof.stages.evaluate import Evaluate
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _PLACES = {
+    "Audit": ("rewardproof.stages.audit", "Audit"),
     "Demo": ("rewardproof.stages.demo", "Demo"),
     "Evaluate": ("rewardproof.stages.evaluate", "Evaluate"),
     "Group": ("rewardproof.data", "Group"),
@@ -39,6 +42,7 @@ _PLACES = {
     "Strength": ("rewardproof.stages.strength", "Strength"),
     "Train": ("rewardproof.stages.train", "Train"),
     "UpcycleModel": ("rewardproof.stages.upcycle", "UpcycleModel"),
+    "audit": ("rewardproof.stages.audit", "run"),
     "demo": ("rewardproof.stages.demo", "run"),
     "evaluate": ("rewardproof.stages.evaluate", "run"),
     "merge": ("rewardproof.stages.merge", "run"),
@@ -49,6 +53,7 @@ _PLACES = {
     "upcycle": ("rewardproof.stages.upcycle", "run"),
 }
 __all__ = [
+    "Audit",
     "Demo",
     "Evaluate",
     "Group",
@@ -59,6 +64,7 @@ __all__ = [
     "Strength",
     "Train",
     "UpcycleModel",
+    "audit",
     "demo",
     "evaluate",
     "merge",

@@ -111,11 +111,13 @@ class Report:
         path: The run directory (or file) that was written.
         headline: One sentence with the headline number and its 95 % interval.
         results: The content of `report.json`.
+        missed: Limits set by the user that the run misses, a sentence each; the command then exits with 3.
     """
 
     path: Path
     headline: str
     results: Mapping[str, Any]
+    missed: tuple[str, ...] = ()
 
 
 class RunDirectory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from rewardproof.artifacts import require_writable
 from rewardproof.cli.run import Options, guarded, session
 from rewardproof.config import apply_overrides, load_recipe, load_study, parse, recipe_names, recipe_text, split_tokens
 from rewardproof.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rewardproof.report import Table
 
 app = typer.Typer(
     help="Train reward models that are hard to game, and measure how hard. Settings follow as key=value.",
@@ -40,6 +43,14 @@ def _arguments(tokens: list[str], *names: str) -> tuple[list[str], list[str]]:
             f"Got the arguments: {got}; expected {' '.join(names)}, then settings as key=value (write ./a=b for a path with =)."
         )
     return plain, overrides
+
+
+def _print_table(table: Table) -> None:
+    from rich.console import Console
+
+    from rewardproof.report import console_table
+
+    Console().print(console_table(table))
 
 
 @app.command()
@@ -116,11 +127,7 @@ def evaluate(
         settings = parse(Evaluate, apply_overrides({"model": model, "data": data}, overrides))
         report, table = run(settings, out, overwrite=overwrite, progress=progress)
     if not as_json:
-        from rich.console import Console
-
-        from rewardproof.report import console_table
-
-        Console().print(console_table(table))
+        _print_table(table)
     return report
 
 
@@ -134,6 +141,21 @@ def stress(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False,
     with session(Options(as_json)) as progress:
         settings = parse(Stress, apply_overrides({"models": models}, overrides))
         return run(settings, out, overwrite=overwrite, resume=resume, progress=progress)
+
+
+@app.command()
+@guarded
+def audit(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Any:
+    """MODEL… OUT: what would a policy exploit? Answers changed in ways that deserve no better reward; limits=FILE makes it a gate."""
+    (*models, out), overrides = _arguments(tokens, "MODEL…", "OUT")
+    from rewardproof.stages.audit import Audit, run
+
+    with session(Options(as_json)) as progress:
+        settings = parse(Audit, apply_overrides({"models": models}, overrides))
+        report, table = run(settings, out, overwrite=overwrite, resume=resume, progress=progress)
+    if not as_json:
+        _print_table(table)
+    return report
 
 
 @app.command()

@@ -38,7 +38,7 @@ class Options:
 
 
 def guarded(command: Callable[..., Any]) -> Callable[..., None]:
-    """Run a verb: print what it returns, turn the user's mistakes into one message and exit code 2, ours into code 1."""
+    """Run a verb: print what it returns, turn the user's mistakes into one message and exit code 2, limits missed into 3, ours into 1."""
 
     @functools.wraps(command)
     def verb(*args: Any, **kwargs: Any) -> None:
@@ -67,6 +67,9 @@ def guarded(command: Callable[..., Any]) -> Callable[..., None]:
             sys.stdout.write(json.dumps(report.results, indent=2, ensure_ascii=False) + "\n")
         else:
             typer.echo(f"{report.path}: {report.headline}")
+        if report.missed:
+            typer.echo("\n".join(f"limit missed: {sentence}" for sentence in report.missed), err=True)
+            raise typer.Exit(3)
 
     return verb
 

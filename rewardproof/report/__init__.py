@@ -16,7 +16,9 @@ from rewardproof.report.figures import (
 )
 from rewardproof.report.heat_map import HeatMap, heat_maps
 from rewardproof.report.optimisation_figures import course_figure, hacking_figure, policy_figure, similarity_figure
-from rewardproof.report.page import Page, PageFigure, Section, provenance_rows, write_page
+from rewardproof.report.page import Page, PageFigure, Remark, Section, provenance_rows, write_page
+from rewardproof.report.shift_figure import shift_figure
+from rewardproof.report.side_by_side import SideBySide, side_by_side
 from rewardproof.report.strength_figure import strength_figure
 from rewardproof.report.tables import Cell, Table, console_table, format_cell, format_gain, format_interval, markdown_table
 from rewardproof.report.weight_figure import weight_figure
@@ -26,8 +28,10 @@ __all__ = [
     "HeatMap",
     "Page",
     "PageFigure",
+    "Remark",
     "SavedFigure",
     "Section",
+    "SideBySide",
     "Table",
     "accuracy_figure",
     "coefficients_figure",
@@ -48,6 +52,8 @@ __all__ = [
     "reliability_figure",
     "routing_figure",
     "save_figure",
+    "shift_figure",
+    "side_by_side",
     "similarity_figure",
     "strength_figure",
     "training_figure",

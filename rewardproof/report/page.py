@@ -11,9 +11,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from rewardproof.errors import CheckpointError
 from rewardproof.report.heat_map import HeatMap
+from rewardproof.report.side_by_side import SideBySide
 from rewardproof.report.tables import Cell, Table, format_cell
 
 _BOUNDS = re.compile(r" \[-?[\d.]+, -?[\d.]+\]$")  # an interval as format_interval writes it, from an Interval or already text
@@ -35,9 +37,22 @@ class PageFigure:
     alt: str
 
 
+class Remark(NamedTuple):
+    """A sentence that a label grades."""
+
+    tone: Literal["bad", "warn", "open", "good"]
+    """How serious it is, which colours the label."""
+    label: str
+    """The grade, in a word or two."""
+    text: str
+    """The sentence."""
+    number: str = ""
+    """The number behind it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page: a heading, then what there is of paragraphs, table, figures, code and heat maps, in this order."""
+    """A part of the page: a heading, then paragraphs, remarks, table, figures, code, comparisons and heat maps, in this order."""
 
     heading: str
     paragraphs: Sequence[str] = ()
@@ -45,6 +60,8 @@ class Section:
     figures: Sequence[PageFigure] = ()
     code: str | None = None
     heat_maps: Sequence[HeatMap] = ()
+    remarks: Sequence[Remark] = ()
+    comparisons: Sequence[SideBySide] = ()
 
 
 @dataclass(frozen=True, slots=True)

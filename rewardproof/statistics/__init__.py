@@ -17,7 +17,9 @@ from rewardproof.statistics.entropy import effective_number, effective_rank, ent
 from rewardproof.statistics.gated import gated_labels
 from rewardproof.statistics.nelder_mead import NelderMead
 from rewardproof.statistics.overoptimisation import GoldLaw, fit_law
+from rewardproof.statistics.regression import cluster_slopes, determined
 from rewardproof.statistics.similarity import KindSimilarity, kind_similarity
+from rewardproof.statistics.simultaneous import simultaneous_level
 from rewardproof.statistics.smoothing import local_linear
 from rewardproof.statistics.surface import Surface, density
 
@@ -34,8 +36,10 @@ __all__ = [
     "cluster",
     "cluster_bootstrap",
     "cluster_bootstrap_columns",
+    "cluster_slopes",
     "crossed_interval",
     "density",
+    "determined",
     "effective_number",
     "effective_rank",
     "entropy",
@@ -52,6 +56,7 @@ __all__ = [
     "pearson",
     "reliability",
     "seed_interval",
+    "simultaneous_level",
     "softmax_regression",
     "spearman",
     "wilson",

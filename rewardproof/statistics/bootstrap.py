@@ -78,7 +78,7 @@ def cluster_bootstrap(
         seed: Seed of the resampling.
 
     Returns:
-        The interval; its ends are NaN if there is only one cluster.
+        The interval; its ends are NaN if there is only one cluster, or if so few resamples have none beyond ends of that level.
 
     Raises:
         EvaluationError: If there are no values, one is not finite, the lengths differ, or `level` is not in (0, 1).
@@ -137,10 +137,10 @@ def cluster_bootstrap_columns(
     if statistic == "cluster_mean":
         sums_CM, size_C = sums_CM / size_C[:, None], np.ones(n_clusters)
     estimate_M = sums_CM.sum(axis=0) / size_C.sum()
-    if n_clusters == 1:
+    if n_clusters == 1 or beyond_resampling(level, n_resamples):
         ends_2M = np.full((2, len(estimate_M)), math.nan)
     else:
-        means_RM = np.concatenate([w @ sums_CM / (w @ size_C)[:, None] for w in _resample_weights(n_clusters, n_resamples, seed)])
+        means_RM = np.concatenate([w @ sums_CM / (w @ size_C)[:, None] for w in resample_weights(n_clusters, n_resamples, seed)])
         ends_2M = np.quantile(means_RM, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return [
         Interval(float(e), float(low), float(high), len(values_NM), n_clusters)
@@ -255,7 +255,17 @@ def cluster_index(clusters: Clusters | None, n_rows: int) -> tuple[npt.NDArray[n
     return index, len(numbers)
 
 
-def _resample_weights(n_clusters: int, n_resamples: int, seed: int) -> Iterator[FloatArray]:
+def beyond_resampling(level: float, n_resamples: int) -> bool:
+    """Whether an interval's ends lie where not even one resample is expected, so that the resamples' range would pass for them.
+
+    Example:
+        >>> beyond_resampling(0.95, 2000), beyond_resampling(0.9999, 2000)
+        (False, True)
+    """
+    return (1 - level) / 2 * n_resamples < 1
+
+
+def resample_weights(n_clusters: int, n_resamples: int, seed: int) -> Iterator[FloatArray]:
     """Multinomial weights, shape `(r, C)` with r so small that a block stays within memory."""
     generator = np.random.default_rng(seed)
     rows = max(1, _CELLS_AT_ONCE // n_clusters)

@@ -52,7 +52,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BaseProce
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        [f"rewardproof.{room}" for room in ("cli.main", "stages.train", "stages.score", "stages.align", "stages.stress")]
+        [f"rewardproof.{room}" for room in ("cli.main", "stages.train", "stages.score", "stages.align", "stages.audit", "stages.stress")]
         + ["matplotlib.figure"]
     )
     folder = tmp_path_factory.mktemp("output")
