@@ -4,6 +4,7 @@ from rewardproof.evaluation.accuracy import (
     AccuracyReport,
     PairOutcomes,
     accuracy_intervals,
+    accuracy_of,
     agreement,
     correct_shares,
     pair_accuracy,
@@ -15,6 +16,7 @@ from rewardproof.evaluation.hidden_states import StateSimilarity, state_similari
 from rewardproof.evaluation.law import LawRange
 from rewardproof.evaluation.policy_runs import Evaluation, PolicyHacking, PolicyRuns, read_evaluation
 from rewardproof.evaluation.ranking import RankAgreement, rank_agreement
+from rewardproof.evaluation.scored import ScoredRow, scored_row
 
 __all__ = [
     "AccuracyReport",
@@ -28,8 +30,10 @@ __all__ = [
     "PolicyHacking",
     "PolicyRuns",
     "RankAgreement",
+    "ScoredRow",
     "StateSimilarity",
     "accuracy_intervals",
+    "accuracy_of",
     "agreement",
     "correct_shares",
     "pair_accuracy",
@@ -37,5 +41,6 @@ __all__ = [
     "rank_agreement",
     "read_evaluation",
     "read_factors",
+    "scored_row",
     "state_similarities",
 ]
