@@ -117,13 +117,23 @@ def read_groups(
     groups = tuple(
         row.group for source in names for row in iter_rows(source, format=format, on_bad=on_bad, purpose=purpose, text=text, counts=counts)
     )
-    if not groups:
-        bad = ", ".join(f"{count} × {reason}" for reason, count in counts.bad.most_common()) or "no rows at all"
-        raise DataError(
-            f"{', '.join(names) or 'no source'}: got {counts.read} rows of which none can be used ({bad}); expected at least one. Nothing "
-            "can be computed from no data; look at the rows, or name their format with format=."
-        )
+    require_used(names, counts)
     return GroupSet(groups, counts)
+
+
+def require_used(sources: Sequence[str], counts: ReadCounts) -> None:
+    """Refuse sources of which no row could be used.
+
+    Raises:
+        DataError: Says why they could not.
+    """
+    if counts.used:
+        return
+    bad = ", ".join(f"{count} × {reason}" for reason, count in counts.bad.most_common()) or "no rows at all"
+    raise DataError(
+        f"{', '.join(sources) or 'no source'}: got {counts.read} rows of which none can be used ({bad}); expected at least one. Nothing "
+        "can be computed from no data; look at the rows, or name their format with format=."
+    )
 
 
 def iter_rows(

@@ -10,16 +10,20 @@ from rewardproof.evaluation.accuracy import (
     pair_accuracy,
     pair_outcomes,
 )
+from rewardproof.evaluation.benchmarks import BENCHMARKS, benchmark_of, judge_benchmarks
 from rewardproof.evaluation.factors import Factor, FactorReading, read_factors
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.hidden_states import StateSimilarity, state_similarities
 from rewardproof.evaluation.law import LawRange
 from rewardproof.evaluation.policy_runs import Evaluation, PolicyHacking, PolicyRuns, read_evaluation
+from rewardproof.evaluation.published import BenchmarkScore
 from rewardproof.evaluation.ranking import RankAgreement, rank_agreement
 from rewardproof.evaluation.scored import ScoredRow, scored_row
 
 __all__ = [
+    "BENCHMARKS",
     "AccuracyReport",
+    "BenchmarkScore",
     "BestOfNRuns",
     "Evaluation",
     "Factor",
@@ -35,7 +39,9 @@ __all__ = [
     "accuracy_intervals",
     "accuracy_of",
     "agreement",
+    "benchmark_of",
     "correct_shares",
+    "judge_benchmarks",
     "pair_accuracy",
     "pair_outcomes",
     "rank_agreement",

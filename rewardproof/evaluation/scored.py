@@ -82,7 +82,8 @@ class ScoredRow:
             >>> ScoredRow.from_dict(row.as_dict()) == row
             True
         """
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        read: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**read)
 
 
 def scored_row(group: Group, rewards: Sequence[float] | FloatArray, *, format: str = "") -> ScoredRow:

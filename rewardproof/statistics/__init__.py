@@ -18,6 +18,7 @@ from rewardproof.statistics.gated import gated_labels
 from rewardproof.statistics.overoptimisation import GoldLaw, fit_law
 from rewardproof.statistics.similarity import KindSimilarity, kind_similarity
 from rewardproof.statistics.smoothing import local_linear
+from rewardproof.statistics.weighted import WeightedPart, weighted_interval
 
 __all__ = [
     "GoldLaw",
@@ -25,6 +26,7 @@ __all__ = [
     "KindSimilarity",
     "Reliability",
     "ReliabilityBin",
+    "WeightedPart",
     "best_of_n",
     "best_of_n_weights",
     "cluster",
@@ -49,6 +51,7 @@ __all__ = [
     "seed_interval",
     "softmax_regression",
     "spearman",
+    "weighted_interval",
     "wilson",
     "within_cluster_correlation",
 ]

@@ -140,7 +140,7 @@ def cluster_bootstrap_columns(
     if n_clusters == 1:
         ends_2M = np.full((2, len(estimate_M)), math.nan)
     else:
-        means_RM = np.concatenate([w @ sums_CM / (w @ size_C)[:, None] for w in _resample_weights(n_clusters, n_resamples, seed)])
+        means_RM = np.concatenate([w @ sums_CM / (w @ size_C)[:, None] for w in resample_weights(n_clusters, n_resamples, seed)])
         ends_2M = np.quantile(means_RM, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return [
         Interval(float(e), float(low), float(high), len(values_NM), n_clusters)
@@ -255,7 +255,7 @@ def cluster_index(clusters: Clusters | None, n_rows: int) -> tuple[npt.NDArray[n
     return index, len(numbers)
 
 
-def _resample_weights(n_clusters: int, n_resamples: int, seed: int) -> Iterator[FloatArray]:
+def resample_weights(n_clusters: int, n_resamples: int, seed: int) -> Iterator[FloatArray]:
     """Multinomial weights, shape `(r, C)` with r so small that a block stays within memory."""
     generator = np.random.default_rng(seed)
     rows = max(1, _CELLS_AT_ONCE // n_clusters)
