@@ -35,4 +35,4 @@ def judge(rows: Sequence[ScoredRow]) -> BenchmarkScore:
 
 def _set(row: ScoredRow) -> str:
     """The set that a row is of, by the name of its file or folder."""
-    return next((name for place in row.places for name in ROWS if name.lower() in place), row.subset or "set unknown")
+    return next((name for place in row.path_names for name in ROWS if name.lower() in place), row.subset or "set unknown")

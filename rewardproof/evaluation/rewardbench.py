@@ -115,12 +115,12 @@ def judge(rows: Sequence[ScoredRow]) -> BenchmarkScore:
 
 def is_prior(row: ScoredRow) -> bool:
     """Whether a row is of the prior sets, by the name of their collection."""
-    return "pref-test-sets" in row.places
+    return "pref-test-sets" in row.path_names
 
 
 def _subset(row: ScoredRow) -> str:
     """The row's subset; of a prior set it is the file or split that it came in."""
-    return row.places[0] if is_prior(row) else row.subset
+    return row.path_names[0] if is_prior(row) else row.subset
 
 
 def _weighted(label: str, sections: Mapping[str, Line], *, depth: int) -> Line:

@@ -87,7 +87,7 @@ def judge(rows: Sequence[ScoredRow]) -> BenchmarkScore:
 
 def _file(row: ScoredRow) -> str:
     """The benchmark's file that a row is of, by its own column or by its file's name."""
-    named = row.facts.get("domain") or row.places[0].removesuffix("_filtered")
+    named = row.facts.get("domain") or row.path_names[0].removesuffix("_filtered")
     return str(named)
 
 

@@ -37,6 +37,7 @@ class ScoredRow:
         category: As of the group.
         format: Name of the format that it was read as.
         facts: Those of `KEPT` that the row has.
+        index: Position among the rows of its source; files of JSON on one line have one origin for all rows.
     """
 
     rewards: tuple[float, ...]
@@ -50,6 +51,7 @@ class ScoredRow:
     category: str = ""
     format: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    index: int = 0
 
     @property
     def ordered(self) -> bool:
@@ -57,12 +59,12 @@ class ScoredRow:
         return self.scores is not None and len(set(self.scores)) > 1
 
     @cached_property
-    def places(self) -> tuple[str, ...]:
+    def path_names(self) -> tuple[str, ...]:
         """Names of the file and of the folders that it lies in, in lower case, the nearest first; of a hub id the split comes first.
 
         Example:
             >>> row = ScoredRow((1.0,), None, (1,), ("a",), "p", origin="data/LLMBar/Natural/dataset.json:3")
-            >>> row.places
+            >>> row.path_names
             ('dataset', 'natural', 'llmbar', 'data')
         """
         path = self.origin.rpartition(":")[0]
@@ -86,13 +88,14 @@ class ScoredRow:
         return cls(**read)
 
 
-def scored_row(group: Group, rewards: Sequence[float] | FloatArray, *, format: str = "") -> ScoredRow:
+def scored_row(group: Group, rewards: Sequence[float] | FloatArray, *, format: str = "", index: int = 0) -> ScoredRow:
     """Keep a group's numbers, after a look at them.
 
     Args:
         group: The group.
         rewards: A reward an answer.
         format: Name of the format that it was read as.
+        index: Position among the rows of its source.
 
     Raises:
         EvaluationError: There is not one reward an answer, or a reward or score is not finite.
@@ -110,6 +113,7 @@ def scored_row(group: Group, rewards: Sequence[float] | FloatArray, *, format: s
         category=group.category,
         format=format,
         facts={name: group.meta[name] for name in KEPT if group.meta.get(name) is not None},
+        index=index,
     )
 
 

@@ -103,7 +103,8 @@ def judged_source(model: Judge, config: Evaluate, source: str, kept: KeptRows, p
     while chunk := list(islice(groups, CHUNK)):
         found = fitting_rewards(model, config, [row.group for row in chunk])
         rows = [
-            scored_row(chunk[place].group, row, format=chunk[place].format) for place, row in zip(found.places, found.rewards, strict=True)
+            scored_row(chunk[place].group, own, format=chunk[place].format, index=kept.groups + place)
+            for place, own in zip(found.places, found.rewards, strict=True)
         ]
         kept.add(len(chunk), found.lengths, rows)
         progress("scoring", kept.groups, 0)

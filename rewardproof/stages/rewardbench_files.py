@@ -33,7 +33,7 @@ def write_rewardbench_files(
 ) -> list[str]:
     """Write the files of each version of which there are rows; says which, from the run directory.
 
-    Rows are read again for their texts, and matched by file and line: ids are not each once in what has been published.
+    Rows are read again for their texts, and matched by position: ids are not each once in what has been published.
 
     Args:
         directory: The run directory.
@@ -55,15 +55,15 @@ def write_rewardbench_files(
 
 
 def _texts(model: Judge, config: Evaluate, source: str, scored: Sequence[ScoredRow], benchmark: str) -> list[_Judged]:
-    known = {row.origin: row for row in scored if benchmark_of(row) == benchmark}
+    known = {row.index: row for row in scored if benchmark_of(row) == benchmark}
     if not known:
         return []
     found: list[_Judged] = []
-    for row in rows_of(config, source, ReadCounts()):
-        if row.group.origin in known:
+    for index, row in enumerate(rows_of(config, source, ReadCounts())):
+        if index in known:
             asked = as_asked(row.group, config.as_published.system)
             texts = [render(asked, answer, model.tokenizer) for answer in asked.answers]
-            found.append(_Judged(row, texts, known[row.group.origin]))
+            found.append(_Judged(row, texts, known[index]))
     return found
 
 
@@ -95,7 +95,7 @@ def _first_version(rows: Sequence[_Judged]) -> dict[str, list[Any]]:
         "text_chosen": [one.texts[0] for one in rows],
         "text_rejected": [one.texts[1] for one in rows],
         "results": [int(one.scored.rewards[0] > one.scored.rewards[1]) for one in rows],
-        "subset": [one.scored.places[0] if is_prior(one.scored) else one.scored.subset for one in rows],
+        "subset": [one.scored.path_names[0] if is_prior(one.scored) else one.scored.subset for one in rows],
         "id": [_id(one) for one in rows],
         "scores_chosen": [one.scored.rewards[0] for one in rows],
         "scores_rejected": [one.scored.rewards[1] for one in rows],
