@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rewardproof.evaluation.published import BenchmarkScore, best_beats_all, by_name, line_of, mean_line, part_of
+from rewardproof.evaluation.published import BenchmarkScore, best_beats_all, by_name, differences_from, line_of, mean_line, part_of
 from rewardproof.evaluation.scored import ScoredRow
 
+ROWS = {"helpful, best of n": 2109, "harmless, best of n": 1677}
+"""Rows of the best-of-n sets; how many pairs there are differs between copies of the benchmark."""
 PARTS = ("helpful, best of n", "helpful, pairs", "harmless, best of n", "harmless, pairs")
 
 
@@ -25,7 +27,8 @@ def judge(rows: Sequence[ScoredRow]) -> BenchmarkScore:
     parts = {name: part_of(name, own, best_beats_all) for name, own in found.items()}
     ordered = [parts[name] for name in sorted(parts, key=lambda name: (name not in PARTS, PARTS.index(name) if name in PARTS else 0))]
     lines = [line_of(part.name, part, depth=1) for part in ordered]
-    differences = tuple(f"{name}: no rows" for name in PARTS if name not in parts)
+    differences = differences_from(ROWS, {name: len(own) for name, own in found.items()})
+    differences += tuple(f"{name}: no rows" for name in PARTS if name not in parts and name not in ROWS)
     first = mean_line("RMB", ordered, depth=0)
     return BenchmarkScore("RMB", "mean of the four accuracies", (first, *lines), differences)
 

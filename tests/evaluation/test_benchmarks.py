@@ -95,10 +95,8 @@ def test_rmb_tells_goal_and_kind_and_wants_the_best_above_every_loser() -> None:
     assert {line.label: line.estimate() for line in score.lines} == {
         "RMB": 0.625, "helpful, best of n": 1.0, "helpful, pairs": 0.5, "harmless, best of n": 0.0, "harmless, pairs": 1.0
     }  # fmt: skip
-    assert score.complete
-    assert judge_benchmarks(rows[:2])["rmb"].differences == (
-        "helpful, best of n: no rows", "harmless, best of n: no rows", "harmless, pairs: no rows"
-    )  # fmt: skip
+    assert score.differences == ("helpful, best of n: 1 of 2109 rows", "harmless, best of n: 1 of 1677 rows")
+    assert judge_benchmarks(rows[:2])["rmb"].differences[-1] == "harmless, pairs: no rows"
 
 
 def test_llmbar_counts_its_five_sets_alike_as_published() -> None:
