@@ -116,16 +116,17 @@ def evaluate(
     tokens: Tokens,
     out: Annotated[Path | None, typer.Option("--out", help="Run directory to write; without it the table is only printed.")] = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Any:
-    """MODEL DATA…: pair accuracy with its interval, by subset, beside the length rule."""
+    """MODEL DATA…: pair accuracy with its interval, by subset, beside the length rule; a benchmark's own score on its data."""
     (model, *data), overrides = _arguments(tokens, "MODEL", "DATA…")
     from rewardproof.stages.evaluate import Evaluate, run
 
     with session(Options(as_json)) as progress:
         settings = parse(Evaluate, apply_overrides({"model": model, "data": data}, overrides))
-        report, table = run(settings, out, overwrite=overwrite, progress=progress)
+        report, table = run(settings, out, overwrite=overwrite, resume=resume, progress=progress)
     if not as_json:
         _print_table(table)
     return report

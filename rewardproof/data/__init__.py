@@ -8,7 +8,7 @@ from rewardproof.data.checks import REASONS, BadRow, check_group
 from rewardproof.data.formats import FORMATS, Format, detect, find_format, to_row
 from rewardproof.data.group import ROLES, Group, Message
 from rewardproof.data.pairs import Pair, merge_single_answers, ordered_pairs, with_label_noise
-from rewardproof.data.reading import GroupSet, ReadCounts, Row, iter_rows, read_groups
+from rewardproof.data.reading import GroupSet, ReadCounts, Row, iter_rows, read_groups, require_used
 from rewardproof.data.scenarios import SCENARIOS, ScenarioCut, Scenarios, cut_scenarios
 from rewardproof.data.splitting import (
     key_position,
@@ -48,6 +48,7 @@ __all__ = [
     "ordered_pairs",
     "prompt_overlap",
     "read_groups",
+    "require_used",
     "split_by_prompt",
     "split_key",
     "split_position",

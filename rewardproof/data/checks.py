@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from rewardproof.data.group import ROLES, Group, Message
 from rewardproof.errors import DataError
 
-Purpose = Literal["train", "score", "answer"]
+Purpose = Literal["train", "score", "judge", "answer"]
 
 
 class Reason(NamedTuple):
@@ -79,8 +79,9 @@ def check_group(group: Group, *, purpose: Purpose = "train") -> None:
 
     Args:
         group: The group.
-        purpose: For `score`, ties, missing scores and identical answers are fine: nothing is learnt from the order. For `answer`, the
-            prompt alone counts: it is to be answered anew.
+        purpose: For `score`, ties, missing scores and identical answers are fine: nothing is learnt from the order. For `judge`, a
+            benchmark's row, an answer may be empty too: leaving the row out would change the published score. For `answer`, the prompt
+            alone counts: it is to be answered anew.
 
     Raises:
         BadRow: With the first reason that applies.
@@ -93,7 +94,7 @@ def check_group(group: Group, *, purpose: Purpose = "train") -> None:
     for message in (*group.prompt, *(message for answer in group.answers for message in answer)):
         _check_message(message)
     for index, answer in enumerate(group.answer_texts):
-        if not answer.strip():
+        if not answer.strip() and purpose != "judge":
             raise BadRow("empty answer", f"empty answer at position {index}")
     if not group.raw:
         if not group.prompt_text.strip():

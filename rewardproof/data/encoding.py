@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Overlong = Literal["fail", "drop", "truncate_prompt"]
+OverlongOrCut = Literal[Overlong, "cut_left", "cut_right"]
+"""What may happen where nothing is learnt: tokens can be cut from a conversation's beginning or end, whatever they are."""
 Reads = Literal["conversation", "last_query", "reference"]
 """What a reward model reads: the whole conversation, the user's last turn and the answer, or all of it with a reference in between."""
 REFERENCE = "\n\n[Reference answer]\n"
@@ -194,7 +196,7 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def encode_groups(
-    groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, *, max_length: int, overlong: Overlong = "fail"
+    groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, *, max_length: int, overlong: OverlongOrCut = "fail"
 ) -> tuple[list[EncodedGroup], Counter[str]]:
     """Tokenise groups under a length limit.
 
@@ -203,7 +205,8 @@ def encode_groups(
         tokenizer: The reward model's tokenizer.
         max_length: Longest conversation allowed, in tokens.
         overlong: `fail` raises, `drop` leaves the group out, `truncate_prompt` shortens the prompt from its beginning
-            (oldest turns first, then the head of the last user turn) until the longest answer fits.
+            (oldest turns first, then the head of the last user turn) until the longest answer fits. `cut_left` and `cut_right` cut each
+            conversation's tokens at its beginning or end, as benchmarks' own code does; what a template writes there goes with them.
 
     Returns:
         The encoded groups, each with its `index` into `groups`, and how many were dropped or truncated.
@@ -225,10 +228,24 @@ def encode_groups(
             if overlong == "drop":
                 counts["overlong_dropped"] += 1
                 continue
-            candidate = _truncate_prompt(group, tokenizer, max_length=max_length, index=index)
-            counts["overlong_prompt_truncated"] += 1
+            if overlong == "truncate_prompt":
+                candidate = _truncate_prompt(group, tokenizer, max_length=max_length, index=index)
+                counts["overlong_prompt_truncated"] += 1
+            else:
+                candidate = _cut(candidate, max_length, left=overlong == "cut_left")
+                counts["overlong_cut"] += 1
         encoded.append(candidate)
     return encoded, counts
+
+
+def _cut(group: EncodedGroup, max_length: int, *, left: bool) -> EncodedGroup:
+    """The group with each conversation's first or last `max_length` tokens."""
+    excess = [max(len(tokens) - max_length, 0) if left else 0 for tokens in group.conversations]
+    conversations = tuple(tokens[over : over + max_length] for tokens, over in zip(group.conversations, excess, strict=True))
+    starts = tuple(
+        min(max(start - over, 0), len(tokens) - 1) for start, over, tokens in zip(group.answer_starts, excess, conversations, strict=True)
+    )
+    return replace(group, conversations=conversations, shared=shared_prefix(conversations), answer_starts=starts)
 
 
 def _truncate_prompt(group: Group, tokenizer: PreTrainedTokenizerBase, *, max_length: int, index: int) -> EncodedGroup:

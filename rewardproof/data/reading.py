@@ -24,10 +24,11 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.+%\[\]:-]+)?")
 
 
 class Row(NamedTuple):
-    """A row as it was read, and the group it became."""
+    """A row as it was read, the group it became, and the name of the format that it was read as."""
 
     raw: dict[str, Any]
     group: Group
+    format: str
 
 
 @dataclass(slots=True)
@@ -102,7 +103,7 @@ def read_groups(
         format: A name of `FORMATS`, or `auto`: the format of a file is that of its first row.
         on_bad: `fail` stops at the first bad row and names it; `drop` counts bad rows by reason; `drop_unfit` counts rows that can be read
             but are no preference (`checks.UNFIT`: ties, empty answers …) and still stops at damaged ones.
-        purpose: What the groups are for; see `check_group`.
+        purpose: What the groups are for; see `check_group`. `judge` means a benchmark's rows, and `train` any others.
         text: `chat` makes a plain prompt the user's turn and plain answers the assistant's; `raw` keeps plain text for joining as it is.
 
     Returns:
@@ -116,13 +117,23 @@ def read_groups(
     groups = tuple(
         row.group for source in names for row in iter_rows(source, format=format, on_bad=on_bad, purpose=purpose, text=text, counts=counts)
     )
-    if not groups:
-        bad = ", ".join(f"{count} × {reason}" for reason, count in counts.bad.most_common()) or "no rows at all"
-        raise DataError(
-            f"{', '.join(names) or 'no source'}: got {counts.read} rows of which none can be used ({bad}); expected at least one. Nothing "
-            "can be computed from no data; look at the rows, or name their format with format=."
-        )
+    require_used(names, counts)
     return GroupSet(groups, counts)
+
+
+def require_used(sources: Sequence[str], counts: ReadCounts) -> None:
+    """Refuse sources of which no row could be used.
+
+    Raises:
+        DataError: Says why they could not.
+    """
+    if counts.used:
+        return
+    bad = ", ".join(f"{count} × {reason}" for reason, count in counts.bad.most_common()) or "no rows at all"
+    raise DataError(
+        f"{', '.join(sources) or 'no source'}: got {counts.read} rows of which none can be used ({bad}); expected at least one. Nothing "
+        "can be computed from no data; look at the rows, or name their format with format=."
+    )
 
 
 def iter_rows(
@@ -172,7 +183,7 @@ def _rows(stream: _Stream, reading: _Reading, counts: ReadCounts) -> Iterator[Ro
             group = _finished(held.to_group(row), stream, origin)
             if reading.text == "raw":
                 group = _as_raw(group, row, held)
-            check_group(group, purpose=reading.purpose)
+            check_group(group, purpose=_purpose(reading, held))
         except BadRow as bad:
             if reading.on_bad == "fail" or (reading.on_bad == "drop_unfit" and bad.remedy != reading.on_bad):
                 raise DataError(bad.at(origin) + (f" (Read as format {held.name!r}.)" if held else "")) from bad
@@ -180,9 +191,14 @@ def _rows(stream: _Stream, reading: _Reading, counts: ReadCounts) -> Iterator[Ro
             unknown = unknown or (bad if bad.reason == "unknown format" else None)
             continue
         counts.used += 1
-        yield Row(row, group)
+        yield Row(row, group, held.name)
     if held is None and unknown is not None:
         raise DataError(f"{stream.name}: got rows of no known format; first: {unknown}")
+
+
+def _purpose(reading: _Reading, held: Format) -> Purpose:
+    """What a row has to be fit for; rows that are to be judged are preferences where they are no benchmark's."""
+    return "train" if reading.purpose == "judge" and not held.benchmark else reading.purpose
 
 
 def _object(value: object) -> dict[str, Any]:

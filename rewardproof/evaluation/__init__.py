@@ -4,11 +4,13 @@ from rewardproof.evaluation.accuracy import (
     AccuracyReport,
     PairOutcomes,
     accuracy_intervals,
+    accuracy_of,
     agreement,
     correct_shares,
     pair_accuracy,
     pair_outcomes,
 )
+from rewardproof.evaluation.benchmarks import BENCHMARKS, benchmark_of, judge_benchmarks
 from rewardproof.evaluation.factors import Factor, FactorReading, read_factors
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.hidden_states import StateSimilarity, state_similarities
@@ -23,13 +25,17 @@ from rewardproof.evaluation.policy_runs import (
     run_evaluations,
 )
 from rewardproof.evaluation.proxy_points import FoundProxyPoints, ProxyPoints, SeenRun, find_proxy_points
+from rewardproof.evaluation.published import BenchmarkScore
 from rewardproof.evaluation.ranking import RankAgreement, rank_agreement
+from rewardproof.evaluation.scored import ScoredRow, scored_row
 from rewardproof.evaluation.win_rate import win_rate
 
 __all__ = [
+    "BENCHMARKS",
     "EVALUATIONS",
     "IMPLICIT",
     "AccuracyReport",
+    "BenchmarkScore",
     "BestOfNRuns",
     "Evaluation",
     "Factor",
@@ -43,18 +49,23 @@ __all__ = [
     "PolicyRuns",
     "ProxyPoints",
     "RankAgreement",
+    "ScoredRow",
     "SeenRun",
     "StateSimilarity",
     "accuracy_intervals",
+    "accuracy_of",
     "agreement",
+    "benchmark_of",
     "correct_shares",
     "find_proxy_points",
+    "judge_benchmarks",
     "pair_accuracy",
     "pair_outcomes",
     "rank_agreement",
     "read_evaluation",
     "read_factors",
     "run_evaluations",
+    "scored_row",
     "state_similarities",
     "win_rate",
 ]

@@ -17,8 +17,8 @@ import numpy as np
 
 from rewardproof.data.group import Group
 from rewardproof.data.pairs import Pair
-from rewardproof.data.splitting import split_key
 from rewardproof.errors import EvaluationError
+from rewardproof.evaluation.scored import ScoredRow, scored_row
 from rewardproof.statistics import Interval, Reliability, cluster_bootstrap_columns, reliability, wilson, within_cluster_correlation
 from rewardproof.statistics.bootstrap import Clusters
 from rewardproof.statistics.checks import FloatArray
@@ -119,29 +119,41 @@ def pair_accuracy(
         raise EvaluationError(
             f"{len(rewards)} lists of rewards for {len(groups)} groups; expected one a group. Score the same rows that you evaluate."
         )
-    arrays = [finite_row(group, row) for group, row in zip(groups, rewards, strict=True)]
-    kept = [(group, row) for group, row in zip(groups, arrays, strict=True) if _ordered(group)]
-    if not kept:
+    return accuracy_of([scored_row(group, row) for group, row in zip(groups, rewards, strict=True)], seed=seed)
+
+
+def accuracy_of(rows: Sequence[ScoredRow], *, seed: int = 0) -> AccuracyReport:
+    """`pair_accuracy` of rows that are scored already.
+
+    Args:
+        rows: The rows.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        EvaluationError: If no row is ordered.
+    """
+    ordered = [row for row in rows if row.ordered]
+    if not ordered:
         raise EvaluationError(
-            f"none of {len(groups)} groups has an order; expected at least one with two different scores. "
+            f"none of {len(rows)} groups has an order; expected at least one with two different scores. "
             "Accuracy needs a preference: give pairs (chosen, rejected) or rows with scores."
         )
-    ordered, pairs = [group for group, _ in kept], _all_pairs(kept)
-    prompts = [split_key(group) for group in ordered]
+    pairs = _all_pairs(ordered)
+    prompts = [row.prompt for row in ordered]
     correct_P = _wins(pairs.gap_P)
     correct_G, longer_G = pairs.by_group(correct_P), pairs.by_group(pairs.longer_P)
     overall, length_only = accuracy_intervals(np.stack([correct_G, longer_G], axis=1), prompts, seed=seed)
     gap_mean = float(np.average(pairs.gap_P, weights=pairs.weight_P))
-    rewards_A = np.concatenate([row for _, row in kept])
+    rewards_A = np.concatenate([row.rewards for row in ordered])
     return AccuracyReport(
         overall=overall,
-        by_subset=_by_part(ordered, correct_G, prompts=prompts, seed=seed, part=lambda group: group.subset),
-        by_category=_by_part(ordered, correct_G, prompts=prompts, seed=seed, part=lambda group: group.category),
+        by_subset=_by_part(ordered, correct_G, prompts=prompts, seed=seed, part=lambda row: row.subset),
+        by_category=_by_part(ordered, correct_G, prompts=prompts, seed=seed, part=lambda row: row.category),
         length_only=length_only,
-        length_only_by_subset=_by_part(ordered, longer_G, prompts=prompts, seed=seed, part=lambda group: group.subset),
+        length_only_by_subset=_by_part(ordered, longer_G, prompts=prompts, seed=seed, part=lambda row: row.subset),
         n_pairs=len(pairs.gap_P),
         n_groups=len(ordered),
-        unordered=len(groups) - len(ordered),
+        unordered=len(rows) - len(ordered),
         tied=int((pairs.gap_P == 0).sum()),
         reward_mean=float(rewards_A.mean()),
         reward_std=float(rewards_A.std()),
@@ -187,13 +199,13 @@ def pair_outcomes(groups: Sequence[Group], rewards: Sequence[Sequence[float] | F
         >>> pair_outcomes([Group((Message("user", "a"),), answers, scores=(2.0, 1.0, 0.0))], [[3.0, 5.0, 3.0]]).correct
         '0=1'
     """
-    kept = [(group, finite_row(group, row)) for group, row in zip(groups, rewards, strict=True) if _ordered(group)]
+    kept = [scored_row(group, row) for group, row in zip(groups, rewards, strict=True) if group.scores and len(set(group.scores)) > 1]
     pairs = _all_pairs(kept)
     return PairOutcomes(
         correct=_letters(_wins(pairs.gap_P)),
         longer=_letters(pairs.longer_P),
-        prompts=tuple(split_key(group)[:8] for group, _ in kept),
-        subsets=tuple(group.subset for group, _ in kept),
+        prompts=tuple(row.prompt[:8] for row in kept),
+        subsets=tuple(row.subset for row in kept),
         sizes=tuple(np.bincount(pairs.group_P).tolist()),
     )
 
@@ -235,38 +247,10 @@ def _letters(wins_P: FloatArray) -> str:
     return "".join("1" if win == 1 else "0" if win == 0 else "=" for win in wins_P.tolist())
 
 
-def finite_row(group: Group, row: Sequence[float] | FloatArray) -> FloatArray:
-    """A group's rewards as an array, after a look at them and at its scores.
-
-    Raises:
-        EvaluationError: There is not one reward an answer, or a reward or score is not finite.
-    """
-    values = np.asarray(row, dtype=np.float64)
-    name = group.origin or group.id or repr(group.prompt_text[:60])
-    if values.shape != (len(group.answers),):
-        raise EvaluationError(
-            f"{name}: {values.size} rewards for {len(group.answers)} answers; expected one an answer, or the comparison is of other rows. "
-            "Score the same rows that you evaluate."
-        )
-    for what, numbers in (("reward", values), ("score", np.asarray(group.scores or (), dtype=np.float64))):
-        bad = np.flatnonzero(~np.isfinite(numbers))
-        if len(bad):
-            cure = "Check the model: half precision may overflow." if what == "reward" else "Fix the row."
-            raise EvaluationError(
-                f"{name}: the {what} of answer {bad[0] + 1} is {numbers[bad[0]]}; expected a finite number. "
-                f"A comparison with it would silently count as a wrong pair. {cure}"
-            )
-    return values
-
-
-def _ordered(group: Group) -> bool:
-    return group.scores is not None and len(set(group.scores)) > 1
-
-
-def _all_pairs(kept: list[tuple[Group, FloatArray]]) -> _Pairs:
+def _all_pairs(kept: Sequence[ScoredRow]) -> _Pairs:
     gaps, longer, sizes = [], [], []
-    for group, rewards in kept:
-        scores, lengths = np.asarray(group.scores), _lengths(group)
+    for row in kept:
+        scores, rewards, lengths = (np.asarray(values, dtype=np.float64) for values in (row.scores, row.rewards, row.lengths))
         better, worse = np.nonzero(scores[:, None] > scores[None, :])
         gaps.append(rewards[better] - rewards[worse])
         longer.append(_wins(lengths[better] - lengths[worse]))
@@ -277,10 +261,6 @@ def _all_pairs(kept: list[tuple[Group, FloatArray]]) -> _Pairs:
 
 def _wins(difference_P: FloatArray) -> FloatArray:
     return np.where(difference_P > 0, 1.0, np.where(difference_P == 0, 0.5, 0.0))
-
-
-def _lengths(group: Group) -> FloatArray:
-    return np.asarray([len(text) for text in group.answer_texts], dtype=np.float64)
 
 
 def accuracy_intervals(correct_GM: FloatArray, prompts: Clusters, *, seed: int = 0) -> list[Interval]:
@@ -307,19 +287,22 @@ def accuracy_intervals(correct_GM: FloatArray, prompts: Clusters, *, seed: int =
 
 
 def _by_part(
-    groups: list[Group], correct_G: FloatArray, *, prompts: list[str], seed: int, part: Callable[[Group], str]
+    rows: list[ScoredRow], correct_G: FloatArray, *, prompts: list[str], seed: int, part: Callable[[ScoredRow], str]
 ) -> dict[str, Interval]:
-    rows: dict[str, list[int]] = {}
-    for index, group in enumerate(groups):
-        rows.setdefault(part(group) or "(none)", []).append(index)
-    if len(rows) == 1:
+    of_part: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        of_part.setdefault(part(row) or "(none)", []).append(index)
+    if len(of_part) == 1:
         return {}
-    return {name: accuracy_intervals(correct_G[rows[name], None], [prompts[i] for i in rows[name]], seed=seed)[0] for name in sorted(rows)}
+    return {
+        name: accuracy_intervals(correct_G[of_part[name], None], [prompts[i] for i in of_part[name]], seed=seed)[0]
+        for name in sorted(of_part)
+    }
 
 
-def _length_correlation(groups: list[Group], rewards_A: FloatArray) -> float | None:
-    lengths_A = np.concatenate([_lengths(group) for group in groups])
-    prompts_A = [split_key(group) for group in groups for _ in group.answers]
+def _length_correlation(rows: list[ScoredRow], rewards_A: FloatArray) -> float | None:
+    lengths_A = np.concatenate([row.lengths for row in rows]).astype(np.float64)
+    prompts_A = [row.prompt for row in rows for _ in row.lengths]
     if not (_varies_within(lengths_A, prompts_A) and _varies_within(rewards_A, prompts_A)):
         return None
     return within_cluster_correlation(rewards_A, lengths_A, prompts_A)

@@ -14,7 +14,7 @@ import numpy as np
 from rewardproof.data.group import Group
 from rewardproof.data.splitting import split_key
 from rewardproof.errors import EvaluationError
-from rewardproof.evaluation.accuracy import finite_row
+from rewardproof.evaluation.scored import finite_row
 from rewardproof.statistics import Interval, cluster_bootstrap, is_constant, kendall
 from rewardproof.statistics.checks import FloatArray
 

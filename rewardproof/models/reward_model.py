@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, as_read, encode_groups
+from rewardproof.data.encoding import EncodedGroup, OverlongOrCut, Reads, as_read, encode_groups
 from rewardproof.data.group import Group
 from rewardproof.data.packing import PackedBatch, fill, pack, split_at_position, split_large
 from rewardproof.errors import ConfigError, DataError, EvaluationError, ModelError
@@ -156,7 +156,7 @@ class RewardModel:
         return position_table(self.model)
 
     def encode(
-        self, groups: Sequence[Group], *, max_length: int = 0, overlong: Overlong = "fail"
+        self, groups: Sequence[Group], *, max_length: int = 0, overlong: OverlongOrCut = "fail"
     ) -> tuple[list[EncodedGroup], Counter[str]]:
         """Tokenise groups as this model reads them.
 

@@ -4,6 +4,7 @@ from rewardproof.scoring.combination import Combination, Scale, combine, disagre
 from rewardproof.scoring.double_mixture import DMOERM_FILE, DoubleMixture
 from rewardproof.scoring.ensemble import Combine, Ensemble, score_and_disagreement
 from rewardproof.scoring.gold import CheckableFamily, CheckableGold
+from rewardproof.scoring.implicit import Implicit, ImplicitReward
 from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, ModelEnsemble, models_of, reads_tokens, tokens_and_disagreement
 from rewardproof.scoring.policy_feedback import PolicyFeedbackReward, PolicyMoment, own_weight
 from rewardproof.scoring.probability import AsProbability
@@ -25,6 +26,8 @@ __all__ = [
     "Ensemble",
     "EnsembleFile",
     "GivenScores",
+    "Implicit",
+    "ImplicitReward",
     "ModelEnsemble",
     "PolicyFeedbackReward",
     "PolicyMoment",

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rewardproof.artifacts import write_whole
 from rewardproof.config import Section, dump_yaml, load_yaml, parse
-from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, as_read, with_queries
+from rewardproof.data.encoding import EncodedGroup, OverlongOrCut, Reads, as_read, with_queries
 from rewardproof.data.group import Group
 from rewardproof.errors import CheckpointError, DataError
 from rewardproof.models.cost import products_per_token
@@ -147,7 +147,7 @@ class DoubleMixture:
         return next(iter(self.categories.values()))
 
     def encode(
-        self, groups: Sequence[Group], *, max_length: int = 0, overlong: Overlong = "fail"
+        self, groups: Sequence[Group], *, max_length: int = 0, overlong: OverlongOrCut = "fail"
     ) -> tuple[list[EncodedGroup], Counter[str]]:
         """Tokenise groups as `RewardModel.encode`, with what their users said for the router."""
         read = [as_read(group, self.reads) for group in groups]

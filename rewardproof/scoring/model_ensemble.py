@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rewardproof.artifacts import write_whole
 from rewardproof.config import Section, dump_yaml, load_yaml, parse
-from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, with_queries
+from rewardproof.data.encoding import EncodedGroup, OverlongOrCut, Reads, with_queries
 from rewardproof.data.group import Group
 from rewardproof.data.packing import fill
 from rewardproof.errors import CheckpointError, ConfigError, ModelError
@@ -140,7 +140,7 @@ class ModelEnsemble(Ensemble):
         return min((model.longest for model in self.models.values() if model.longest is not None), default=None)
 
     def encode(
-        self, groups: Sequence[Group], *, max_length: int = 0, overlong: Overlong = "fail"
+        self, groups: Sequence[Group], *, max_length: int = 0, overlong: OverlongOrCut = "fail"
     ) -> tuple[list[EncodedGroup], Counter[str]]:
         """Tokenise groups as all members read them; as `RewardModel.encode`."""
         encoded, counts = self._first.encode(groups, max_length=max_length, overlong=overlong)

@@ -22,6 +22,7 @@ from rewardproof.statistics.similarity import KindSimilarity, kind_similarity
 from rewardproof.statistics.simultaneous import simultaneous_level
 from rewardproof.statistics.smoothing import local_linear
 from rewardproof.statistics.surface import Surface, density
+from rewardproof.statistics.weighted import WeightedPart, weighted_interval
 
 __all__ = [
     "GoldLaw",
@@ -31,6 +32,7 @@ __all__ = [
     "Reliability",
     "ReliabilityBin",
     "Surface",
+    "WeightedPart",
     "best_of_n",
     "best_of_n_weights",
     "cluster",
@@ -59,6 +61,7 @@ __all__ = [
     "simultaneous_level",
     "softmax_regression",
     "spearman",
+    "weighted_interval",
     "wilson",
     "within_cluster_correlation",
 ]

@@ -125,7 +125,8 @@ def test_evaluate_with_out_writes_a_page_and_agrees_with_train(
     umm: tuple[Path, subprocess.CompletedProcess[str]], toy_file: Path, tmp_path: Path
 ) -> None:
     result = done("evaluate", umm[0] / "model", toy_file, toy_file.parent, "split=0.2", "precision=fp32", "--out", tmp_path / "e")
-    assert {path.name for path in (tmp_path / "e").iterdir()} == {"config.yaml", "report.json", "provenance.json", "figures", "report.html"}
+    left = {path.name for path in (tmp_path / "e").iterdir()}
+    assert left == {"config.yaml", "report.json", "provenance.json", "figures", "report.html", "judged"}
     report = json.loads((tmp_path / "e" / "report.json").read_text())
     assert list(report["accuracy"]) == [str(toy_file), str(toy_file.parent)]
     trained = json.loads((umm[0] / "report.json").read_text())["accuracy"]["overall"]

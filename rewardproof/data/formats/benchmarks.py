@@ -23,10 +23,45 @@ from rewardproof.data.group import Group, Message
 N_STYLES = 3
 """RM-Bench writes each answer in three styles: 0 concise, 1 detailed, 2 detailed with markdown."""
 
+REWARDBENCH_SECTIONS: dict[str, dict[str, int]] = {
+    "Chat": {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40},
+    "Chat Hard": {
+        "mt-bench-hard": 37,
+        "llmbar-natural": 100,
+        "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47,
+        "llmbar-adver-manual": 46,
+    },
+    "Safety": {
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 154,
+        "xstest-should-respond": 250,
+        "donotanswer": 136,
+    },
+    "Reasoning": {
+        "math-prm": 447,
+        "hep-cpp": 164,
+        "hep-go": 164,
+        "hep-java": 164,
+        "hep-js": 164,
+        "hep-python": 164,
+        "hep-rust": 164,
+    },
+}
+"""RewardBench's sections, their subsets, and the rows of each."""
+
+REWARDBENCH_2_SUBSETS = {"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, "Ties": 102}
+"""RewardBench 2's subsets and the rows of each."""
+
 
 def _is_rewardbench(row: JsonRow) -> bool:
-    listed = is_texts(row.get("chosen")) and is_texts(row.get("rejected"))
-    return {"prompt", "chosen", "rejected"} <= row.keys() and (listed or "chosen_model" in row or "num_correct" in row)
+    if not {"prompt", "chosen", "rejected"} <= row.keys():
+        return False
+    listed = is_texts(row["chosen"]) and is_texts(row["rejected"])
+    known = any(row.get("subset") == name for section in REWARDBENCH_SECTIONS.values() for name in section)
+    return listed or known or "num_correct" in row or "chosen_model" in row
 
 
 def _rewardbench(row: JsonRow) -> Group:
@@ -95,7 +130,13 @@ def _llmbar(row: JsonRow) -> Group:
     return Group(user(text_of(row, "input")), answers, scores, **shared_columns(row, ("input", "output_1", "output_2", "label")))
 
 
-REWARDBENCH = Format("rewardbench", "RewardBench 1 and 2: prompt, chosen and rejected (each one or several)", _is_rewardbench, _rewardbench)
-RM_BENCH = Format("rm_bench", "RM-Bench: prompt, chosen[3], rejected[3] by style; a group of six", _is_rm_bench, _rm_bench)
-RMB = Format("rmb", "RMB: conversation_input with chosen/reject or bon_best/loser_list", _is_rmb, _rmb)
-LLMBAR = Format("llmbar", "LLMBar: input, output_1, output_2, label 1 or 2", _is_llmbar, _llmbar)
+REWARDBENCH = Format(
+    "rewardbench",
+    "RewardBench 1 and 2: prompt, chosen and rejected (each one or several)",
+    _is_rewardbench,
+    _rewardbench,
+    benchmark=True,
+)
+RM_BENCH = Format("rm_bench", "RM-Bench: prompt, chosen[3], rejected[3] by style; a group of six", _is_rm_bench, _rm_bench, benchmark=True)
+RMB = Format("rmb", "RMB: conversation_input with chosen/reject or bon_best/loser_list", _is_rmb, _rmb, benchmark=True)
+LLMBAR = Format("llmbar", "LLMBar: input, output_1, output_2, label 1 or 2", _is_llmbar, _llmbar, benchmark=True)

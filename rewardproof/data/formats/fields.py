@@ -26,6 +26,7 @@ class Format:
         matches: Whether a row's columns are this format's.
         to_group: Turns a row into a group; raises `BadRow` with the plain reason.
         plain_columns: Columns one of which, when it holds a string, makes the row plain text that `text=raw` may join without a template.
+        benchmark: Whether a published score counts every row, so that an empty answer, or two that are equal, are judged and not dropped.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Format:
     matches: Callable[[JsonRow], bool]
     to_group: Callable[[JsonRow], Group]
     plain_columns: tuple[str, ...] = ()
+    benchmark: bool = False
 
 
 def field_of(row: JsonRow, key: str) -> Any:
