@@ -18,7 +18,7 @@ from rewardproof.report.heat_map import HeatMap
 from rewardproof.report.side_by_side import SideBySide
 from rewardproof.report.tables import Cell, Table, format_cell
 
-_BOUNDS = re.compile(r" \[-?[\d.]+, -?[\d.]+\]$")  # an interval as format_interval writes it, from an Interval or already text
+_BOUNDS = re.compile(r" \[[-+]?[\d.]+, [-+]?[\d.]+\]$")  # an interval as format_interval writes it, from an Interval or already text
 _MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
 
 

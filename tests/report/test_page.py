@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,12 @@ def test_intervals_show_estimate_and_bounds(page: Page, tmp_path: Path) -> None:
     assert text.count('55.6 % <span class="bounds">[53.1, 58.0]</span>') == 2
     assert '0.556 <span class="bounds">[0.531, 0.580]</span>' in text
     assert "not run" in text
+
+
+def test_bounds_of_a_signed_interval_stand_apart_too(page: Page, tmp_path: Path) -> None:
+    gain = Section("gain", [""], Table(("gain",), (("+0.48 [+0.21, +0.77]",),)))
+    text = write_page(tmp_path / "report.html", replace(page, sections=[gain])).read_text()
+    assert '+0.48 <span class="bounds">[+0.21, +0.77]</span>' in text
 
 
 def test_figures_travel_inside(page: Page, tmp_path: Path) -> None:
