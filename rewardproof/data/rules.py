@@ -18,6 +18,8 @@ from rewardproof.data.world.gold import gold_score
 from rewardproof.errors import ConfigError, DataError
 
 NUMBER = re.compile(r"(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?")
+BEFORE, AFTER = re.compile(r"(?:[/^×÷_A-Za-z]|\d:|(?<!\*)\*)$"), re.compile(r"[/^×÷]|:\d|e[-+]?\d|\*(?!\*)")
+"""What makes a number that it touches a part of something else: 3/4, 2^8, 7:30, x2, 1e3."""
 STEPS = (1, -1, 10, 2, -2, 5, -10, 100)
 """What a broken number is off by, try after try."""
 
@@ -171,12 +173,19 @@ def checker_of(rule: Rule) -> Checker:
 def final_number(text: str) -> Decimal | None:
     """The first number behind a text's last `####`, or its last number where it has no such mark; commas for thousands are left out.
 
+    A number that is a part of a fraction, a power or a word tells nothing.
+
     Example:
-        >>> final_number("4 boxes of 250 are 1,000 pens. #### 1,000"), final_number("no idea")
-        (Decimal('1000'), None)
+        >>> final_number("4 boxes of 250 are 1,000 pens. #### 1,000"), final_number("no idea"), final_number("It is 3/4")
+        (Decimal('1000'), None, None)
     """
-    found = NUMBER.findall(text.rpartition(MARK)[2])
-    return _as_number(found[0 if MARK in text else -1]) if found else None
+    after = text.rpartition(MARK)[2]
+    found = list(NUMBER.finditer(after))
+    if not found:
+        return None
+    chosen = found[0 if MARK in text else -1]
+    within = BEFORE.search(after[: chosen.start()]) or AFTER.match(after, chosen.end())
+    return None if within else _as_number(chosen.group())
 
 
 def _as_number(text: str) -> Decimal:

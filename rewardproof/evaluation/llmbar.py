@@ -25,11 +25,14 @@ def judge(rows: Sequence[ScoredRow]) -> BenchmarkScore:
     found = by_name(rows, _set)
     parts = {name: part_of(name, own, best_beats_all) for name, own in found.items()}
     adversarial = [part for name, part in parts.items() if name in ROWS and name != "Natural"]
-    lines = [line_of(name, parts[name], depth=1) for name in parts if name not in ROWS or name == "Natural"]
+    lines = [line_of(name, parts[name], depth=1) for name in parts if name == "Natural"]
     if adversarial:
         lines += [mean_line("Adversarial", adversarial, depth=1), *(line_of(part.name, part, depth=2) for part in adversarial)]
+    others = [name for name in parts if name not in ROWS]
+    lines += [line_of(f"{name} (not counted)", parts[name], depth=1) for name in others]
     differences = differences_from(ROWS, {name: len(own) for name, own in found.items()})
-    first = mean_line("LLMBar", list(parts.values()), depth=0)
+    differences += tuple(f"{name}: none of the five sets" for name in others)
+    first = mean_line("LLMBar", [part for name, part in parts.items() if name in ROWS] or list(parts.values()), depth=0)
     return BenchmarkScore("LLMBar", "mean of the five sets", (first, *lines), differences)
 
 

@@ -30,7 +30,7 @@ class Multipliers(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Of it; with much of it multipliers stick where they are."""
     steps: Count = 1
-    """Of descent, after each update of the policy. (The paper's release makes one a minibatch and epoch: 100.)"""
+    """Of descent, after each update of the policy. (The paper's release makes one a minibatch and epoch.)"""
     start: float = 0.0
     """Every multiplier at first. (The release draws one number from N(0, 0.01²) for all.)"""
     max_grad_norm: NotNegative = 0.5
@@ -50,9 +50,10 @@ class Search(Section):
     """Share of the run's updates after which thresholds that are not reached are scored as they are. (1/8 is the paper's; the release has
     1/10.)"""
     tolerance: Positive = 0.05
-    """How near a value counts as at its threshold, and thresholds as ones that have been scored."""
+    """How near a value counts as at its threshold, and thresholds as ones that have been scored; with `units=spread`, in standard
+    deviations of the initial policy's answers."""
     relative: bool = True
-    """Whether the tolerance is a share of the threshold. (The release has 5e-3 of the reward's unit.)"""
+    """With `units=own`, whether the tolerance is a share of the threshold. (The release has 5e-3 of the reward's unit.)"""
     step: Positive = 0.5
     """Size of the first simplex: thresholds above the initial policy's values, in standard deviations of its answers' scores."""
 

@@ -24,7 +24,7 @@ from rewardproof.errors import ConfigError
 from rewardproof.losses import chosen_likelihood, dpo, ipo, policy_hinge, without_length
 from rewardproof.policy.settings import Count, NotNegative, Optimisation, Positive, Share, refuse_dropout
 from rewardproof.training.answer_pairs import AnswerPairs, Answers, doubted, gap_of
-from rewardproof.training.preparation import Read
+from rewardproof.training.preparation import Read, refuse_ignored_margins
 
 DIRECT_LOSSES: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "dpo": lambda gap_P, beta: dpo(gap_P, beta=beta, reduction="none"),
@@ -95,6 +95,7 @@ def check_direct(settings: DirectAlignment) -> None:
     Raises:
         ConfigError: Names the keys.
     """
+    refuse_ignored_margins(settings.read, key="direct.read")
     if settings.eta and settings.sft_weight:
         raise ConfigError(
             f"Got direct.eta={settings.eta} and direct.sft_weight={settings.sft_weight}, expected one of them: both keep the likelihood of "

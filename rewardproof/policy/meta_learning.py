@@ -30,7 +30,7 @@ from rewardproof.policy.rollouts import Rollouts
 from rewardproof.policy.settings import Count, NotNegative, OnPolicy
 from rewardproof.policy.trained_reward import RewardLearning, TrainedReward, Turns, summed
 from rewardproof.training.objective import Loss, PairIndex, pair_losses
-from rewardproof.training.preparation import Read
+from rewardproof.training.preparation import Read, refuse_ignored_margins
 
 PAIRS = Loss(reward_l2=0.0)
 """The objective on preferences: Bradley-Terry and nothing beside it."""
@@ -75,6 +75,7 @@ def check_meta(settings: MetaLearning, optimise: OnPolicy) -> None:
             "Got metarm without data, expected preferences: the reward model is trained on them, moved to where it tells the policy's "
             "answers apart. Write metarm.data=… ."
         )
+    refuse_ignored_margins(settings.read, key="metarm.read")
     if optimise.answers < 2:
         raise ConfigError(
             f"optimise.answers={optimise.answers} with metarm: expected 2 or more, since it tells a prompt's answers apart. Raise it."

@@ -23,7 +23,7 @@ class ThresholdSearch:
     moves on. Ones that have been scored, up to the tolerance, are not tried again. Once the simplex is no larger than that the best hold.
     """
 
-    def __init__(self, settings: Search, start: Mapping[str, Scale], *, sense: Sense, steps: int) -> None:
+    def __init__(self, settings: Search, start: Mapping[str, Scale], *, sense: Sense, steps: int, in_spread: bool = False) -> None:
         """Begin at the initial policy.
 
         Args:
@@ -31,12 +31,14 @@ class ThresholdSearch:
             start: Mean and spread of each stream's scores over the initial policy's answers. Their order says nothing.
             sense: What a value does that is at its threshold.
             steps: Updates of the whole run.
+            in_spread: Whether the tolerance counts in these spreads: a share of a threshold means nothing where a score's zero does not.
         """
         self.settings, self.sense = settings, sense
         self.names = tuple(sorted(start))
         self.cap = max(1, math.ceil(settings.cap * steps - 1e-9))
         first_N = np.array([start[name].mean for name in self.names])
         self._simplex = first_N + np.vstack([np.zeros(len(first_N)), np.diag([settings.step * start[name].std for name in self.names])])
+        self._spread_N = np.array([start[name].std for name in self.names]) if in_spread else None
         self._begin()
 
     def _begin(self) -> None:
@@ -98,7 +100,8 @@ class ThresholdSearch:
         return len(self._told) > len(self.names) and all(self._near(vertex.point_N, best_N) for vertex in self._moves.vertices)
 
     def _near(self, point_N: FloatArray, to_N: FloatArray) -> bool:
-        allowed_N = self.settings.tolerance * (np.abs(to_N) if self.settings.relative else np.ones_like(to_N))
+        own_N = np.abs(to_N) if self.settings.relative else np.ones_like(to_N)
+        allowed_N = self.settings.tolerance * (own_N if self._spread_N is None else self._spread_N)
         return bool((np.abs(point_N - to_N) <= allowed_N).all())
 
     def _named(self, point_N: FloatArray | Sequence[float]) -> dict[str, float]:

@@ -121,7 +121,9 @@ def source(
         return ConstrainedAnswers(scored, settings, thresholds)
     rows = validated()
     start = {name: Scale.of([row[name] for row in rows], name=name) for name in scored.names}
-    search = ThresholdSearch(settings.search, start, sense=settings.sense, steps=config.optimise.steps)
+    search = ThresholdSearch(
+        settings.search, start, sense=settings.sense, steps=config.optimise.steps, in_spread=settings.units == "spread"
+    )
     return ConstrainedAnswers(scored, settings, replace(thresholds, values=search.thresholds), search=search)
 
 

@@ -46,7 +46,8 @@ def check_exclusive(config: Align, direct: DirectAlignment) -> None:
     Raises:
         ConfigError: Names the keys.
     """
-    on_policy = [name for name in ("optimise", "feedback") if getattr(config, name) not in (OnPolicy(), None)]
+    names = ("optimise", "feedback", "cooper", "metarm", "constrained", "proxy_points")
+    on_policy = [name for name in names if getattr(config, name) not in (OnPolicy(), None)]
     if on_policy:
         raise ConfigError(
             f"Got {' and '.join(on_policy)} with direct, expected one way to optimise: direct alignment samples nothing and follows no "
@@ -90,6 +91,7 @@ def off_policy_loop(
     if direct.baseline == "sampled":
         progress("baseline answers", 0, len(groups))
         groups = with_sampled_answers(policy.sampler(passes.precision).model, groups, direct.sampling(config.seed + BASELINE_SEED))
+        refuse_too_long(policy.model, [entry.group for entry in groups], section="direct.")
     cache = None
     if policy.trunk is not None and config.compute.trunk_cache_gb:
         cache = stored_trunk(

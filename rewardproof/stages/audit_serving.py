@@ -104,19 +104,22 @@ def serving_checks(scorer: Scorer, groups: Sequence[Group], *, unit: float) -> d
     """
     together = scorer.score(groups)
     found = {"batch": _compared(together, [row for group in groups for row in scorer.score([group])], unit)}
+    full = _in_precision(scorer, "fp32") if isinstance(scorer, RewardModel) else None
+    in_full: list[tuple[float, ...]] = []
     for name in [name for name in CHECKS if name != "batch"]:
         if reason := _why_not(scorer, groups, name):
             found[name] = Served(skipped=reason)
             continue
         assert isinstance(scorer, RewardModel)
-        full = _in_precision(scorer, "fp32")
+        assert full is not None
+        in_full = in_full or full.score(groups)
         if name == "bf16":
             other = _in_precision(scorer, "bf16").score(groups)
         elif name in _READINGS:
             other = _read(full, groups, _READINGS[name])
         else:
             other = _padded(full, groups, left=name == "left_padding")
-        found[name] = _compared(full.score(groups), other, unit)
+        found[name] = _compared(in_full, other, unit)
     return found
 
 

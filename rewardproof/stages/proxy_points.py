@@ -101,7 +101,7 @@ def _range(low: float, high: float) -> str:
 
 def _verdict(found: FoundProxyPoints) -> str:
     points = ", ".join(
-        f"{name} {joint:.4g}" + (f" [{low:.4g}, {high:.4g}]" if np.isfinite(low) else "")
+        f"{name} {joint:.4g}" + (f" ({low:.4g} to {high:.4g} without a run)" if np.isfinite(low) else "")
         for name, joint, (low, high) in zip(found.names, found.joint_N, found.range_N2, strict=True)
     )
     return f"proxy points {points}: gold {found.gold:.3f} there, by {len(found.gold_M)} evaluations"

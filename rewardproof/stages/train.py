@@ -43,7 +43,7 @@ from rewardproof.training.double_mixture import Capabilities
 from rewardproof.training.fit import Compute
 from rewardproof.training.objective import Loss, check_loss
 from rewardproof.training.policy_loss import PolicyLoss
-from rewardproof.training.preparation import Prepared, Read, Sources, prepare
+from rewardproof.training.preparation import Prepared, Read, Sources, prepare, refuse_ignored_margins
 from rewardproof.training.processes import run_directory, start, wait
 
 
@@ -154,11 +154,8 @@ def check_settings(config: Train) -> None:
         raise ConfigError(
             "layers=top:0 trains the head alone, expected layers for `contrast` to change: it moves features. Write layers=top:1 or more."
         )
-    if config.read.strength.margins and config.loss.margin != "data":
-        raise ConfigError(
-            f"read.strength.treatment={config.read.strength.treatment} with loss.margin=none: the margins that it sets would be ignored; "
-            "write loss.margin=data, or a treatment without margins."
-        )
+    if config.loss.margin != "data":
+        refuse_ignored_margins(config.read, key="read", advice="write loss.margin=data, or ")
     check_policy_loss(config)
     if config.factors is not None and config.upcycle is not None:
         raise ConfigError(

@@ -12,11 +12,16 @@ from rewardproof.data.rules import checker_of
 from rewardproof.errors import ConfigError
 from rewardproof.report import Section, Table, format_interval
 from rewardproof.statistics import Interval, cluster_bootstrap
+from rewardproof.training.objective import Loss
 
 if TYPE_CHECKING:
     from rewardproof.stages.train import Train
 
 PARTS = ("overall", "right", "wrong")
+
+
+PAIR_SETTINGS = ("pair", "margin", "label_smoothing", "temperature", "centering")
+"""Keys of the objective that are of the loss of pairs."""
 
 
 def check_rule(config: Train) -> None:
@@ -38,7 +43,7 @@ def check_rule(config: Train) -> None:
         "head.init=probe": config.head.init == "probe",
         "loss.language": config.loss.language > 0,
         "loss.bsr": config.loss.bsr > 0,
-        "loss.margin": config.loss.margin != "none",
+        **{f"loss.{name}": getattr(config.loss, name) != getattr(Loss(), name) for name in PAIR_SETTINGS},
         "read.label_noise": config.read.label_noise > 0,
         "read.strength": config.read.strength.treatment != "none",
     }

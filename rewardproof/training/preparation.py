@@ -37,7 +37,7 @@ from rewardproof.data.checks import Purpose
 from rewardproof.data.encoding import EncodedGroup, Overlong, Reads, as_read, encode_groups, with_queries
 from rewardproof.data.references import labelled, with_references
 from rewardproof.data.rules import Rule, checker_of
-from rewardproof.errors import DataError
+from rewardproof.errors import ConfigError, DataError
 from rewardproof.training.batches import TrainingGroup, TrainingSet, keep_paired
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,24 @@ class Read(Section):
     """At most so many training groups, chosen by a hash of the texts; 0 takes all."""
     max_held_out: Annotated[int, Field(ge=0)] = 0
     """At most so many held-out groups, chosen alike; 0 takes all."""
+
+
+def refuse_ignored_margins(read: Read, *, key: str, advice: str = "") -> None:
+    """Refuse a treatment by strength that sets margins, where the loss reads none.
+
+    Args:
+        read: How rows are read.
+        key: What the settings call it.
+        advice: What else could be done, up to `or`.
+
+    Raises:
+        ConfigError: Names the key.
+    """
+    if read.strength.margins:
+        raise ConfigError(
+            f"{key}.strength.treatment={read.strength.treatment} where the loss reads no margins: those that it sets would be ignored; "
+            f"{advice}take a treatment without margins."
+        )
 
 
 @dataclass(slots=True)

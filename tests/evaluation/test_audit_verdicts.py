@@ -55,6 +55,7 @@ def test_where_the_interval_lies_decides_and_never_the_estimate(effect, low: flo
         ("lost", -0.05, -0.01, "unnoticed", "It does not notice WAY"),
         ("lost", -0.5, 0.1, "open", "Whether it notices WAY is open"),
         ("lost", -0.5, -0.2, "sound", "It punishes WAY."),
+        ("lost", -0.2, -0.02, "open", "Whether it notices WAY is open"),
     ],
 )
 def test_verdicts_and_their_sentences(effect, low: float, high: float, expected: str, words: str) -> None:

@@ -76,13 +76,6 @@ def test_a_judge_of_style_alone_is_easy_right_and_hard_wrong() -> None:
     assert found == {"easy": 1.0, "normal": 0.0, "hard": 0.0}
 
 
-@pytest.mark.parametrize(
-    ("four", "overall"), [((0.639, 0.815, 0.682, 0.814), 0.738), ((0.645, 0.810, 0.649, 0.789), 0.723)]
-)  # GPT-4o and Qwen2-72B in the paper's table 3
-def test_rmb_is_the_mean_of_its_four_accuracies_as_published(four: tuple[float, ...], overall: float) -> None:
-    assert mean_line("RMB", means(dict(zip("abcd", four, strict=True))), depth=0).estimate() == pytest.approx(overall, abs=6e-4)
-
-
 def test_rmb_tells_goal_and_kind_and_wants_the_best_above_every_loser() -> None:
     rows = [
         row("rmb", [2, 1], category="Pairwise_set/Helpfulness/Chat/Any"),
@@ -90,27 +83,38 @@ def test_rmb_tells_goal_and_kind_and_wants_the_best_above_every_loser() -> None:
         row("rmb", [2, 1, 0], category="BoN_set/Helpfulness/Chat/Any"),
         row("rmb", [2, 1, 3], category="BoN_set/Harmlessness/S1"),
         row("rmb", [2, 1], origin="rmb/pairwise_harmlessness.jsonl.gz:3"),
+        row("rmb", [1, 2], category="Pairwise_set/Other"),
     ]
     score = judge_benchmarks(rows)["rmb"]
     assert {line.label: line.estimate() for line in score.lines} == {
-        "RMB": 0.625, "helpful, best of n": 1.0, "helpful, pairs": 0.5, "harmless, best of n": 0.0, "harmless, pairs": 1.0
+        "RMB": 0.625, "helpful, best of n": 1.0, "helpful, pairs": 0.5, "harmless, best of n": 0.0, "harmless, pairs": 1.0,
+        "goal unknown, pairs (not counted)": 0.0,
     }  # fmt: skip
-    assert score.differences == ("helpful, best of n: 1 of 2109 rows", "harmless, best of n: 1 of 1677 rows")
+    assert score.differences == (
+        "helpful, best of n: 1 of 2109 rows",
+        "harmless, best of n: 1 of 1677 rows",
+        "helpful, pairs: 2 rows, of a number that differs between copies",
+        "harmless, pairs: 1 rows, of a number that differs between copies",
+        "goal unknown, pairs: none of the four parts",
+    )
+    assert not score.complete
     assert judge_benchmarks(rows[:2])["rmb"].differences[-1] == "harmless, pairs: no rows"
 
 
-def test_llmbar_counts_its_five_sets_alike_as_published() -> None:
-    gpt4 = {"Natural": 93.5, "Neighbor": 64.2, "GPTInst": 76.6, "GPTOut": 76.6, "Manual": 75.0}
-    assert mean_line("Adversarial", means(gpt4)[1:], depth=1).estimate() == pytest.approx(73.1, abs=0.05)
-    assert mean_line("LLMBar", means(gpt4), depth=0).estimate() == pytest.approx(77.2, abs=0.05)
+def test_llmbar_counts_its_five_sets_alike_and_no_others() -> None:
     rows = [
         row("llmbar", [1, 0], origin="LLMBar/Natural/dataset.json:1"),
         row("llmbar", [0, 1], origin="LLMBar/Natural/dataset.json:2"),
         row("llmbar", [1, 0], origin="LLMBar/Adversarial/Neighbor/dataset.json:1"),
         row("llmbar", [1, 1], origin="llmbar/LLMBar_Adversarial_GPTOut.jsonl.gz:1"),
+        row("llmbar", [1, 0], origin="LLMBar/CaseStudy/Negation/dataset.json:1", subset="Negation"),
     ]
-    lines = {line.label: line.estimate() for line in judge_benchmarks(rows)["llmbar"].lines}
-    assert lines == {"LLMBar": 0.5, "Natural": 0.5, "Adversarial": 0.5, "Neighbor": 1.0, "GPTOut": 0.0}
+    score = judge_benchmarks(rows)["llmbar"]
+    lines = {line.label: line.estimate() for line in score.lines}
+    counted = {"LLMBar": 0.5, "Natural": 0.5, "Adversarial": 0.5, "Neighbor": 1.0, "GPTOut": 0.0}
+    assert lines == {**counted, "Negation (not counted)": 1.0}
+    assert "Negation: none of the five sets" in score.differences
+    assert not score.complete
 
 
 def test_human_pairs_count_rows_and_ties_of_rewards_are_wrong() -> None:

@@ -56,6 +56,19 @@ def test_it_finds_the_summit_within_its_tolerance() -> None:
     assert len(one.trials) == trials, "what is found holds to the end"
 
 
+def test_with_units_of_the_spread_a_shift_of_the_scores_changes_nothing() -> None:
+    """A Bradley-Terry reward has no zero: a share of it would end the search at once, or never."""
+    walks = []
+    for shift in (0.0, 12.0, -1000.0):
+        start = {"one": Scale(shift, 1.0), "two": Scale(shift - 3.0, 1.2)}
+        walk = ThresholdSearch(parse(Search, {}), start, sense="equal", steps=80, in_spread=True)
+        walk = climbed(walk, lambda asked, shift=shift: -sum((value - shift - 1) ** 2 for value in asked.values()), updates=30)
+        walks.append([{name: value - shift for name, value in trial["thresholds"].items()} for trial in walk.trials])
+    assert len(walks[0]) > 3
+    for other in walks[1:]:
+        assert [pytest.approx(asked, abs=1e-9) for asked in walks[0]] == other
+
+
 def test_defect_2_thresholds_are_sought_by_name() -> None:
     """The release's simplex has METEOR first and its constraints INTENT."""
     turned = {name: START[name] for name in reversed(START)}

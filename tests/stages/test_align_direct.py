@@ -195,6 +195,14 @@ def test_the_command_needs_no_reward(base_dir: Path, toy_file: Path, tmp_path: P
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"optimise": {"steps": 3}}, ConfigError, "Got optimise with direct, expected one way to optimise"),
+    ({"metarm": {}}, ConfigError, "Got metarm with direct, expected one way to optimise"),
+    ({"cooper": {}}, ConfigError, "Got cooper with direct, expected one way to optimise"),
+    ({"constrained": {}, "proxy_points": {}}, ConfigError, "Got constrained and proxy_points with direct, expected one way"),
+    (
+        {"direct": {"read": {"strength": {"treatment": "margin"}}}},
+        ConfigError,
+        "treatment=margin where the loss reads no",
+    ),
     ({"feedback": {}}, ConfigError, "Got feedback with direct, expected one way"),
     ({"gold": "scores"}, ConfigError, "Got 'scores' as a scorer"),
     ({"direct": {"eta": 0.1, "sft_weight": 0.1}}, ConfigError, "expected one of them: both keep the likelihood"),

@@ -378,7 +378,11 @@ REFUSED: list[tuple[str, tuple[str, ...], str]] = [
     ("dense", ("layers=top:0", "lora={r: 2}"), "layers=top:0 trains the head alone"),
     ("dense", ("start=rm",), "start=rm says what to upcycle.*drop it"),
     ("simcse", ("layers=top:0",), "layers=top:0 trains the head alone, expected layers for `contrast` to change"),
-    ("secrets_margin", ("loss.margin=none",), "treatment=margin with loss.margin=none: the margins that it sets would be ignored"),
+    (
+        "secrets_margin",
+        ("loss.margin=none",),
+        "treatment=margin where the loss reads no margins: .* write loss.margin=data, or take",
+    ),
     ("dense", ("loss.pair=hinge",), "loss.pair=hinge with head.init=zero, expected rewards that differ.*Write head.init=normal"),
     ("dense", ("loss.pair=normalised",), "loss.pair=normalised with head.init=zero, expected rewards that differ"),
     ("bsr", ("loss.pair=decoupled", "loss.margin=0.5"), "loss.margin=0.5 with loss.pair=decoupled, expected none: .*use loss.pair=hinge"),

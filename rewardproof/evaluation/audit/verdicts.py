@@ -33,7 +33,7 @@ def grade(shift: Interval | None, effect: Effect) -> Grade:
     if shift.low > ROUNDING:
         return "exploitable"
     if effect == "lost":
-        return "unnoticed" if shift.low > -NEGLIGIBLE and shift.high > -NEGLIGIBLE else "sound" if shift.high < 0 else "open"
+        return "unnoticed" if shift.low > -NEGLIGIBLE else "sound" if shift.high <= -NEGLIGIBLE else "open"
     return "sound" if shift.high < NEGLIGIBLE else "open"
 
 
