@@ -150,6 +150,23 @@ def align(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, 
 
 @app.command()
 @guarded
+def serve(
+    tokens: Tokens,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at; the default is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 8000,
+    debug: Debug = False,
+) -> None:
+    """MODEL…: rewards over HTTP for trainers, and a page for a person."""
+    models, overrides = _arguments(tokens, "MODEL…")
+    from rewardproof.stages.serve import Serve, run
+
+    with session(Options(as_json=False)):
+        settings = parse(Serve, apply_overrides({"models": models, "host": host, "port": port}, overrides))
+        run(settings, say=lambda line: typer.echo(line))
+
+
+@app.command()
+@guarded
 def demo(
     tokens: Annotated[list[str] | None, typer.Argument(help="OUT, then settings as key=value.", show_default=False)] = None,
     overwrite: Overwrite = False,

@@ -8,12 +8,13 @@ from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, Mode
 from rewardproof.scoring.policy_feedback import PolicyFeedbackReward, PolicyMoment, own_weight
 from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.scorer import Scorer, TokenScorer
-from rewardproof.scoring.sources import GIVEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
+from rewardproof.scoring.sources import GIVEN, TOKEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
 
 __all__ = [
     "DMOERM_FILE",
     "ENSEMBLE_FILE",
     "GIVEN",
+    "TOKEN",
     "AnyModel",
     "CheckableGold",
     "Combination",
