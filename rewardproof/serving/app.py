@@ -15,16 +15,19 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from rewardproof.errors import RewardproofError
+from rewardproof.serving import inspection
 from rewardproof.serving.answering import Desk, desk_of
 from rewardproof.serving.dialects import groups, llama_factory, openrlhf, slime, vllm
 from rewardproof.serving.guards import Guards
+from rewardproof.serving.page_files import page_router
 from rewardproof.serving.refusals import REFUSALS, AsciiJSON, of_body, of_error, of_http
 from rewardproof.serving.served import Catalogue
 from rewardproof.serving.settings import Limits
 from rewardproof.serving.telemetry import Metrics, tell
 from rewardproof.serving.worker import Worker
 
-DIALECTS = (groups, openrlhf, vllm, llama_factory, slime)
+SCORING = (groups, openrlhf, vllm, llama_factory, slime, inspection)
+"""What answers with rewards."""
 
 
 class Health(BaseModel):
@@ -67,8 +70,9 @@ def create_app(models: Catalogue, limits: Limits, *, token: str = "") -> Guards:
     app.add_exception_handler(HTTPException, of_http)
     app.add_exception_handler(RewardproofError, of_error)
     app.add_exception_handler(Exception, of_error)
-    for dialect in DIALECTS:
-        app.include_router(dialect.router, responses=REFUSALS)
+    for one in SCORING:
+        app.include_router(one.router, responses=REFUSALS)
+    app.include_router(page_router())
 
     @app.get("/health")
     async def health(desk: Annotated[Desk, Depends(desk_of)]) -> Health:

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from rewardproof.errors import ConfigError, DataError, ModelError, RewardproofError
 
@@ -62,10 +62,8 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 """For the OpenAPI description of every address that scores."""
 
 
-class AsciiJSON(Response):
+class AsciiJSON(JSONResponse):
     """JSON in which every character is written in ASCII, so that no text of a client can fail to be encoded."""
-
-    media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """The bytes."""
