@@ -55,8 +55,8 @@ class RemoteScorer:
 
     def _batch(self, groups: Sequence[Group]) -> list[tuple[float, ...]]:
         return self.endpoint.ask(
-            {"groups": [_as_json(group) for group in groups]},
-            lambda answer: _checked(answer, groups),
+            {"groups": [group_body(group) for group in groups]},
+            lambda answer: checked_rewards(answer, groups),
             wanted=f"no scores for {len(groups)} groups",
             advice="Expected a finite score for every answer, because a curve with holes in it would mislead. See to the server, then run "
             "again.",
@@ -64,12 +64,13 @@ class RemoteScorer:
         )
 
 
-def _as_json(group: Group) -> dict[str, Any]:
+def group_body(group: Group) -> dict[str, Any]:
+    """A group as JSON has it."""
     body = {"id": group.id, "prompt": as_chat(group.prompt), "answers": [as_chat(answer) for answer in group.answers]}
     return body | {"raw": True} if group.raw else body
 
 
-def _checked(answer: Any, groups: Sequence[Group]) -> list[tuple[float, ...]]:
+def checked_rewards(answer: Any, groups: Sequence[Group]) -> list[tuple[float, ...]]:
     """The scores, as many as there are answers.
 
     Raises:

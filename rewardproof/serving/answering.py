@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 
 from rewardproof.data.encoding import EncodedGroup
-from rewardproof.serving.refusals import Refused
+from rewardproof.serving.refused import Refused
 from rewardproof.serving.served import Catalogue, Rewards, Served
 from rewardproof.serving.settings import Limits
 from rewardproof.serving.worker import Job, Worker

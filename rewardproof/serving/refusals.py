@@ -14,20 +14,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from rewardproof.errors import ConfigError, DataError, ModelError, RewardproofError
+from rewardproof.serving.refused import Refused
 
 log = logging.getLogger(__name__)
 DEEPEST = 8
 """Steps of a path into a body that a message names."""
-
-
-class Refused(RewardproofError):
-    """Raised when a server does not answer with a reward."""
-
-    def __init__(self, status: int, message: str, *, retry_after: int | None = None) -> None:
-        """Keep the status and the seconds after which to come back."""
-        super().__init__(message)
-        self.status = status
-        self.retry_after = retry_after
 
 
 class Problem(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from rewardproof.errors import ConfigError, DataError
 from rewardproof.models.precision import Precision
 from rewardproof.scoring import AnyModel, ModelEnsemble, load_model, models_of, stream_names
 from rewardproof.serving.reading import WrittenTexts
-from rewardproof.serving.refusals import Refused
+from rewardproof.serving.refused import Refused
 from rewardproof.serving.settings import Limits
 from rewardproof.serving.sharing import key_of, shared_groups
 
@@ -111,6 +112,12 @@ class Served:
             variances = apart if isinstance(self.model, ModelEnsemble) else ()
             made.append(Rewards(values, variances, tuple(map(len, group.conversations))))
         return made
+
+    def between_0_and_1(self, reward: float) -> float:
+        """The logistic function of a reward in its model's units."""
+        mean, std = self.scale
+        standard = (reward - mean) / std
+        return 1 / (1 + math.exp(-standard)) if standard >= 0 else math.exp(standard) / (1 + math.exp(standard))
 
     def _rewards(self, groups: Sequence[EncodedGroup]) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
         names = [f"text {group.index}" for group in groups]

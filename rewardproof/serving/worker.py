@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewardproof.data.encoding import EncodedGroup
-from rewardproof.serving.refusals import Refused
+from rewardproof.serving.refused import Refused
 from rewardproof.serving.served import Rewards, Served
 from rewardproof.serving.settings import Limits
 from rewardproof.serving.telemetry import Metrics

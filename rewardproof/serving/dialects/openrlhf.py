@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
@@ -11,7 +10,6 @@ from starlette.requests import Request
 
 from rewardproof.serving.answering import Desk, desk_of, one_each
 from rewardproof.serving.dialects.written import rewards_of_texts
-from rewardproof.serving.served import Served
 
 router = APIRouter()
 
@@ -40,13 +38,6 @@ class QueryReply(BaseModel):
     """`disagreement` of an ensemble's members, one a query."""
 
 
-def between_0_and_1(reward: float, served: Served) -> float:
-    """The logistic function of a reward in its model's units."""
-    mean, std = served.scale
-    standard = (reward - mean) / std
-    return 1 / (1 + math.exp(-standard)) if standard >= 0 else math.exp(standard) / (1 + math.exp(standard))
-
-
 @router.post("/get_reward")
 async def get_reward(body: QueryBody, request: Request, desk: Annotated[Desk, Depends(desk_of)]) -> QueryReply:
     """Rewards of a policy's texts, each with as much of the template's end as it lacks."""
@@ -56,4 +47,4 @@ async def get_reward(body: QueryBody, request: Request, desk: Annotated[Desk, De
     found = await rewards_of_texts(desk, request, served, texts, prompts=prompts)
     rewards = one_each(found)
     logs = {"disagreement": [one.apart[0] for one in found]} if any(one.apart for one in found) else {}
-    return QueryReply(rewards=rewards, scores=[between_0_and_1(reward, served) for reward in rewards], extra_logs=logs)
+    return QueryReply(rewards=rewards, scores=[served.between_0_and_1(reward) for reward in rewards], extra_logs=logs)

@@ -157,7 +157,7 @@ function showVoices(found) {
   const { kind, names, rewards, heard } = found.voices;
   byId("voices-caption").textContent = `${kind}. Each one's favourite is marked; the last column is how far apart its answers are.`;
   const head = element("tr");
-  const columns = ["", ...found.answers.map((_, place) => `Answer ${LETTERS[place]}`), "spread"];
+  const columns = ["", ...found.answers.map((_, place) => LETTERS[place]), "spread"];
   head.append(...columns.map((text) => element("th", { text })));
   byId("voices").querySelector("thead").replaceChildren(head);
   byId("voices").querySelector("tbody").replaceChildren(...names.map((name, row) => voiceOf(name, rewards[row], heard[row])));
