@@ -35,7 +35,7 @@ from rewardproof.serving.served import Catalogue, Served
 from rewardproof.serving.server import listen, serve
 from rewardproof.serving.settings import Limits
 
-CLIENTS, PROMPTS, ANSWERS, PROMPT, ANSWER, ROUNDS = 64, 6, 16, 512, 64, 3
+CLIENTS, PROMPTS, ANSWERS, PROMPT, ANSWER, ROUNDS = 64, 8, 16, 512, 64, 3
 TOLERANCE = 2e-5
 OURS, NAIVE, OFFLINE = "server", "one request, one forward", "offline scorer"
 

@@ -150,6 +150,17 @@ def align(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, 
 
 @app.command()
 @guarded
+def export(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False) -> Any:
+    """MODEL OUT: a reward model as stock libraries load it (format=dense, qwen2_moe or experts), checked, with its card."""
+    (model, out), overrides = _arguments(tokens, "MODEL", "OUT")
+    from rewardproof.stages.export import Export, run
+
+    with session(Options(as_json)):
+        return run(parse(Export, apply_overrides({"model": model}, overrides)), out, overwrite=overwrite)
+
+
+@app.command()
+@guarded
 def serve(
     tokens: Tokens,
     host: Annotated[str, typer.Option("--host", help="Address to listen at; the default is this machine alone.")] = "127.0.0.1",

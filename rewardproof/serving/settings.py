@@ -25,9 +25,9 @@ class Limits(Section):
     timeout: Annotated[float, Field(gt=0)] = 120.0
     """Seconds after which a request that has no answer gets 503, and a body that has not arrived 408."""
     batch_tokens: Annotated[int, Field(ge=1)] = 16384
-    """Tokens of requests that are scored together at most; a larger request goes alone."""
+    """Tokens of requests that are scored together at most, beginnings that they share counted once; a larger request goes alone."""
     linger_ms: Annotated[float, Field(ge=0)] = 2.0
-    """Milliseconds that a batch with room left waits for further requests."""
+    """Milliseconds that a batch with room left waits for further requests at least; the longer scoring takes, the longer it may wait."""
     connections: Annotated[int, Field(ge=1)] = 1024
     """Most connections at a time; beyond it the answer is 503."""
     drain: Annotated[int, Field(ge=1)] = 60

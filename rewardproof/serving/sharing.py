@@ -3,8 +3,9 @@
 # N conversations, in the order of their tokens.
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rewardproof.data.encoding import EncodedGroup, shared_prefix
 
@@ -70,6 +71,29 @@ def runs_that_share(conversations: Sequence[Tokens]) -> list[list[Tokens]]:
         runs.append(list(ordered[first[end] : end]))
         end = first[end]
     return runs[::-1]
+
+
+class DistinctTokens:
+    """Counts tokens that have to be computed where conversations with a common beginning share it."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.count = 0
+        self._sorted: list[Tokens] = []
+
+    def add(self, conversations: Iterable[Tokens]) -> None:
+        """Add conversations: each costs what it does not share with the one that shares most, which is beside it in their order.
+
+        Example:
+            >>> tokens = DistinctTokens()
+            >>> tokens.add([(1, 2, 3), (1, 2, 4), (1, 2, 3)])
+            >>> tokens.count
+            4
+        """
+        for tokens in conversations:
+            place = bisect.bisect_left(self._sorted, tokens)
+            self.count += len(tokens) - max((_common(tokens, other) for other in self._sorted[max(place - 1, 0) : place + 1]), default=0)
+            self._sorted.insert(place, tokens)
 
 
 def _common(one: Tokens, other: Tokens) -> int:

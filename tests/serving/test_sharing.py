@@ -13,7 +13,7 @@ from rewardproof.data.encoding import EncodedGroup, shared_prefix
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.serving.served import Served
 from rewardproof.serving.settings import Limits
-from rewardproof.serving.sharing import runs_that_share, shared_groups
+from rewardproof.serving.sharing import DistinctTokens, runs_that_share, shared_groups
 
 Tokens = tuple[int, ...]
 
@@ -36,6 +36,16 @@ def test_no_other_cut_of_the_sorted_texts_computes_fewer_tokens(seed: int) -> No
     found = runs_that_share(texts)
     assert sorted(itertools.chain.from_iterable(found)) == sorted(texts)
     assert cost(found) == min(cost(one) for one in stretches(sorted(texts)))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_distinct_tokens_are_the_beginnings_that_differ(seed: int) -> None:
+    draw = random.Random(seed)
+    texts = [tuple(draw.randrange(3) for _ in range(draw.randint(1, 6))) for _ in range(30)]
+    tokens = DistinctTokens()
+    for text in texts:
+        tokens.add([text])
+    assert tokens.count == len({text[:length] for text in texts for length in range(1, len(text) + 1)})
 
 
 def test_equal_texts_are_computed_once_and_prompts_are_shared_across_requests() -> None:
