@@ -3,7 +3,8 @@
     python -m benchmarks.serving             # writes results/bench_serving.json
 
 All answer the same requests: prompts of 512 tokens with 16 answers of 64 each, one answer a request as trainers send them, and every client
-waits for its answer before it asks again. The naive server pads nothing, shares nothing, and runs one forward pass a request behind the
+waits for its answer before it asks again. The clients compute on the same processors, so beside the ratio by the clock stands one by the
+processor time of the server's process alone. The naive server pads nothing, shares nothing, and runs one forward pass a request behind the
 same kind of HTTP. That every answer equals the offline scorer's to 2e-5 in fp32 is checked.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import os
 import random
 import statistics
 import sys
@@ -19,13 +21,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
 import torch
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from benchmarks.workload import SMALL, SPECIAL, VOCABULARY, random_model, spread, word_tokenizer, write
+from benchmarks.workload import SMALL, SPECIAL, VOCABULARY, random_model, ratio, spread, word_tokenizer, write
 from rewardproof.data.encoding import render
 from rewardproof.data.group import Group, Message
 from rewardproof.models.allocator import keep_freed_memory
@@ -35,7 +37,7 @@ from rewardproof.serving.served import Catalogue, Served
 from rewardproof.serving.server import listen, serve
 from rewardproof.serving.settings import Limits
 
-CLIENTS, PROMPTS, ANSWERS, PROMPT, ANSWER, ROUNDS = 64, 8, 16, 512, 64, 3
+CLIENTS, PROMPTS, ANSWERS, PROMPT, ANSWER, ROUNDS = 64, 20, 16, 512, 64, 3
 TOLERANCE = 2e-5
 OURS, NAIVE, OFFLINE = "server", "one request, one forward", "offline scorer"
 
@@ -66,26 +68,39 @@ def requests_of(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def load(address: str, requests: Sequence[dict[str, Any]], clients: int) -> dict[str, Any]:
-    """Ask everything with so many clients; rewards in order, seconds of each, and of all."""
+    """Ask everything with so many clients; rewards in order, seconds of each, and of all.
 
-    async def run() -> dict[str, Any]:
-        rewards, seconds = [0.0] * len(requests), [0.0] * len(requests)
-        waiting = iter(range(len(requests)))
-        limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-        async with httpx.AsyncClient(base_url=address, limits=limits, timeout=600, trust_env=False) as client:
+    The clients speak HTTP by hand: a library's client computes for milliseconds a request, on the processors that are measured.
+    """
+    host, port = urlsplit(address).hostname or "", urlsplit(address).port
+    messages = [_message(request) for request in requests]
+    rewards, seconds = [0.0] * len(requests), [0.0] * len(requests)
+    waiting = iter(range(len(requests)))
 
-            async def work() -> None:
-                for place in waiting:
-                    started = time.perf_counter()
-                    found = await client.post("/get_reward", json=requests[place])
-                    seconds[place] = time.perf_counter() - started
-                    rewards[place] = found.raise_for_status().json()["rewards"][0]
-
+    async def work() -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        for place in waiting:
             started = time.perf_counter()
-            await asyncio.gather(*(work() for _ in range(clients)))
-            return {"rewards": rewards, "seconds": seconds, "all": time.perf_counter() - started}
+            writer.write(messages[place])
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            body = await reader.readexactly(int(head.partition(b"content-length: ")[2].split(b"\r\n")[0]))
+            seconds[place] = time.perf_counter() - started
+            if b" 200 " not in head.split(b"\r\n")[0]:
+                raise RuntimeError(f"Got {head!r} {body!r}, expected a reward: not the same work.")
+            rewards[place] = json.loads(body)["rewards"][0]
+        writer.close()
 
-    return asyncio.run(run())
+    async def run() -> float:
+        started = time.perf_counter()
+        await asyncio.gather(*(work() for _ in range(clients)))
+        return time.perf_counter() - started
+
+    return {"all": asyncio.run(run()), "rewards": rewards, "seconds": seconds}
+
+
+def _message(request: dict[str, Any]) -> bytes:
+    body = json.dumps(request).encode()
+    return b"POST /get_reward HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
 def contender(naive: bool, shape: dict[str, int], told: Any) -> None:
@@ -131,6 +146,13 @@ def resident_mb(pid: int) -> float:
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1e3
 
 
+def processor_seconds(pid: int) -> float:
+    """Seconds that the threads of a process have computed."""
+    with open(f"/proc/{pid}/stat") as status:
+        user, system = status.read().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """A percentile in milliseconds."""
     return round(1000 * statistics.quantiles(values, n=100, method="inclusive")[round(share * 100) - 1], 1)
@@ -142,27 +164,34 @@ def compare(shape: dict[str, int], groups: Sequence[Group], *, clients: int = CL
     requests = requests_of(groups)
     rates: dict[str, list[float]] = {OFFLINE: [], OURS: [], NAIVE: []}
     waits: dict[str, list[float]] = {OURS: [], NAIVE: []}
+    computed: dict[str, list[float]] = {OFFLINE: [], OURS: []}
     gaps, memory = {OURS: 0.0, NAIVE: 0.0}, []
     with running(False, shape) as (ours, pid), running(True, shape) as (naive, _):
         for address in (ours, naive):
             load(address, requests[:4], 2)
         for number in range(rounds):
-            started = time.perf_counter()
+            began, computing = time.perf_counter(), time.process_time()
             wanted = [value for row in offline.score(groups) for value in row]
-            rates[OFFLINE].append(len(wanted) / (time.perf_counter() - started))
-            turns = [(OURS, ours), (NAIVE, naive)]
-            for name, address in turns[:: 1 if number % 2 == 0 else -1]:
-                found = load(address, requests, clients)
-                rates[name].append(len(requests) / found["all"])
+            rates[OFFLINE].append(len(wanted) / (time.perf_counter() - began))
+            computed[OFFLINE].append(time.process_time() - computing)
+            # The naive server's rate does not depend on how much is asked, and it is slow: each client asks it once.
+            turns = [(OURS, ours, requests), (NAIVE, naive, requests[:clients])]
+            for name, address, asked in turns[:: 1 if number % 2 == 0 else -1]:
+                before = processor_seconds(pid)
+                found = load(address, asked, clients)
+                rates[name].append(len(asked) / found["all"])
                 waits[name] += found["seconds"]
-                gaps[name] = max(gaps[name], *(abs(one - other) for one, other in zip(found["rewards"], wanted, strict=True)))
+                gaps[name] = max(gaps[name], *(abs(one - other) for one, other in zip(found["rewards"], wanted, strict=False)))
+                if name == OURS:
+                    computed[OURS].append(processor_seconds(pid) - before)
             memory.append(round(resident_mb(pid), 1))
     if gaps[OURS] > TOLERANCE:
         raise RuntimeError(f"Got rewards that differ by {gaps[OURS]}, expected at most {TOLERANCE}: not the same work.")
     return {
         "answers_per_second": {name: spread(values, digits=2) for name, values in rates.items()},
-        "server_over_offline": spread([one / other for one, other in zip(rates[OURS], rates[OFFLINE], strict=True)]),
-        "server_over_naive": spread([one / other for one, other in zip(rates[OURS], rates[NAIVE], strict=True)]),
+        "server_over_offline": ratio(rates[OURS], rates[OFFLINE]),
+        "server_over_offline_by_processor_time": ratio(computed[OFFLINE], computed[OURS]),
+        "server_over_naive": ratio(rates[OURS], rates[NAIVE]),
         "milliseconds": {name: {"p50": percentile(values, 0.5), "p99": percentile(values, 0.99)} for name, values in waits.items()},
         "largest_difference_of_rewards": gaps,
         "server_resident_mb_after_each_round": memory,

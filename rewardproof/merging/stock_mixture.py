@@ -12,6 +12,7 @@ same function has the down projections :math:`D_0' = 2 \lambda D_0` and :math:`D
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,13 +48,12 @@ def as_qwen2_moe(mixture: PreTrainedModel) -> Qwen2MoeForSequenceClassification:
     state = {name: tensor for name, tensor in mixture.state_dict().items() if not any(f"layers.{layer}.mlp." in name for layer in blocks)}
     for layer, block in blocks.items():
         state |= {f"model.layers.{layer}.mlp.{name}": tensor for name, tensor in _block(block).items()}
-    missing, unexpected = stock.load_state_dict(
-        {name: tensor.detach().clone() for name, tensor in state.items()}, strict=False, assign=True
-    )
+    copies = {name: tensor.detach().clone() for name, tensor in state.items()}
+    missing, unexpected = stock.load_state_dict(copies, strict=False, assign=True)
     if missing or unexpected:
         raise ModelError(
-            f"Got a mixture whose tensors are not Qwen2Moe's ({', '.join([*missing, *unexpected][:3])} …), expected a Llama or Qwen2 without "
-            "further parts: they would be lost. Export format=dense after merging, or format=experts."
+            f"Got a mixture whose tensors are not Qwen2Moe's ({', '.join([*missing, *unexpected][:3])} …), expected a Llama or Qwen2 "
+            "without further parts: they would be lost. Export format=dense after merging, or format=experts."
         )
     rotary = type(stock.model.rotary_emb)(stock.config)  # its frequencies are in no file: they are computed
     stock.model.rotary_emb = rotary
@@ -79,9 +79,10 @@ def _config(mixture: PreTrainedModel, blocks: Mapping[int, UpcycledSparseMoeBloc
     first = next(iter(blocks.values()))
     taken = {name: getattr(source, name) for name in _TAKEN if hasattr(source, name)}
     width = first.experts.expert(0)["up"].shape[0]
+    labels: Any = {"num_labels": 1, "value_head_prefix": "score"}
     config = Qwen2MoeConfig(
         **taken,
-        num_labels=1,
+        **labels,
         moe_intermediate_size=width,
         shared_expert_intermediate_size=width,
         num_experts=first.experts.n_experts - 1,
@@ -89,7 +90,6 @@ def _config(mixture: PreTrainedModel, blocks: Mapping[int, UpcycledSparseMoeBloc
         norm_topk_prob=True,
         mlp_only_layers=[layer for layer in range(source.num_hidden_layers) if layer not in blocks],
         qkv_bias=source.model_type == "qwen2" or bool(getattr(source, "attention_bias", False)),
-        value_head_prefix="score",
         use_cache=False,
     )
     if getattr(source, "head_dim", None):

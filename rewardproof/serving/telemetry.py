@@ -27,7 +27,7 @@ class Metrics:
         self.abandoned = Counter("abandoned", "Requests whose client left before they were scored.", **made)
         self.waiting = Gauge("waiting_texts", "Texts in line for the model.", **made)
         self.texts = Counter("texts", "Texts scored.", **made)
-        self.tokens = Counter("tokens", "Tokens of the texts scored, prompts that a request's answers share counted once.", **made)
+        self.tokens = Counter("tokens", "Tokens of the texts scored, beginnings that texts of a batch share counted once.", **made)
         self.together = Histogram("batch_requests", "Requests scored together.", buckets=_TOGETHER, **made)
         self.busy = Counter("scoring_seconds", "Seconds spent in the models.", **made)
 

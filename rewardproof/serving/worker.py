@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,11 +41,6 @@ class Job:
     work: Callable[[], Any] | None = None
     future: Future[Any] = field(default_factory=Future)
     groups: list[EncodedGroup] = field(default_factory=list)
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of its groups."""
-        return sum(group.n_tokens for group in self.groups)
 
 
 class Worker:
@@ -127,7 +121,7 @@ class Worker:
                 job.future.set_exception(error)
                 continue
             jobs.append(job)
-            tokens.add(itertools.chain.from_iterable(group.conversations for group in job.groups))
+            tokens.add(_conversations([job]))
             # Clients that were answered together come back together, and what they ask costs less in one batch: it pays to wait for
             # them as long as that is little beside the scoring.
             now, linger = time.monotonic(), self.limits.linger_ms / 1000
@@ -171,7 +165,13 @@ class Worker:
         if texts:
             recent = seconds / texts
             self._seconds_per_text = 0.8 * self._seconds_per_text + 0.2 * recent if self._seconds_per_text else recent
-        self.metrics.batch(requests=len(jobs), texts=texts, tokens=sum(job.n_tokens for job in jobs), seconds=seconds)
+        tokens = DistinctTokens()
+        tokens.add(_conversations(jobs))
+        self.metrics.batch(requests=len(jobs), texts=texts, tokens=tokens.count, seconds=seconds)
+
+
+def _conversations(jobs: Sequence[Job]) -> Iterator[tuple[int, ...]]:
+    return (tokens for job in jobs for group in job.groups for tokens in group.conversations)
 
 
 def _settle(job: Job, work: Callable[[], Any]) -> None:

@@ -111,9 +111,7 @@ def test_the_format_fits_the_model(tiny: ModuleType, reward_dir: Path, tmp_path:
     with pytest.raises(ModelError, match=r"Got a mixture for format=dense, expected a dense model; merge it first"):
         run(parse(Export, {"model": str(folder)}), tmp_path / "out")
     for form in ("qwen2_moe", "experts"):
-        with pytest.raises(
-            ModelError, match=rf"Got a dense model for format={form}, expected a mixture, which has experts; take format=dense"
-        ):
+        with pytest.raises(ModelError, match=rf"Got a dense model for format={form}, expected a mixture, which has experts; take"):
             run(parse(Export, {"model": str(reward_dir), "format": form}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
