@@ -18,7 +18,7 @@ from rewardproof.serving.settings import Limits
 from rewardproof.serving.sharing import DistinctTokens
 from rewardproof.serving.telemetry import Metrics
 
-PATIENCE, QUIET = 0.1, 0.01
+PATIENCE, QUIET = 0.2, 0.02
 """How long a batch with room left waits for requests, in shares of the time that the last one took: in all, and for the next to come."""
 
 
