@@ -55,12 +55,12 @@ class Desk:
             done, _ = await asyncio.wait({coming, left}, timeout=self.limits.timeout, return_when=asyncio.FIRST_COMPLETED)
             if coming in done:
                 return coming.result()
-            coming.cancel()
             if left in done:
                 raise Refused(CLIENT_LEFT, "The client left before its answer.")
             raise Refused(503, f"Got no rewards within {self.limits.timeout:g} s. Send fewer texts, or come back later.", retry_after=10)
         finally:
             left.cancel()
+            coming.cancel()  # which passes it over in the line; one that is done stays as it is
 
 
 async def _left(request: Request) -> None:

@@ -44,22 +44,25 @@ class Metrics:
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON: its time, level and event, and the fields it was given."""
+    """A record as one line of JSON: its time, level and event, the fields it was given, and the traceback of an error."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         fields = getattr(record, "fields", {})
+        if record.exc_info:
+            fields = {**fields, "traceback": self.formatException(record.exc_info)}
         return json.dumps({"time": round(time.time(), 3), "level": record.levelname.lower(), "event": record.getMessage(), **fields})
 
 
 def log_to_stderr() -> None:
-    """Write requests, and what the server warns of, to standard error as lines of JSON."""
+    """Write requests, and what the server and uvicorn warn of, to standard error as lines of JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    logger = logging.getLogger("rewardproof.serving")
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
+    for name, level in (("rewardproof.serving", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(level)
 
 
 def tell(event: str, **fields: Any) -> None:

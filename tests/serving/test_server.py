@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from rewardproof.data import Group, Message
 from rewardproof.errors import ConfigError
 from rewardproof.scoring import AnyModel
+from rewardproof.serving.refused import Refused
 from rewardproof.serving.served import Catalogue, Served
 from rewardproof.serving.settings import Limits
+from rewardproof.serving.telemetry import JsonLines, Metrics
+from rewardproof.serving.worker import Job, Worker
 
 BODY = {"groups": [{"prompt": "w1 w2", "answers": ["w3", "w4 w5"]}]}
 
@@ -225,8 +229,6 @@ def test_a_line_a_request_without_its_texts(server: Any, caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO, logger="rewardproof.serving"):
         server.client.post("/score", json=BODY, headers={"X-Request-ID": "mine"})
         server.client.get("/w3/../../etc/passwd")
-    from rewardproof.serving.telemetry import JsonLines
-
     lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
     assert [(line["event"], line["path"], line["status"]) for line in lines] == [("request", "/score", 200), ("request", "other", 404)]
     assert lines[0]["id"] == "mine"
@@ -239,6 +241,29 @@ def test_numbers_are_prometheus_s(server: Any) -> None:
     assert number(server, "rewardproof_requests_total", path="/score", status="200") == before + 1
     assert number(server, "rewardproof_waiting_texts") == 0
     assert number(server, "rewardproof_scoring_seconds_total") > 0
+
+
+def test_a_server_that_stops_takes_nothing_more(models: dict[str, AnyModel]) -> None:
+    limits = Limits()
+    served = Served.of("dense", models["dense"], limits)
+    worker = Worker(limits, Metrics())
+    worker.start()
+    group = Group((Message("user", "w1"),), ((Message("assistant", "w2"),),))
+    taken = [worker.submit(Job(served, 1, lambda: served.encode([group]))) for _ in range(50)]
+    worker.stop()
+    assert all(len(future.result(timeout=0)) == 1 for future in taken), "what was in line was finished"
+    with pytest.raises(Refused, match="The server stops and takes no more requests"):
+        worker.submit(Job(served, 1))
+
+
+def test_an_error_is_a_line_of_json_too() -> None:
+    try:
+        raise RuntimeError("ours")
+    except RuntimeError:
+        record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "fault", (), sys.exc_info())
+    line = json.loads(JsonLines().format(record))
+    assert (line["event"], line["level"]) == ("fault", "error")
+    assert line["traceback"].splitlines()[-1] == "RuntimeError: ours"
 
 
 def test_two_models_of_one_name(models: dict[str, AnyModel]) -> None:

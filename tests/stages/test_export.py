@@ -17,6 +17,7 @@ from rewardproof.cli.main import app
 from rewardproof.config import parse
 from rewardproof.errors import CheckpointError, ModelError
 from rewardproof.merging.experts import merge_experts
+from rewardproof.merging.stock_mixture import as_qwen2_moe
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.saving import save_reward_model
 from rewardproof.models.upcycling import Upcycle, moe_blocks, upcycle
@@ -104,6 +105,11 @@ def test_what_qwen2_moe_cannot_say(tiny: ModuleType, family: str, settings: dict
     folder = saved(mixture(tiny, family, **settings), tiny, tmp_path / "moe")
     with pytest.raises(ModelError, match=message):
         run(parse(Export, {"model": str(folder), "format": "qwen2_moe"}), tmp_path / "out")
+
+
+def test_a_dense_model_is_no_qwen2_moe(tiny: ModuleType) -> None:
+    with pytest.raises(ModelError, match="Got a dense model, expected a mixture: Qwen2Moe holds experts"):
+        as_qwen2_moe(tiny.classifier("llama"))
 
 
 def test_the_format_fits_the_model(tiny: ModuleType, reward_dir: Path, tmp_path: Path) -> None:
