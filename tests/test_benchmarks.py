@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import experts, methods, policy, r2m, scoring, step_profile, workload
+from benchmarks import experts, methods, policy, r2m, scoring, serving, step_profile, workload
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.upcycling import Upcycle, upcycle
 from rewardproof.training.batches import Collator, TrainingSet
@@ -157,3 +157,17 @@ def test_runs_of_all_training_methods_are_compared(tmp_path: Path, monkeypatch: 
 
 def test_good_words_are_counted() -> None:
     assert [policy.share(text) for text in ("w4 w8 w5 w3", "", "w7")] == [0.5, 0.0, 0.0]
+
+
+@pytest.mark.slow
+def test_servers_are_compared() -> None:
+    found = serving.compare(SHAPE, serving.workload(prompts=2, answers=4, prompt=40, answer=8), clients=4, rounds=2)
+    assert set(found["answers_per_second"]) == {serving.OFFLINE, serving.OURS, serving.NAIVE}
+    assert max(found["largest_difference_of_rewards"].values()) <= serving.TOLERANCE
+    assert found["milliseconds"][serving.OURS]["p50"] <= found["milliseconds"][serving.OURS]["p99"]
+
+
+def test_requests_of_the_server_are_one_an_answer() -> None:
+    asked = serving.requests_of(serving.workload(prompts=2, answers=3, prompt=5, answer=2))
+    assert [len(one["query"]) for one in asked] == [1] * 6
+    assert len({one["query"][0][:20] for one in asked}) == 2

@@ -185,6 +185,34 @@ def proxy_points(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = F
 
 @app.command()
 @guarded
+def export(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False) -> Any:
+    """MODEL OUT: a reward model as stock libraries load it (format=dense, qwen2_moe or experts), checked, with its card."""
+    (model, out), overrides = _arguments(tokens, "MODEL", "OUT")
+    from rewardproof.stages.export import Export, run
+
+    with session(Options(as_json)):
+        return run(parse(Export, apply_overrides({"model": model}, overrides)), out, overwrite=overwrite)
+
+
+@app.command()
+@guarded
+def serve(
+    tokens: Tokens,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at; the default is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 8000,
+    debug: Debug = False,
+) -> None:
+    """MODEL…: rewards over HTTP for trainers, and a page for a person."""
+    models, overrides = _arguments(tokens, "MODEL…")
+    from rewardproof.stages.serve import Serve, run
+
+    with session(Options(as_json=False)):
+        settings = parse(Serve, apply_overrides({"models": models, "host": host, "port": port}, overrides))
+        run(settings, say=lambda line: typer.echo(line))
+
+
+@app.command()
+@guarded
 def demo(
     tokens: Annotated[list[str] | None, typer.Argument(help="OUT, then settings as key=value.", show_default=False)] = None,
     overwrite: Overwrite = False,

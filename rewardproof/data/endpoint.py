@@ -22,6 +22,20 @@ KEY = "REWARDPROOF_JUDGE_KEY"
 """Environment variable with what a chat endpoint wants as a bearer token, so that no run directory holds it."""
 
 
+MOST_SECONDS = 60.0
+"""Longest wait that a server may ask for."""
+
+
+def seconds_asked_for(header: str | None) -> float:
+    """What a server's `Retry-After` says in seconds, within reason; 0 where it says nothing or a date.
+
+    Example:
+        >>> [seconds_asked_for(header) for header in ("7", "9999", "Wed, 21 Oct 2026 07:28:00 GMT", None)]
+        [7.0, 60.0, 0.0, 0.0]
+    """
+    return min(float(header), MOST_SECONDS) if header is not None and header.isdecimal() else 0.0
+
+
 @dataclass(slots=True)
 class Endpoint:
     """Where requests go, and how patiently.
@@ -54,19 +68,19 @@ class Endpoint:
         Raises:
             EvaluationError: No attempt brought an answer; the message has the last one's reason.
         """
-        data, reason = json.dumps(body).encode(), ""
+        data, reason, asked = json.dumps(body).encode(), "", 0.0
         for attempt in range(self.attempts):
             if attempt:
                 with self._counting:
                     self.retries += 1
                 log.warning("%s: %s; attempt %d of %d", self.address, reason, attempt + 1, self.attempts)
-                time.sleep(self.wait * 2 ** (attempt - 1))
+                time.sleep(max(self.wait * 2 ** (attempt - 1), asked))
             try:
                 request = urllib.request.Request(self.address, data=data, headers={"Content-Type": "application/json", **(headers or {})})
                 with urllib.request.urlopen(request, timeout=self.timeout) as response:
                     return read(json.loads(response.read()))
             except urllib.error.HTTPError as error:
-                reason = f"HTTP status {error.code}"
+                reason, asked = f"HTTP status {error.code}", seconds_asked_for(error.headers.get("Retry-After"))
                 if error.code < 500 and error.code not in (408, 429):
                     break
             except (OSError, HTTPException, ValueError) as error:

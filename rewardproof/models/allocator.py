@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's `mallopt`: how much free memory it keeps, and from which size on a block is mapped, and given back, by itself."""
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
+"""Parameters of glibc's `mallopt`: how much free memory it keeps, from which size on a block is mapped, and given back, by itself, and how
+many pools of memory threads have: those of further threads are too small for activations, which are then mapped anew every time."""
 
 
 def keep_freed_memory() -> None:
@@ -19,3 +20,4 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(TRIM_THRESHOLD, 2**31 - 1)
         library.mallopt(MMAP_THRESHOLD, 2**30)
+        library.mallopt(ARENA_MAX, 1)

@@ -118,7 +118,7 @@ def load_base(spec: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dty
     _switch_dropout_off(config)
     try:
         with _readable(spec):
-            model = AutoModelForSequenceClassification.from_pretrained(resolved, config=config, dtype=dtype)
+            model = AutoModelForSequenceClassification.from_pretrained(resolved, config=config, dtype=dtype, use_safetensors=True)
     except ValueError as error:
         raise ModelError(
             f"{spec} ({config.model_type}) has no sequence-classification class in transformers, expected a decoder that has one "
@@ -141,7 +141,7 @@ def load_causal(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTr
     _switch_dropout_off(config)
     tokenizer = load_tokenizer(spec)
     with _readable(spec):
-        model = AutoModelForCausalLM.from_pretrained(resolved, config=config, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(resolved, config=config, dtype=dtype, use_safetensors=True)
     _make_room(model, tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
     if is_padded_only(model):
@@ -248,7 +248,7 @@ def load_reward_model(spec: str, *, dtype: torch.dtype = torch.float32) -> tuple
     else:
         _switch_dropout_off(config)
         with _readable(spec):
-            model = AutoModelForSequenceClassification.from_pretrained(resolved, config=config, dtype=dtype)
+            model = AutoModelForSequenceClassification.from_pretrained(resolved, config=config, dtype=dtype, use_safetensors=True)
     _apply_contract(model, tokenizer)
     model.eval()
     return model, tokenizer

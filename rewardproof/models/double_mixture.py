@@ -97,7 +97,7 @@ class QueryRouter:
             CheckpointError: It is missing or damaged.
         """
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+            model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise CheckpointError(
                 f"The router in {path} cannot be read ({str(error).strip().splitlines()[0]}), expected a whole classifier: without it "
@@ -192,6 +192,9 @@ def load_experts(model: PreTrainedModel, folder: Path, n_experts: int) -> Any:
     peft = _peft()
     places = [folder / adapter_name(number) for number in range(n_experts)]
     try:
+        for place in places:
+            if not (place / "adapter_model.safetensors").is_file():  # peft would unpickle an adapter_model.bin instead
+                raise FileNotFoundError(f"{place.name} has no adapter_model.safetensors")
         adapted = peft.PeftModel.from_pretrained(model, str(places[0]), adapter_name=places[0].name)
         for place in places[1:]:
             adapted.load_adapter(str(place), adapter_name=place.name, torch_device=str(model.device))

@@ -10,12 +10,13 @@ from rewardproof.scoring.policy_feedback import PolicyFeedbackReward, PolicyMome
 from rewardproof.scoring.probability import AsProbability
 from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.scorer import Scorer, TokenScorer
-from rewardproof.scoring.sources import GIVEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
+from rewardproof.scoring.sources import GIVEN, TOKEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
 
 __all__ = [
     "DMOERM_FILE",
     "ENSEMBLE_FILE",
     "GIVEN",
+    "TOKEN",
     "AnyModel",
     "AsProbability",
     "CheckableFamily",

@@ -150,6 +150,13 @@ class ModelEnsemble(Ensemble):
         """Combined scores of encoded groups, in order; as `RewardModel.score_encoded`."""
         return self.combined(self._by_member_encoded(list(groups), origins))
 
+    def score_encoded_with_disagreement(
+        self, groups: Iterable[EncodedGroup], *, origins: Sequence[str] = ()
+    ) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
+        """Combined scores of encoded groups and the variance of the members' scores about each, for one reading by the members."""
+        by_member = self._by_member_encoded(list(groups), origins)
+        return self.combined(by_member), [tuple(disagreement(scores_MN).tolist()) for scores_MN in by_member]
+
     def by_member(self, groups: Sequence[Group], context: object = None) -> list[Floats]:
         """Every member's standardised score of every answer, one array `(M, N)` a group."""
         return self._by_member_encoded(self.encode(groups)[0], [group.origin or group.id for group in groups])

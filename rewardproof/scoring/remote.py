@@ -11,9 +11,14 @@ from rewardproof.data.group import Group, as_chat
 
 
 class RemoteScorer:
-    """Scores by `POST {"groups": [{"prompt": [message…], "answers": [[message…]…]}…]}`, answered by `{"rewards": [[number…]…]}`."""
+    """Scores by `POST {"groups": [{"prompt": [message…], "answers": [[message…]…]}…]}`, answered by `{"rewards": [[number…]…]}`.
 
-    def __init__(self, address: str, *, timeout: float = 180.0, attempts: int = 5, wait: float = 1.0, batch: int = 64) -> None:
+    A group of plain texts says `"raw": true` as well.
+    """
+
+    def __init__(
+        self, address: str, *, timeout: float = 180.0, attempts: int = 5, wait: float = 1.0, batch: int = 64, token: str = ""
+    ) -> None:
         """Name the server.
 
         Args:
@@ -22,9 +27,11 @@ class RemoteScorer:
             attempts: Requests for one batch, at most.
             wait: Seconds before the second attempt; each further one waits twice as long.
             batch: Groups in a request.
+            token: Sent as bearer token where there is one.
         """
         self.endpoint = Endpoint(address, timeout=timeout, attempts=attempts, wait=wait)
         self.batch = batch
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     @property
     def retries(self) -> int:
@@ -48,19 +55,22 @@ class RemoteScorer:
 
     def _batch(self, groups: Sequence[Group]) -> list[tuple[float, ...]]:
         return self.endpoint.ask(
-            {"groups": [_as_json(group) for group in groups]},
-            lambda answer: _checked(answer, groups),
+            {"groups": [group_body(group) for group in groups]},
+            lambda answer: checked_rewards(answer, groups),
             wanted=f"no scores for {len(groups)} groups",
             advice="Expected a finite score for every answer, because a curve with holes in it would mislead. See to the server, then run "
             "again.",
+            headers=self.headers,
         )
 
 
-def _as_json(group: Group) -> dict[str, Any]:
-    return {"id": group.id, "prompt": as_chat(group.prompt), "answers": [as_chat(answer) for answer in group.answers]}
+def group_body(group: Group) -> dict[str, Any]:
+    """A group as JSON has it."""
+    body = {"id": group.id, "prompt": as_chat(group.prompt), "answers": [as_chat(answer) for answer in group.answers]}
+    return body | {"raw": True} if group.raw else body
 
 
-def _checked(answer: Any, groups: Sequence[Group]) -> list[tuple[float, ...]]:
+def checked_rewards(answer: Any, groups: Sequence[Group]) -> list[tuple[float, ...]]:
     """The scores, as many as there are answers.
 
     Raises:

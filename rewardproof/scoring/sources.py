@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from rewardproof.scoring.scorer import Scorer
 CHECKABLE = "embedded:checkable"
 GIVEN = "scores"
 RULE = "rule:"
+TOKEN = "REWARDPROOF_TOKEN"
+"""Environment variable of the bearer token, for a server and those who ask it."""
 _SEED_IN_NAME = re.compile(r"^(?P<method>.+?)[-_.](?:seed)?\d+$")
 
 
@@ -62,7 +65,7 @@ def load_scorer(spec: str, *, precision: Precision = "fp32") -> Scorer:
     if spec.startswith(RULE):
         return CertifiedByRule(spec.removeprefix(RULE))
     if spec.startswith(("http://", "https://")):
-        return RemoteScorer(spec)
+        return RemoteScorer(spec, token=os.environ.get(TOKEN, ""))
     return load_model(spec, precision=precision)
 
 

@@ -9,18 +9,15 @@ TRL adds several reward functions up and knows no worst case: an ensemble has to
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from rewardproof.data.group import Group, Message
-from rewardproof.errors import ConfigError
 from rewardproof.policy.rewards import DISAGREEMENT
 from rewardproof.scoring import Scorer, load_scorer, score_and_disagreement, stream_names
+from rewardproof.serving.configured import configured
 
-VARIABLE = "REWARDPROOF_REWARD"
-"""Environment variable that names the scorer of `reward`."""
 _OF_TRL = frozenset({"completion_ids", "trainer_state", "log_extra", "log_metric", "environments"})
 Text = str | Sequence[Mapping[str, Any]]
 
@@ -83,10 +80,7 @@ def _messages(text: Text, role: str) -> tuple[Message, ...]:
 
 @functools.cache
 def _configured() -> TrlReward:
-    spec = os.environ.get(VARIABLE)
-    if not spec:
-        raise ConfigError(f"{VARIABLE} is not set, expected the reward that rewardproof.serving.trl.reward stands for; set it to a model.")
-    return TrlReward.load(spec)
+    return TrlReward.load(configured("rewardproof.serving.trl.reward"))
 
 
 def reward(prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float]:

@@ -68,6 +68,10 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "evaluate a causal model": ("evaluate {base} {toy}", r"is LlamaForCausalLM: it has no reward head.*train dense OUT model="),
     "score a causal model": ("score {base} {toy} OUT", r"is LlamaForCausalLM: it has no reward head"),
     "upcycle a causal model": ("upcycle {base} OUT", r"is LlamaForCausalLM: it has no reward head"),
+    "serve a causal model": ("serve {base} --port 0", r"is LlamaForCausalLM: it has no reward head"),
+    "serve too many names": ("serve {reward} names=a,b --port 0", r"Got 2 names for 1 models, expected one each, in order"),
+    "serve an unknown limit": ("serve {reward} limits.text=3", r"Unknown key 'limits.text' \(did you mean 'texts'\?\)"),
+    "export a mixture as dense": ("export {moe} OUT", r"Got a mixture for format=dense, expected a dense model; merge it first"),
     "upcycle a mixture": ("upcycle {moe} OUT", r"holds experts already, expected a dense one; merge it first"),
     "train from a mixture": (
         "train dense OUT model={moe} data={toy}",

@@ -209,6 +209,10 @@ def test_damaged_experts_and_networks_are_refused(tiny: ModuleType, tmp_path: Pa
     save_expert(adapted, 0, tmp_path / "experts")
     with pytest.raises(CheckpointError, match=r"experts in .* cannot be read \(.*expected 3 whole adapters"):
         load_experts(tiny.classifier("llama"), tmp_path / "experts", 3)
+    place = tmp_path / "experts" / adapter_name(0)
+    (place / "adapter_model.safetensors").rename(place / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"cannot be read \(point_000 has no adapter_model.safetensors\)"):
+        load_experts(tiny.classifier("llama"), tmp_path / "experts", 1)
     with pytest.raises(CheckpointError, match=r"mixer.safetensors cannot be read \(.*expected the network over 3 experts"):
         experts.load_mixer(tmp_path)
     experts.save_mixer(tmp_path)

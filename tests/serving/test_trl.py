@@ -13,7 +13,7 @@ from rewardproof.data import Group, Message, read_groups
 from rewardproof.errors import ConfigError
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.policy.rewards import DISAGREEMENT
-from rewardproof.scoring import CheckableGold, Combine, ModelEnsemble, Scale
+from rewardproof.scoring import CheckableGold, Combine, ModelEnsemble, RemoteScorer, Scale
 from rewardproof.serving import trl as adapter
 from rewardproof.serving.trl import TrlReward, reward
 
@@ -82,12 +82,13 @@ def test_the_command_lines_reward_is_named_by_the_environment(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["model", "ensemble", "program"])
+@pytest.mark.parametrize("name", ["model", "ensemble", "program", "server"])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
-def test_trls_trainer_takes_it(name: str, scorers: dict[str, Any], base_dir: Path, tmp_path: Path) -> None:
+def test_trls_trainer_takes_it(name: str, scorers: dict[str, Any], base_dir: Path, tmp_path: Path, server: Any) -> None:
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 
+    asked = {**scorers, "program": CheckableGold(), "server": RemoteScorer(f"{server.address}/score")}
     groups = read_groups("embedded:checkable/heldout", purpose="score").groups[:4]
     rows = [{"prompt": user(group.prompt_text), **{key: group.meta[key] for key in ("topic", "constraints")}} for group in groups]
     if name != "program":
@@ -98,7 +99,7 @@ def test_trls_trainer_takes_it(name: str, scorers: dict[str, Any], base_dir: Pat
     )  # fmt: skip
     trainer = trl.GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(base_dir),
-        reward_funcs=TrlReward(CheckableGold() if name == "program" else scorers[name], name="ours"),
+        reward_funcs=TrlReward(asked[name], name="ours"),
         args=settings,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(base_dir),
