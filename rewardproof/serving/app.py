@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from rewardproof.errors import RewardproofError
-from rewardproof.serving import inspection
+from rewardproof.serving import inspection, perturbing
 from rewardproof.serving.answering import Desk, desk_of
 from rewardproof.serving.dialects import groups, llama_factory, openrlhf, slime, vllm
 from rewardproof.serving.guards import Guards
@@ -26,7 +26,7 @@ from rewardproof.serving.settings import Limits
 from rewardproof.serving.telemetry import Metrics, tell
 from rewardproof.serving.worker import Worker
 
-SCORING = (groups, openrlhf, vllm, llama_factory, slime, inspection)
+SCORING = (groups, openrlhf, vllm, llama_factory, slime, inspection, perturbing)
 """What answers with rewards."""
 
 

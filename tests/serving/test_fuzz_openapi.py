@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-PATHS = ("/score", "/get_reward", "/classify", "/pooling", "/v1/embeddings", "/v1/score/evaluation", "/reward", "/inspect")
+PATHS = ("/score", "/get_reward", "/classify", "/pooling", "/v1/embeddings", "/v1/score/evaluation", "/reward", "/inspect", "/perturb")
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-PATHS = ("/score", "/get_reward", "/classify", "/pooling", "/v1/embeddings", "/v1/score/evaluation", "/reward", "/inspect")
+PATHS = ("/score", "/get_reward", "/classify", "/pooling", "/v1/embeddings", "/v1/score/evaluation", "/reward", "/inspect", "/perturb")
 JINJA = "{{ ''.__class__.__mro__[1].__subclasses__() }}{% include '/etc/passwd' %}{{ cycler.__init__.__globals__.os.environ }}"
 FIELDS = ("groups", "query", "input", "messages", "prompt", "response", "model")
 BODIES: dict[str, bytes] = {

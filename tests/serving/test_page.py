@@ -115,6 +115,26 @@ def test_every_control(browser: Any, mixed: Any, models: dict[str, AnyModel]) ->
     assert complaints == []
 
 
+def test_changed_answers_are_paid_for_and_taken_up(browser: Any, mixed: Any) -> None:
+    page, complaints = opened(browser, mixed.address)
+    type_in(page, ANSWERS[:2])
+    page.click("#perturb")
+    page.wait_for_selector("#changes:not([hidden])")
+    ways = page.locator("#changes tbody th").all_inner_texts()
+    assert "saying everything twice" in ways
+    gains = [float(text.replace("\u2212", "-")) for text in page.locator("#changes tbody tr:first-child td button").all_inner_texts()]
+    every = [float(text.replace("\u2212", "-")) for text in page.locator("#changes td button").all_inner_texts()]
+    assert max(gains) == max(every)
+    picture(page, "desktop-changes")
+    chosen = page.locator("#changes td button").first
+    text = chosen.get_attribute("title")
+    chosen.click()
+    assert page.locator(".answer").count() == 3
+    assert page.locator(".answer textarea").nth(2).input_value() == text
+    assert not page.locator("#changes").is_visible(), "what was shown was of other answers"
+    assert complaints == []
+
+
 def test_by_keyboard_alone(browser: Any, mixed: Any) -> None:
     page, complaints = opened(browser, mixed.address)
     page.wait_for_selector("#prompt:focus")

@@ -50,6 +50,7 @@ function forget() {
   for (const result of answers.querySelectorAll(".result")) result.hidden = true;
   for (const card of answers.children) card.classList.remove("best");
   byId("voices").hidden = true;
+  byId("changes").hidden = true;
   byId("legend").hidden = true;
   tell("");
 }
@@ -74,21 +75,29 @@ async function ask(path, body) {
   throw new Error(found.error.message);
 }
 
-async function score() {
+async function askOf(path, doing, show) {
   const cards = [...answers.children];
-  forget();
-  byId("score").disabled = true;
-  tell("Scoring \u2026");
+  const buttons = [byId("score"), byId("perturb")];
+  for (const button of buttons) button.disabled = true;
+  tell(`${doing} \u2026`);
   try {
     const texts = cards.map((card) => card.querySelector("textarea").value);
-    const found = await ask("/inspect", { model: byId("model").value, prompt: byId("prompt").value, answers: texts });
-    tell(found.without_pieces);
-    for (const show of panels) show(found, cards);
+    const found = await ask(path, { model: byId("model").value, prompt: byId("prompt").value, answers: texts });
+    tell("");
+    show(found, cards);
   } catch (error) {
     tell(error instanceof TypeError ? "The server cannot be reached." : error.message, true);
   } finally {
-    byId("score").disabled = false;
+    for (const button of buttons) button.disabled = false;
   }
+}
+
+function score() {
+  forget();
+  return askOf("/inspect", "Scoring", (found, cards) => {
+    tell(found.without_pieces);
+    for (const show of panels) show(found, cards);
+  });
 }
 
 // Showing: each panel takes what the server found and the answers' cards.
@@ -173,6 +182,47 @@ function voiceOf(name, rewards, heard) {
   return row;
 }
 
+function showChanges(found) {
+  const largest = (change) => Math.max(...change.answers.map((one) => (one === null ? -Infinity : one.shift)));
+  const changes = [...found.changes].sort((one, other) => largest(other) - largest(one));
+  const head = element("tr");
+  head.append(...["", ...[...answers.children].map((_, place) => LETTERS[place]), "the answer"].map((text) => element("th", { text })));
+  byId("changes").querySelector("thead").replaceChildren(head);
+  byId("changes").querySelector("tbody").replaceChildren(...changes.map(changeOf));
+  byId("changes").hidden = false;
+  if (!changes.length) tell("None of the changes applies to these answers.");
+}
+
+function changeOf(change) {
+  const row = element("tr");
+  const first = element("th", { text: change.way });
+  first.scope = "row";
+  const meaning = element("td", { text: change.effect === "kept" ? "says the same" : "is ruined" });
+  row.append(first, ...change.answers.map((one, place) => shiftOf(change, one, place)), meaning);
+  return row;
+}
+
+function shiftOf(change, one, place) {
+  const cell = element("td", { text: one === null ? "\u2013" : "" });
+  if (one === null) return cell;
+  const button = element("button", { text: signed(one.shift), className: one.shift > 0 ? "paid" : "" });
+  button.type = "button";
+  button.title = one.text;
+  button.setAttribute("aria-label", `${signed(one.shift)} for answer ${LETTERS[place]}, ${change.way}; have it beside the others`);
+  button.addEventListener("click", () => {
+    if (answers.children.length === LETTERS.length) {
+      tell("There is no room for another answer; remove one.", true);
+      return;
+    }
+    forget();
+    const area = addAnswer().querySelector("textarea");
+    area.value = one.text;
+    area.focus();
+  });
+  cell.append(button);
+  return cell;
+}
+
 // Beginning
 
 async function begin() {
@@ -188,6 +238,7 @@ byId("add").addEventListener("click", () => {
   forget();
   addAnswer().querySelector("textarea").focus();
 });
+byId("perturb").addEventListener("click", () => askOf("/perturb", "Changing the answers", showChanges));
 byId("prompt").addEventListener("input", forget);
 byId("model").addEventListener("change", forget);
 byId("form").addEventListener("submit", (event) => {
