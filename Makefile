@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all coverage lint bench results world clean
+.PHONY: help install demo test test-slow test-all coverage lint bench results world clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 20
@@ -39,8 +39,10 @@ demo: install  ## The whole story on the embedded model and world; ends at runs/
 test: install  ## The tests, without the slow ones
 	@$(PYTEST) -m "not slow and not gpu"
 
-test-all: install  ## The tests, with the slow ones
-	@$(PYTEST) -m "not gpu"
+test-slow: install  ## The slow tests
+	@$(PYTEST) -m "slow and not gpu"
+
+test-all: test test-slow  ## The tests, with the slow ones
 
 coverage: install  ## Every raise statement must be reached by a test; lists those that are not
 	@$(PYTEST) -m "not gpu" --cov=rewardproof --cov-report=
