@@ -59,8 +59,8 @@ LEARNS = (
     "umm_regime",
     "warm",
 )
-ELSEWHERE = ("dmoerm",)
-"""Recipes whose data has to say more than which answer is better; `test_dmoerm.py` trains them."""
+ELSEWHERE = ("dmoerm", "verifier")
+"""Recipes whose data has to say more than which answer is better; `test_dmoerm.py` and `test_verifier.py` train them."""
 SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
