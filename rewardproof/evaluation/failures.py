@@ -86,6 +86,15 @@ class Failure:
         winner, loser, own = self.rewards
         return loser - own if self.written.kind == "preferred" else own - winner
 
+    def as_dict(self) -> dict[str, Any]:
+        """For `report.json`: the variant, and the answer that it scores on the wrong side of."""
+        _, winner_text, loser_text = self.written.pair.key
+        winner, loser, own = self.rewards
+        against, reward = (loser_text, loser) if self.written.kind == "preferred" else (winner_text, winner)
+        prompt = self.written.pair.group.prompt_text
+        known = {"kind": self.written.kind, "prompt": prompt, "variant": self.written.text, "against": against}
+        return {**known, "rewards": {"variant": own, "against": reward}}
+
 
 def lowest_losses(gaps: Sequence[float], share: float, *, limit: int = 0) -> list[int]:
     """Places of the pairs with the lowest Bradley–Terry loss, in order.

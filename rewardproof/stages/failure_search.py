@@ -36,6 +36,8 @@ from rewardproof.policy.reward_guide import guided_answers, refuse_unguided
 from rewardproof.policy.sampling import Answer, Sampling
 from rewardproof.report import format_interval
 
+SHOWN = 6
+"""Failures that a report shows."""
 DIRECTIONS: dict[Class, Direction] = {"preferred": "down", "non_preferred": "up"}
 
 
@@ -93,6 +95,7 @@ class Found:
             "perplexity_of_failures": {
                 kind: perplexity([one.written for one in self.failures if one.written.kind == kind]) for kind in self.counts
             },
+            "widest": [one.as_dict() for one in sorted(self.failures, key=lambda one: -one.width)[:SHOWN]],
         }
 
     def preferences(self, pairing: Pairing) -> list[Group]:

@@ -88,7 +88,7 @@ def run(config: Search, out: Path | str, *, overwrite: bool = False, progress: P
     found = find_failures(judge, chosen, config, precision=config.precision, seed=config.seed, progress=progress)
     rows["written"] = write_failures(directory, found, config)
     report = directory.finish(found.headline(seed=config.seed), {"rows": rows, "pairs": len(pairs), **found.summary(seed=config.seed)})
-    write_search_page(directory, report, found, file=FAILURES)
+    write_search_page(directory, report, file=FAILURES)
     return report
 
 
