@@ -7,6 +7,7 @@ Reference:
     REFORM, arXiv:2507.06419.
 """
 
+# N pairs, M classes.
 from __future__ import annotations
 
 import math
@@ -18,10 +19,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rewardproof.data.group import Group, Message
-from rewardproof.statistics import Interval, cluster_bootstrap
+from rewardproof.evaluation.accuracy import accuracy_intervals
+from rewardproof.statistics import Interval
 
 Class = Literal["preferred", "non_preferred"]
 CLASSES: tuple[Class, ...] = ("preferred", "non_preferred")
+ANY = "any"
+"""What the share of pairs with a failure of whichever class is called."""
 Pairing = Literal["original", "variants", "both"]
 FATES = ("empty", "copied", "repeated", "overlong", "no_failure", "contradictory", "failures")
 """What can become of a variant."""
@@ -182,13 +186,12 @@ def preferences(failures: Sequence[Failure], pairing: Pairing = "original") -> l
 
 
 def discovery_rates(searched: Sequence[SearchedPair], failures: Sequence[Failure], *, seed: int = 0) -> dict[str, Interval]:
-    """Share of the searched pairs for which a failure was found, of each class and of `any`; intervals resample prompts."""
-    prompts = [pair.group.prompt_key for pair in searched]
-    found: dict[str, Interval] = {}
-    for name, kinds in {**{kind: (kind,) for kind in CLASSES}, "any": CLASSES}.items():
-        hit = {failure.written.pair.key for failure in failures if failure.written.kind in kinds}
-        found[name] = cluster_bootstrap(np.array([float(pair.key in hit) for pair in searched]), prompts, seed=seed)
-    return found
+    """Share of the searched pairs for which a failure was found, of each class and of either; intervals resample prompts."""
+    wanted: dict[str, tuple[Class, ...]] = {**{kind: (kind,) for kind in CLASSES}, ANY: CLASSES}
+    hits = [{failure.written.pair.key for failure in failures if failure.written.kind in kinds} for kinds in wanted.values()]
+    found_NM = np.array([[float(pair.key in hit) for hit in hits] for pair in searched])
+    intervals = accuracy_intervals(found_NM, [pair.group.prompt_key for pair in searched], seed=seed)
+    return dict(zip(wanted, intervals, strict=True))
 
 
 def perplexity(variants: Sequence[Written]) -> float | None:

@@ -6,6 +6,7 @@ Reference:
     REFORM, arXiv:2507.06419.
 """
 
+# N prompts, M models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from rewardproof.evaluation.accuracy import accuracy_intervals
 from rewardproof.evaluation.audit import CaseScores
-from rewardproof.statistics import cluster_bootstrap, paired_difference
+from rewardproof.statistics import paired_difference
 
 SUITES: Mapping[str, str] = {
     "verbosity": "padding",
@@ -74,11 +76,9 @@ def compared(before: Outcomes, after: Outcomes, *, seed: int = 0) -> dict[str, A
         keys = [key for key in first if key in after[name]]
         if not keys:
             continue
-        one, other = (np.array([side[name][key] for key in keys]) for side in (before, after))
+        both_NM = np.array([[side[name][key] for side in (before, after)] for key in keys])
         prompts = [prompt for prompt, _ in keys]
-        rows[name] = {
-            "before": cluster_bootstrap(one, prompts, seed=seed).as_dict(),
-            "after": cluster_bootstrap(other, prompts, seed=seed).as_dict(),
-            "gain": paired_difference(other, one, prompts, seed=seed).as_dict(),
-        }
+        one, other = accuracy_intervals(both_NM, prompts, seed=seed)
+        gain = paired_difference(both_NM[:, 1], both_NM[:, 0], prompts, seed=seed)
+        rows[name] = {"before": one.as_dict(), "after": other.as_dict(), "gain": gain.as_dict()}
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +15,7 @@ from rewardproof.data import Group
 from rewardproof.data.encoding import as_read, encode_prompt
 from rewardproof.errors import ConfigError, ModelError
 from rewardproof.evaluation.failures import (
+    ANY,
     CLASSES,
     FATES,
     Class,
@@ -48,8 +49,8 @@ class Discovery(Guidance):
     """Policy that writes as preferred answers are: a language model with the reward model's vocabulary, aligned with the preferences."""
     flipped: str = ""
     """Policy that writes as non-preferred answers are, trained on flipped preferences."""
-    classes: tuple[Class, ...] = CLASSES
-    """Of which classes variants are sought."""
+    classes: Literal["both", "preferred", "non_preferred"] = "both"
+    """As which of a pair's answers variants are written."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Of the pairs, those with the lowest Bradley–Terry loss, which are searched."""
     variants: Annotated[int, Field(ge=1)] = 1
@@ -60,6 +61,12 @@ class Discovery(Guidance):
     """Variants written at once; both models keep keys and values of that many."""
     pairing: Pairing = "original"
     """What failures are paired with: the pair's own other answer, each other, or both."""
+
+    @property
+    def policies(self) -> dict[Class, str]:
+        """The policy of each class that is written."""
+        given: dict[Class, str] = {"preferred": self.aligned, "non_preferred": self.flipped}
+        return {kind: spec for kind, spec in given.items() if self.classes in (kind, "both")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,7 @@ class Found:
 
     def headline(self, *, seed: int = 0) -> str:
         """What the search came to, in a sentence without a full stop."""
-        rate = discovery_rates(self.searched, self.failures, seed=seed)["any"]
+        rate = discovery_rates(self.searched, self.failures, seed=seed)[ANY]
         return f"failures found for {format_interval(rate)} of the {len(self.searched)} pairs that the model is surest of"
 
     def summary(self, *, seed: int = 0) -> dict[str, Any]:
@@ -90,7 +97,7 @@ class Found:
             "searched_pairs": len(self.searched),
             "variants": self.counts,
             "failures": len(self.failures),
-            "discovery_rate": {name: rates[name].as_dict() for name in (*self.counts, "any")},
+            "discovery_rate": {name: rates[name].as_dict() for name in (*self.counts, ANY)},
             "perplexity": {kind: perplexity([one for one in self.variants if one.kind == kind]) for kind in self.counts},
             "perplexity_of_failures": {
                 kind: perplexity([one.written for one in self.failures if one.written.kind == kind]) for kind in self.counts
@@ -109,20 +116,19 @@ def check_discovery(config: Discovery, *, section: str = "") -> None:
     Raises:
         ConfigError: Names the keys.
     """
-    if not config.classes:
-        raise ConfigError(f"{section}classes is empty, expected preferred, non_preferred or both: nothing would be sought. Name one.")
     if config.variants > 1 and config.form == "argmin":
         raise ConfigError(
             f"{section}variants={config.variants} with {section}form=argmin, expected 1: the rule is deterministic and writes the same "
             f"text again. Write {section}form=released to draw several, or drop variants."
         )
-    if config.pairing != "original" and len(set(config.classes)) < len(CLASSES):
+    if config.pairing != "original" and config.classes != "both":
         raise ConfigError(
-            f"{section}pairing={config.pairing} with {section}classes={','.join(config.classes)}, expected both classes: variants of one "
-            f"are paired with those of the other. Drop {section}classes, or write {section}pairing=original."
+            f"{section}pairing={config.pairing} with {section}classes={config.classes}, expected both classes: variants of one are paired "
+            f"with those of the other. Drop {section}classes, or write {section}pairing=original."
         )
-    for name, kind in zip(("aligned", "flipped"), CLASSES, strict=True):
-        if kind in config.classes and not getattr(config, name):
+    for kind, spec in config.policies.items():
+        name = "aligned" if kind == "preferred" else "flipped"
+        if not spec:
             raise ConfigError(
                 f"Missing {section}{name}=: expected a language model that writes {kind.replace('_', '-')} answers, since variants of a "
                 f"class have to come from a policy of that class. Train one (rewardproof align dpo"
@@ -158,16 +164,13 @@ def find_failures(
     """
     variants: list[Written] = []
     loaded: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
-    for kind in CLASSES:
-        if kind not in config.classes:
-            continue
-        spec = config.aligned if kind == "preferred" else config.flipped
+    for kind, spec in config.policies.items():
         if spec not in loaded:
             loaded.clear()
             gc.collect()
             loaded[spec] = _policy(spec, judge, precision)
         variants += _written(judge, loaded[spec], pairs, kind, config, name=spec, seed=seed, progress=progress)
-    return _proved(judge, list(pairs), variants, [kind for kind in CLASSES if kind in config.classes])
+    return _proved(judge, list(pairs), variants, list(config.policies))
 
 
 def _policy(spec: str, judge: RewardModel, precision: Precision) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -80,7 +80,7 @@ def check_reform(config: Train) -> None:
         )
     settings = _settings(config, reform)
     check_discovery(settings, section="reform.")
-    for spec in {settings.aligned, settings.flipped}:
+    for spec in settings.policies.values():
         causal_config(spec)
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewardproof.artifacts import Report, RunDirectory
-from rewardproof.evaluation.failures import FATES
+from rewardproof.evaluation.failures import ANY, FATES
 from rewardproof.report import Page, Section, SideBySide, Table, format_interval, provenance_rows, side_by_side, write_page
 from rewardproof.statistics import Interval
 
-NAMES = {"preferred": "preferred", "non_preferred": "non-preferred", "any": "either"}
+NAMES = {"preferred": "preferred", "non_preferred": "non-preferred", ANY: "either"}
 
 
 def write_search_page(directory: RunDirectory, report: Report, *, file: str) -> None:
