@@ -2,9 +2,9 @@
 
     python -m benchmarks.reform           # writes results/bench_reform.json
 
-Both search the same variants by the paper's rule with the same random policy and reward model. The plain loop reads the whole prefix for each
-token of the policy and each candidate of the reward model, as the released code does (which makes one more pass of the reward model a
-token); ours keeps keys and values of both models, and scores the candidates of all answers in one pass. What they write has to be equal.
+Both search the same variants by the paper's rule with the same random policy and reward model. The plain loop reads the whole prefix for
+each token of the policy and each candidate of the reward model, as the released code does (which makes one more pass of the reward model
+a token); ours keeps keys and values of both models, and scores the candidates of all answers in one pass. What they write has to be equal.
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ class RewardGuide:
             ends: Tokens that end an answer.
             max_new_tokens: Tokens of the longest answer.
         """
-        self.model, self.prompts, self.guidance, self.direction = model, prompts, guidance, direction
+        self.model, self.prompts, self.guidance = model, prompts, guidance
+        self.direction: Direction = direction
         self.ends_E = torch.tensor(sorted(ends), device=model.device)
         self.length = max(map(len, prompts), default=0) + max_new_tokens + guidance.top_k
         self.vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
