@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rewardproof.stages.merge import run as merge
     from rewardproof.stages.score import Score
     from rewardproof.stages.score import run as score
+    from rewardproof.stages.search import Search
+    from rewardproof.stages.search import run as search
     from rewardproof.stages.strength import Strength
     from rewardproof.stages.strength import run as strength
     from rewardproof.stages.train import Train
@@ -39,6 +41,7 @@ _PLACES = {
     "Message": ("rewardproof.data", "Message"),
     "RewardModel": ("rewardproof.models.reward_model", "RewardModel"),
     "Score": ("rewardproof.stages.score", "Score"),
+    "Search": ("rewardproof.stages.search", "Search"),
     "Strength": ("rewardproof.stages.strength", "Strength"),
     "Train": ("rewardproof.stages.train", "Train"),
     "UpcycleModel": ("rewardproof.stages.upcycle", "UpcycleModel"),
@@ -48,6 +51,7 @@ _PLACES = {
     "merge": ("rewardproof.stages.merge", "run"),
     "read_groups": ("rewardproof.data", "read_groups"),
     "score": ("rewardproof.stages.score", "run"),
+    "search": ("rewardproof.stages.search", "run"),
     "strength": ("rewardproof.stages.strength", "run"),
     "train": ("rewardproof.stages.train", "run"),
     "upcycle": ("rewardproof.stages.upcycle", "run"),
@@ -61,6 +65,7 @@ __all__ = [
     "Message",
     "RewardModel",
     "Score",
+    "Search",
     "Strength",
     "Train",
     "UpcycleModel",
@@ -70,6 +75,7 @@ __all__ = [
     "merge",
     "read_groups",
     "score",
+    "search",
     "strength",
     "train",
     "upcycle",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import experts, methods, policy, r2m, scoring, serving, step_profile, workload
+from benchmarks import experts, methods, policy, r2m, reform, scoring, serving, step_profile, workload
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.upcycling import Upcycle, upcycle
 from rewardproof.training.batches import Collator, TrainingSet
@@ -94,6 +94,17 @@ def test_profile_accounts_for_all_of_the_time(monkeypatch: pytest.MonkeyPatch, t
     found = step_profile.shares(groups, step_profile.MODELS["umm, N=4 K=2"], "fp32", str(tmp_path))
     assert sum(found["share"].values()) == pytest.approx(1, abs=0.01)
     assert {step_profile.FEED_FORWARD, "attention", "dispatch to experts", "optimiser and gradient norm"} <= set(found["share"])
+
+
+def test_both_searches_write_the_same_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reform, "PROMPTS", 3)
+    monkeypatch.setattr(reform, "TOKENS", 4)
+    found = reform.compare(SHAPE, rounds=1)
+    assert 0 < found["tokens_written"] <= 12
+    assert found["times_as_fast"]["median"] > 0
+    monkeypatch.setattr(reform, "batched_search", lambda *_: [])
+    with pytest.raises(RuntimeError, match="not the same work"):
+        reform.compare(SHAPE, rounds=1)
 
 
 def test_memory_in_a_process_of_its_own() -> None:

@@ -161,6 +161,18 @@ def audit(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, 
 
 @app.command()
 @guarded
+def search(tokens: Tokens, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False) -> Any:
+    """MODEL OUT: write answers that MODEL mis-scores, by policies of each class; OUT/failures.jsonl holds them as preferences."""
+    (model, out), overrides = _arguments(tokens, "MODEL", "OUT")
+    from rewardproof.stages.search import Search, run
+
+    with session(Options(as_json)) as progress:
+        settings = parse(Search, apply_overrides({"model": model}, overrides))
+        return run(settings, out, overwrite=overwrite, progress=progress)
+
+
+@app.command()
+@guarded
 def align(tokens: Tokens, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False, debug: Debug = False) -> Any:
     """RECIPE OUT: optimise a policy against rewards (ppo, rloo, grpo, xi_ppo) or by preferences (dpo, ipo, slic, rpo); OUT/model is it."""
     (recipe, out), overrides = _arguments(tokens, "RECIPE", "OUT")

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-# R rows, T text positions. Keys and values are (rows, key-value heads, positions, head width).
+from rewardproof.models.packed import position_table
+
+# R rows, W tokens a row in one pass, T text positions. Keys and values are (rows, key-value heads, positions, head width).
 ATTENTION = "rewardproof_rows"
 
 
 @dataclass
 class Step:
-    """Where each row's next token is written, and how many positions attention looks at. One object, shared by all layers."""
+    """Where the tokens of a pass are written, and how many positions attention looks at. One object, shared by all layers.
 
-    row: Tensor = field(default_factory=lambda: torch.arange(0))
-    position: Tensor = field(default_factory=lambda: torch.arange(0))
+    Attributes:
+        rows: The rows that take part, side by side.
+        place_RW: Of each of a row's tokens in the row.
+        span: Positions that attention looks at.
+    """
+
+    rows: slice = field(default_factory=lambda: slice(0, 0))
+    place_RW: Tensor = field(default_factory=lambda: torch.zeros(0, 1, dtype=torch.long))
     span: int = 0
 
 
@@ -52,12 +62,19 @@ class RowLayer(CacheLayerMixin):
         for mine in self.stored:
             mine[target] = mine[source]
 
+    def keep(self, rows_R: Tensor, source_R: Tensor, target_R: Tensor) -> None:
+        """Copies one position of each of these rows to another."""
+        for mine in self.stored:
+            mine[rows_R, :, target_R] = mine[rows_R, :, source_R]
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes one token a row and returns views of all that has been written."""
-        step, (keys, values) = self.step, self.stored
-        keys[step.row, :, step.position] = key_states[:, :, 0]
-        values[step.row, :, step.position] = value_states[:, :, 0]
-        return keys[: len(step.row), :, : step.span], values[: len(step.row), :, : step.span]
+        """Writes the tokens of a pass and returns views of all that has been written."""
+        step = self.step
+        rows_R1 = torch.arange(step.rows.start, step.rows.stop, device=key_states.device)[:, None]
+        for mine, new in zip(self.stored, (key_states, value_states), strict=True):
+            mine[rows_R1, :, step.place_RW] = new.transpose(1, 2)
+        keys, values = (mine[step.rows, :, : step.span] for mine in self.stored)
+        return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the mask."""
@@ -81,16 +98,38 @@ def row_cache(step: Step, *, layers: int, rows: int, length: int) -> tuple[Cache
 def rows_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """One new token a row attends to the row's cache. The query heads that share a key-value head become one block of queries.
+    """New tokens of a row attend to the row's cache. The query heads that share a key-value head become one block of queries.
 
-    Longer queries (the prompts) go to the library's own attention.
+    Prompts, which have nothing in the cache before them, go to the library's own attention.
     """
-    if query.shape[2] > 1:
+    rows, heads, tokens, width = query.shape
+    if tokens == key.shape[2] > 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    rows, heads, _, width = query.shape
     grouped = query.reshape(rows, key.shape[1], -1, width)
+    if attention_mask is not None and tokens > 1:
+        attention_mask = attention_mask.repeat(1, 1, grouped.shape[2] // tokens, 1)
     out = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"))
-    return out.reshape(rows, 1, heads, width), None
+    return out.reshape(rows, heads, tokens, width).transpose(1, 2), None
+
+
+@contextlib.contextmanager
+def in_rows(model: PreTrainedModel) -> Iterator[None]:
+    """The model computes on rows of a cache, in evaluation mode; it is left as it was found."""
+    before, was_training = model.config._attn_implementation, model.training
+    model.eval()
+    model.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before or "sdpa")
+        model.train(was_training)
+
+
+def longest_row(model: PreTrainedModel) -> tuple[int, str] | None:
+    """Tokens that a row may have at most and what limits them; nothing where a model computes at any length."""
+    window = getattr(model.config, "sliding_window", None) if getattr(model.config, "use_sliding_window", True) else None
+    limits = ((position_table(model), "positions"), (window, "tokens in its sliding window, which the sampler does not slide"))
+    return min(((limit, what) for limit, what in limits if limit is not None), default=None)
 
 
 AttentionInterface.register(ATTENTION, rows_attention)

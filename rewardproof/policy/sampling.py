@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from rewardproof.policy.drawing import TRIES, draw
-from rewardproof.policy.row_cache import ATTENTION, Step, row_cache
+from rewardproof.policy.row_cache import Step, in_rows, row_cache
 
 # R rows (answers alive), P prompts of a block, T text positions, V vocabulary.
 PREFILL_PROMPTS = 32
@@ -88,21 +89,62 @@ def sample(model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int, set
     return results
 
 
+class Chooser(Protocol):
+    """Chooses rows' next tokens out of a model's logits, and may keep of every row what it needs for that."""
+
+    def open(self, rows: int) -> None:
+        """So many rows will be alive at once at most."""
+        ...
+
+    def start(self, first: int, places: Sequence[int]) -> None:
+        """Rows from `first` on begin answers to the requests at these places."""
+        ...
+
+    def move(self, source_R: Tensor, target_R: Tensor) -> None:
+        """Rows take others' places."""
+        ...
+
+    def choose(self, logits_RV: Tensor, uniforms: np.ndarray, first: int, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Next tokens of the rows from `first` on, and their log-probabilities; `uniforms` are each row's own numbers in [0, 1)."""
+        ...
+
+
 @torch.inference_mode()
-def iterate(model: PreTrainedModel, requests: Sequence[Request], settings: Sampling) -> Iterator[tuple[int, list[Answer]]]:
-    """Yields `(place in requests, its answers)` as soon as a request is complete, in any order; the model is left as it was found."""
-    before, was_training = model.config._attn_implementation, model.training
-    model.eval()
-    model.set_attn_implementation(ATTENTION)
-    try:
-        yield from _Engine(model, requests, settings).run()
-    finally:
-        model.set_attn_implementation(before or "sdpa")
-        model.train(was_training)
+def iterate(
+    model: PreTrainedModel, requests: Sequence[Request], settings: Sampling, chooser: Chooser | None = None
+) -> Iterator[tuple[int, list[Answer]]]:
+    """Yields `(place in requests, its answers)` as soon as a request is complete, in any order; the model is left as it was found.
+
+    Tokens are drawn as the settings say, or chosen by what is given for that.
+    """
+    with in_rows(model):
+        yield from _Engine(model, requests, settings, chooser or _Drawing(settings)).run()
+
+
+def end_tokens(model: PreTrainedModel) -> set[int]:
+    """The tokens with which a model ends its answers."""
+    eos = model.config.eos_token_id if model.generation_config is None else model.generation_config.eos_token_id
+    return set(eos if isinstance(eos, list) else [eos])
+
+
+class _Drawing:
+    """Draws tokens at random."""
+
+    def __init__(self, settings: Sampling) -> None:
+        self.settings = settings
+
+    def open(self, rows: int) -> None: ...
+
+    def start(self, first: int, places: Sequence[int]) -> None: ...
+
+    def move(self, source_R: Tensor, target_R: Tensor) -> None: ...
+
+    def choose(self, logits_RV: Tensor, uniforms: np.ndarray, first: int, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        return draw(logits_RV, uniforms, temperature=self.settings.temperature, top_p=self.settings.top_p)
 
 
 @dataclass
-class _Row:
+class Row:
     """One answer in the making."""
 
     place: int
@@ -120,30 +162,31 @@ class _Block:
     stored: list[tuple[Tensor, Tensor]]
     logits_PV: Tensor
     lengths: list[int]
-    queue: list[tuple[int, _Row]]
+    queue: list[tuple[int, Row]]
 
 
 class _Engine:
     """The rows alive, from the first prompt to the last answer."""
 
-    def __init__(self, model: PreTrainedModel, requests: Sequence[Request], settings: Sampling) -> None:
+    def __init__(self, model: PreTrainedModel, requests: Sequence[Request], settings: Sampling, chooser: Chooser) -> None:
+        self.chooser = chooser
         self.model, self.requests, self.settings, self.device = model, requests, settings, model.device
         self.order = sorted((i for i, r in enumerate(requests) if len(r.answers)), key=lambda i: -len(requests[i].prompt_ids))
         self.capacity = max(1, min(settings.max_rows, sum(len(request.answers) for request in requests)))
         length = max((len(request.prompt_ids) for request in requests), default=0) + settings.max_new_tokens
-        eos = model.config.eos_token_id if model.generation_config is None else model.generation_config.eos_token_id
-        self.eos = set(eos if isinstance(eos, list) else [eos])
+        self.eos = end_tokens(model)
         self.step = Step()
         self.block: _Block | None = None
         self.cache, self.layers = row_cache(self.step, layers=model.config.num_hidden_layers, rows=self.capacity, length=length)
         self.mask_RT = torch.full((self.capacity, length), -torch.inf, dtype=model.dtype, device=self.device)
         self.token_R = torch.zeros(self.capacity, dtype=torch.long, device=self.device)
         self.position_R = np.zeros(self.capacity, dtype=np.int64)
-        self.rows: list[_Row] = []
+        self.rows: list[Row] = []
         self.done: dict[int, dict[int, Answer]] = {}
 
     def run(self) -> Iterator[tuple[int, list[Answer]]]:
         """Yields requests as they complete."""
+        self.chooser.open(self.capacity)
         while True:
             yield from self._admit()
             if not self.rows:
@@ -159,9 +202,9 @@ class _Engine:
         """Runs the model on the last token of every row; returns the next token's logits, `(rows, vocabulary)`."""
         count = len(self.rows)
         position = torch.from_numpy(self.position_R[:count]).to(self.device)
-        self.step.row, self.step.position = torch.arange(count, device=self.device), position
+        self.step.rows, self.step.place_RW = slice(0, count), position[:, None]
         self.step.span = int(self.position_R[:count].max()) + 1
-        self.mask_RT[self.step.row, position] = 0
+        self.mask_RT[torch.arange(count, device=self.device), position] = 0
         out = self.model(
             input_ids=self.token_R[:count, None],
             position_ids=position[:, None],
@@ -173,11 +216,11 @@ class _Engine:
         self.position_R[:count] += np.array([row.alive for row in self.rows])
         return out.logits[:, -1]
 
-    def _record(self, logits_RV: Tensor, rows: Sequence[_Row]) -> Iterator[tuple[int, list[Answer]]]:
-        """Draws the next token of the last `len(rows)` rows; yields the requests that this completes."""
+    def _record(self, logits_RV: Tensor, rows: Sequence[Row]) -> Iterator[tuple[int, list[Answer]]]:
+        """Takes the next token of the last `len(rows)` rows; yields the requests that this completes."""
         steps, first = self.settings.max_new_tokens, len(self.rows) - len(rows)
         uniforms = np.stack([row.uniforms[min(len(row.text), steps - 1)] for row in rows])
-        tokens, logprobs = draw(logits_RV, uniforms, temperature=self.settings.temperature, top_p=self.settings.top_p)
+        tokens, logprobs = self.chooser.choose(logits_RV, uniforms, first, rows)
         self.token_R[first : len(self.rows)] = tokens
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
             if not row.alive:
@@ -188,7 +231,7 @@ class _Engine:
                 row.alive = False
                 yield from self._finish(row)
 
-    def _finish(self, row: _Row) -> Iterator[tuple[int, list[Answer]]]:
+    def _finish(self, row: Row) -> Iterator[tuple[int, list[Answer]]]:
         """Files an answer; yields its request if that was the last one."""
         end = row.text[-1] if row.text[-1] in self.eos else None
         answers = self.done.setdefault(row.place, {})
@@ -207,6 +250,7 @@ class _Engine:
                 layer.move(source, target)
             self.mask_RT[target], self.token_R[target] = self.mask_RT[source], self.token_R[source]
             self.position_R[holes] = self.position_R[movers]
+            self.chooser.move(source, target)
         for hole, mover in zip(holes, movers, strict=True):
             self.rows[hole] = self.rows[mover]
         del self.rows[kept:]
@@ -219,7 +263,7 @@ class _Engine:
             self.block = block if block.queue else None
             yield from self._start(block, taken)
 
-    def _start(self, block: _Block, taken: Sequence[tuple[int, _Row]]) -> Iterator[tuple[int, list[Answer]]]:
+    def _start(self, block: _Block, taken: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, list[Answer]]]:
         """Copies prompts into free rows and draws their first tokens."""
         first = len(self.rows)
         source = torch.tensor([prompt for prompt, _ in taken], device=self.device)
@@ -230,6 +274,7 @@ class _Engine:
             self.mask_RT[place, : block.lengths[prompt]] = 0
             self.position_R[place] = block.lengths[prompt]
             self.rows.append(row)
+        self.chooser.start(first, [row.place for _, row in taken])
         yield from self._record(block.logits_PV[source], [row for _, row in taken])
 
     def _prefill(self) -> _Block:
@@ -245,8 +290,8 @@ class _Engine:
         stored = [(keys, values) for keys, values, *_ in out.past_key_values]
         return _Block(stored, out.logits[torch.arange(len(places)), which], lengths, queue[::-1])
 
-    def _row(self, place: int, index: int) -> _Row:
+    def _row(self, place: int, index: int) -> Row:
         """An answer not yet started, with all random numbers it will use."""
         key = np.array([self.settings.seed, (self.requests[place].stream << 32) | index], dtype=np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key))
-        return _Row(place, index, generator.random((self.settings.max_new_tokens, TRIES), dtype=np.float32))
+        return Row(place, index, generator.random((self.settings.max_new_tokens, TRIES), dtype=np.float32))

@@ -12,8 +12,8 @@ from rewardproof.artifacts import n_processes
 from rewardproof.data import Group, read_groups
 from rewardproof.data.splitting import prompt_overlap, split_by_prompt, split_salt, without_prompts_of
 from rewardproof.errors import ConfigError, DataError
-from rewardproof.models.packed import position_table
 from rewardproof.policy.rollouts import Prompt
+from rewardproof.policy.row_cache import longest_row
 from rewardproof.stages.align_learning import referenced
 
 if TYPE_CHECKING:
@@ -37,13 +37,12 @@ def refuse_too_long(config: Align, model: PreTrainedModel) -> None:
         ConfigError: Names the limit.
     """
     longest = config.max_prompt_tokens + config.way.max_new_tokens
-    window = getattr(model.config, "sliding_window", None) if getattr(model.config, "use_sliding_window", True) else None
-    for limit, what in ((position_table(model), "positions"), (window, "tokens in its sliding window, which the sampler does not slide")):
-        if limit is not None and longest > limit:
-            raise ConfigError(
-                f"max_prompt_tokens={config.max_prompt_tokens} and {config.way.section}.max_new_tokens={config.way.max_new_tokens}: "
-                f"expected at most {limit} together, since {config.policy} has {limit} {what}. Lower one of them."
-            )
+    limit = longest_row(model)
+    if limit is not None and longest > limit[0]:
+        raise ConfigError(
+            f"max_prompt_tokens={config.max_prompt_tokens} and {config.way.section}.max_new_tokens={config.way.max_new_tokens}: "
+            f"expected at most {limit[0]} together, since {config.policy} has {limit[0]} {limit[1]}. Lower one of them."
+        )
 
 
 def read_prompts(config: Align, tokenizer: PreTrainedTokenizerBase) -> Prompts:

@@ -35,6 +35,7 @@ from rewardproof.stages.double_mixture import check_capabilities, train_double_m
 from rewardproof.stages.member_context import MemberContext
 from rewardproof.stages.members import drop_checkpoints, train_member
 from rewardproof.stages.policy_head import check_policy_loss
+from rewardproof.stages.reform import Reform, check_reform, train_corrected
 from rewardproof.stages.training_report import CHUNK, scored, write_training_report
 from rewardproof.stages.verifier import check_rule, verdict_accuracy, verdict_headline
 from rewardproof.training.arguments import check_trainer_keys
@@ -108,6 +109,8 @@ class Train(Section):
     """Where categories and capabilities come from; absent in recipes that need none."""
     capabilities: Capabilities | None = None
     """Experts by capability behind a router over categories (DMoERM); absent where one model judges all."""
+    reform: Reform | None = None
+    """How the model is searched for failures and trained again on them (REFORM); absent where it is trained once."""
     compute: Compute = Compute()
     """Precision, budgets, cache."""
 
@@ -172,6 +175,7 @@ def check_settings(config: Train) -> None:
             raise ConfigError(f"reuse={spec} is a mixture, expected dense models: only those can be averaged. Merge it first.")
     check_capabilities(config)
     check_rule(config)
+    check_reform(config)
     check_trainer_keys(config.trainer)
     check_loss(config.loss, zero_head=config.head.init == "zero")
     limited = config.read.max_groups or config.read.share != (0.0, 1.0)
@@ -248,7 +252,7 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
     directory.log({"phase": "data", **prepared.rows})
     context = MemberContext(config, prepared, tokenizer, directory, resume, progress)
     if config.capabilities is None:
-        members = [train_member(context, number) for number in range(config.members)]
+        members = [train_corrected(context)] if config.reform else [train_member(context, number) for number in range(config.members)]
         delivered = deliver(context, members)
     else:
         member, delivered = train_double_mixture(context)

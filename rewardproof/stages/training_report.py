@@ -89,6 +89,10 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
             sections += factors_sections(directory, member.summary["factors"], of_whom=of_whom)
         if "domain" in member.summary:
             sections += domain_sections(directory, member.summary["domain"], of_whom=of_whom)
+        if "reform" in member.summary:
+            from rewardproof.stages.reform import reform_sections
+
+            sections += reform_sections(member.summary["reform"])
         if "routing" in found:
             sections += experts_sections(directory, found, of_whom=of_whom)
             if "experts" in member.summary:
