@@ -55,8 +55,8 @@ lint: install  ## Style, types, import layers, spelling
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
 
-bench: .venv/.installed-bench  ## Speed and memory against peers, and our RLOO beside one, half an hour; HH_RLHF=/path measures on HH-RLHF too
-	@for name in training scoring best_of_n experts methods step_profile policy r2m reform serving; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+bench: .venv/.installed-bench  ## Speed and memory against peers, and our RLOO beside one, an hour; HH_RLHF=/path measures on HH-RLHF too
+	@for name in training scoring best_of_n experts methods step_profile policy policy_memory direct_alignment r2m reform serving; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 results: install  ## The tables of README.md and docs/results.md from results/; with STUDY=runs/…, its rows first
 	@$(if $(STUDY),$(BIN)/python scripts/results.py collect $(STUDY))

@@ -59,8 +59,8 @@ LEARNS = (
     "umm_regime",
     "warm",
 )
-ELSEWHERE = ("dmoerm", "verifier")
-"""Recipes whose data has to say more than which answer is better; `test_dmoerm.py` and `test_verifier.py` train them."""
+ELSEWHERE = ("dmoerm", "reform", "verifier")
+"""Recipes that ask for more than which answer is better; tests of their own train them."""
 SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
