@@ -181,6 +181,11 @@ class ActivationRewardModel:
         return write_whole(folder / ACTIVATION_FILE, dump_yaml(content))
 
     @property
+    def relative(self) -> bool:
+        """Whether an answer's reward depends on those that it is scored beside."""
+        return self.question.form == "ranked"
+
+    @property
     def parameters(self) -> int:
         """Parameters of the language model, and the activations."""
         return sum(parameter.numel() for parameter in self.model.parameters()) + self.heads.values_LHD.numel()

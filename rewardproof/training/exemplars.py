@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from rewardproof.config import Section
 from rewardproof.data import Group, split_key, split_position
 from rewardproof.data.encoding import EncodedGroup
+from rewardproof.data.pairs import widest_pair
 from rewardproof.data.questions import LabelledQuestion, Question, labelled_questions, question_tokens
 from rewardproof.errors import ConfigError, DataError
 from rewardproof.training.preparation import Read, noisy_pairs
@@ -75,9 +76,8 @@ def parts_of(groups: Sequence[Group], read: Read, question: Question, settings: 
     by_prompt: dict[str, list[LabelledQuestion]] = {}
     ordered = sorted(groups, key=lambda group: split_position(group, "exemplars"))
     for group in ordered[: settings.count // 2 if settings.count else None]:
-        pairs, scores = noisy_pairs(group, read), group.scores or ()
-        widest = max(pairs, key=lambda pair: abs(scores[pair.winner] - scores[pair.loser]))
-        by_prompt.setdefault(split_key(group), []).extend(labelled_questions(group, widest, question))
+        pair = widest_pair(group, noisy_pairs(group, read))
+        by_prompt.setdefault(split_key(group), []).extend(labelled_questions(group, pair, question))
     prompts = list(by_prompt)
     n_check, n_select = (max(1, round(share * len(prompts))) for share in (settings.check, settings.select))
     cuts = (prompts[n_check + n_select :], prompts[n_check : n_check + n_select], prompts[:n_check])

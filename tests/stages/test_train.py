@@ -59,8 +59,8 @@ LEARNS = (
     "umm_regime",
     "warm",
 )
-ELSEWHERE = ("dmoerm",)
-"""Recipes whose data has to say more than which answer is better; `test_dmoerm.py` trains them."""
+ELSEWHERE = ("activation", "dmoerm")
+"""Recipes in which no weight trains, or whose data has to say more than which answer is better; files of their names test them."""
 SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
