@@ -49,7 +49,8 @@ def load_member(spec: str, *, precision: Precision = "fp32") -> AnyMember:
     if (Path(spec) / ACTIVATION_FILE).is_file():
         raise ConfigError(
             f"Got {spec}, an activation reward model, as a member, expected reward models that read the same conversations: members share "
-            "their tokens, and it asks a question about every answer. Join them from Python with Ensemble, which hands every member the text."
+            "their tokens, and it asks a question about every answer. Join them from Python with Ensemble, which hands every member the "
+            "text."
         )
     if (Path(spec) / DMOERM_FILE).is_file():
         return DoubleMixture.load(spec, precision=precision)

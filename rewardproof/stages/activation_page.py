@@ -8,9 +8,9 @@ from typing import Any
 from rewardproof.report import Section, Table
 
 TOLD = (
-    "Loss and accuracy are those of single replies, on examples that gave neither activations nor gradients. `no head` is the language model "
-    "as it is, asked the same question; a mask that does no better adds nothing. Where masks were drawn and the best kept, its numbers "
-    "flatter: they are those it was chosen by."
+    "Loss and accuracy are those of single replies, on examples that gave neither activations nor gradients. `no head` is the language "
+    "model as it is, asked the same question; a mask that does no better adds nothing. Where masks were drawn and the best kept, its "
+    "numbers flatter: they are those it was chosen by."
 )
 
 

@@ -24,7 +24,8 @@ def denoised_mean(vectors_nd: ArrayLike, *, energy: float, weights_n: ArrayLike 
     .. math:: S = \sum_i w_i z_i z_i^\top, \qquad \hat z_i = V_k V_k^\top z_i, \qquad \mu = \frac1n \sum_i \hat z_i
 
     :math:`V_k` are the fewest eigenvectors of :math:`S` that hold the share `energy` of its trace. The second moment is not centred: around
-    the mean, reconstructions of any rank have the very mean that they started from, and nothing would be denoised.
+    the mean, reconstructions of any rank have the very mean that they started from, and nothing would be denoised. It helps where vectors
+    differ along few directions; where all are one direction and noise, the strongest direction is their noisy mean's own.
 
     Args:
         vectors_nd: Vectors, shape `(n, d)`.

@@ -198,9 +198,7 @@ def test_only_last_tokens_are_touched(tiny: ModuleType, groups: Any) -> None:
 
 @pytest.mark.parametrize("budget", [1, 30, 100000])
 @pytest.mark.parametrize("n_masks", [1, 3, 32])
-def test_every_conversation_is_read_under_every_mask_whatever_the_stream(
-    budget: int, n_masks: int, tiny: ModuleType, groups: Any
-) -> None:
+def test_every_conversation_is_read_under_every_mask_whatever_the_stream(budget: int, n_masks: int, tiny: ModuleType, groups: Any) -> None:
     """Nothing is padded, so no padding side can make the last token one that is not real."""
     model = tiny.causal("qwen3", head_dim=16)
     masks, values = drawn(head_shape(model), n_masks)
