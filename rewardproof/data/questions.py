@@ -133,7 +133,7 @@ def encode_questions(group: Group, tokenizer: PreTrainedTokenizerBase, *, questi
     places = list(itertools.permutations(range(len(group.answers)), 1 if question.form == "scalar" else 2))
     if not places:
         raise DataError(
-            f"{group.origin or group.id or group.prompt_text[:60]!r}: got one answer for a ranked question, expected two or more: an "
+            f"{group.origin or group.id or repr(group.prompt_text[:60])}: got one answer for a ranked question, expected two or more: an "
             "answer is scored beside others. Score pools, or make the scorer with activation.question.form=scalar."
         )
     conversations = tuple(question_tokens(asked(group, entry, question), tokenizer) for entry in places)

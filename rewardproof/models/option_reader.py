@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.packing import fill, pack, split_large
+from rewardproof.errors import DataError
 from rewardproof.models.head_activations import Replacement, head_activations, option_log_probs
-from rewardproof.models.packed import position_boundary
+from rewardproof.models.packed import position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_budget
 
 
@@ -37,7 +38,11 @@ class OptionReader:
     tokens_per_batch: int = 0
 
     def activations(self, groups: Sequence[EncodedGroup]) -> Tensor:
-        """What every head puts out at the end of every conversation, in order, shape `(N, L, H, D)`, on the CPU."""
+        """What every head puts out at the end of every conversation, in order, shape `(N, L, H, D)`, on the CPU.
+
+        Raises:
+            DataError: A conversation has more tokens than the model has positions.
+        """
         found: dict[int, Tensor] = {}
         for places, parts in self._streams(groups, copies=1):
             batch = pack(parts).to(self.model.device)
@@ -53,6 +58,9 @@ class OptionReader:
             groups: The conversations.
             values_LHD: What replaced heads put out, shape `(L, H, D)`.
             masks_MLH: Which heads each mask replaces, true or false, shape `(M, L, H)`.
+
+        Raises:
+            DataError: A conversation has more tokens than the model has positions.
         """
         device, n_masks = self.model.device, len(masks_MLH)
         values_1LHD, masks_MLH = values_LHD.to(device)[None], masks_MLH.to(device)
@@ -68,6 +76,7 @@ class OptionReader:
 
     def _streams(self, groups: Sequence[EncodedGroup], *, copies: int) -> Iterator[tuple[list[int], list[EncodedGroup]]]:
         """Streams with `copies` of every conversation side by side, each with its conversations' places among all copies."""
+        self._refuse_too_long(groups)
         boundary = position_boundary(self.model)
         budget = self.tokens_per_batch or default_budget(self.model.device)
         kinds: tuple[list[tuple[int, EncodedGroup]], ...] = ([], [])
@@ -84,6 +93,16 @@ class OptionReader:
                 yield [first + number for first, part in firsts for number in range(len(part.conversations))], run
                 done += len(run)
 
+    def _refuse_too_long(self, groups: Sequence[EncodedGroup]) -> None:
+        table = position_table(self.model)
+        longest = max((len(tokens) for group in groups for tokens in group.conversations), default=0)
+        if table is not None and longest > table:
+            raise DataError(
+                f"Got a question of {longest} tokens, expected at most {table}: this {self.model.config.model_type} model has no position "
+                "for a later token. Pass overlong=drop or overlong=truncate_prompt, show fewer examples before each (exemplars.shots), or "
+                "take a model with rotary positions."
+            )
+
 
 def _apart(group: EncodedGroup, copies: int) -> list[EncodedGroup]:
     """A group a conversation: its copies share all but the last token."""
@@ -99,5 +118,6 @@ def _cheapest(group: EncodedGroup, copies: int) -> list[EncodedGroup]:
     own = sum(len(tokens) - group.shared for tokens in group.conversations)
     if group.shared + copies * own > sum(part.n_tokens for part in apart):
         return apart
-    conversations, starts = (tuple(one for one in every for _ in range(copies)) for every in (group.conversations, group.answer_starts))
+    conversations = tuple(tokens for tokens in group.conversations for _ in range(copies))
+    starts = tuple(start for start in group.answer_starts for _ in range(copies))
     return [EncodedGroup(conversations, group.shared, starts, group.index)]

@@ -224,7 +224,8 @@ class ActivationRewardModel:
         if template_key(self.tokenizer) != self._template:
             raise _other_template("this model's tokenizer")
         ask = functools.partial(encode_questions, question=self.question)
-        return encode_groups(groups, self.tokenizer, max_length=max_length or own, overlong=overlong, encode=ask)
+        limit = max_length or (sys.maxsize if overlong == "fail" else own)  # what exceeds the model's own is refused when it is scored
+        return encode_groups(groups, self.tokenizer, max_length=limit, overlong=overlong, encode=ask)
 
     def score(self, groups: Sequence[Group], context: object = None) -> list[tuple[float, ...]]:
         """Rewards of every answer of every group, in the caller's order; `context` is unused."""
@@ -234,6 +235,7 @@ class ActivationRewardModel:
         """Rewards of encoded groups, in order; as `RewardModel.score_encoded`.
 
         Raises:
+            DataError: A question has more tokens than the model has positions.
             EvaluationError: A reward is not finite.
         """
         wanted = list(groups)

@@ -197,7 +197,7 @@ class _Making:
                 {"phase": "heads", "seed": seed, "step": step, "loss": loss, "heads_expected": float(probabilities_LH.sum())}
             )
 
-        shape = tuple(values_LHD.shape[:2])
+        shape = (values_LHD.shape[0], values_LHD.shape[1])
         logits_LH = torch.zeros(shape)
         if self.settings.heads.final != "all":
             logits_LH = learned_logits(loss_of, shape, len(right), self.settings.heads, seed=seed, record=record)

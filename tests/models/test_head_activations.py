@@ -25,7 +25,6 @@ from rewardproof.models.head_activations import (
 from rewardproof.models.option_reader import OptionReader
 
 OPTIONS = ((5, 9), (7,))
-PATHS = {"gpt_neox": "gpt_neox.layers.{}.attention.dense", "gpt2": "transformer.h.{}.attn.c_proj"}
 
 
 def double(model: Any) -> Any:
@@ -33,34 +32,6 @@ def double(model: Any) -> Any:
     for parameter in model.parameters():
         parameter.data = parameter.data.double()
     return model
-
-
-def projection(model: Any, layer: int) -> Any:
-    return model.get_submodule(PATHS.get(model.config.model_type, "model.layers.{}.self_attn.o_proj").format(layer))
-
-
-def explicit(model: Any, tokens: tuple[int, ...], mask_LH: Tensor | None = None, values_LHD: Tensor | None = None) -> Any:
-    """One conversation, no stream: the heads before replacement, `(L, H, D)`, and the log-probabilities of the next token, `(V,)`."""
-    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
-    seen: list[Tensor] = []
-    hooks = []
-    for layer in range(layers):
-
-        def hook(_module: Any, inputs: Any, layer: int = layer) -> Any:
-            entering = inputs[0].clone()
-            seen.append(entering[0, -1].view(heads, -1).clone())
-            if mask_LH is not None:
-                for head in range(heads):
-                    if mask_LH[layer, head]:
-                        entering[0, -1].view(heads, -1)[head] = values_LHD[layer, head]  # pyright: ignore[reportOptionalSubscript]
-            return (entering,)
-
-        hooks.append(projection(model, layer).register_forward_pre_hook(hook))
-    with torch.no_grad():
-        logits_V = model(input_ids=torch.tensor([tokens])).logits[0, -1].double()
-    for entry in hooks:
-        entry.remove()
-    return torch.stack(seen), logits_V.log_softmax(dim=-1)
 
 
 def expected_options(log_probs_V: Tensor) -> Tensor:
@@ -96,7 +67,7 @@ def test_heads_are_those_of_a_forward_of_one_conversation(any_family: str, tiny:
     model = double(tiny.causal(any_family))
     found = head_activations(model, pack(groups))
     for place, tokens in enumerate(tiny.conversations(groups)):
-        torch.testing.assert_close(found[place], explicit(model, tokens)[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found[place], tiny.replaced_forward(model, tokens)[0], atol=1e-5, rtol=1e-5)
 
 
 def test_replaced_heads_are_those_of_an_explicit_forward_with_hooks(any_family: str, tiny: ModuleType, groups: Any) -> None:
@@ -105,7 +76,7 @@ def test_replaced_heads_are_those_of_an_explicit_forward_with_hooks(any_family: 
     masks, values = drawn(head_shape(model), len(conversations))
     found = option_log_probs(model, pack(groups), OPTIONS, Replacement(masks, values[None]))
     for place, tokens in enumerate(conversations):
-        wanted = expected_options(explicit(model, tokens, masks[place], values)[1])
+        wanted = expected_options(tiny.replaced_forward(model, tokens, masks[place], values)[1])
         torch.testing.assert_close(found[place].double(), wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -118,7 +89,7 @@ def test_it_agrees_to_float64_where_the_family_computes_in_it(tiny: ModuleType, 
     with replacing(model, batch, Replacement(masks, values[None])):
         found = head_activations(model, batch)
     for place, tokens in enumerate(conversations):
-        seen, _ = explicit(model, tokens, masks[place], values)
+        seen, _ = tiny.replaced_forward(model, tokens, masks[place], values)
         kept = torch.where(masks[place][..., None], values, seen)
         torch.testing.assert_close(found[place], kept, atol=1e-12, rtol=1e-12)
 
@@ -132,7 +103,7 @@ def test_an_empty_mask_is_the_unmodified_model(any_family: str, tiny: ModuleType
         plain, replaced = option_log_probs(model, batch, OPTIONS), option_log_probs(model, batch, OPTIONS, empty)
     assert torch.equal(plain, replaced)
     for place, tokens in enumerate(tiny.conversations(groups)):
-        torch.testing.assert_close(plain[place].double(), expected_options(explicit(model, tokens)[1]), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(plain[place].double(), expected_options(tiny.replaced_forward(model, tokens)[1]), atol=2e-5, rtol=1e-4)
 
 
 def test_a_head_replaced_by_the_models_own_activation_changes_nothing(any_family: str, tiny: ModuleType, groups: Any) -> None:
@@ -166,7 +137,7 @@ def test_the_projections_bias_is_not_lost(tiny: ModuleType, groups: Any) -> None
     model = tiny.causal("llama_biased")
     batch, shape = pack(groups), head_shape(model)
     put_out: list[Tensor] = []
-    layer = projection(model, 1)
+    layer = tiny.output_projection(model, 1)
     hook = layer.register_forward_hook(lambda _m, _i, output: put_out.append(output[0][batch.end_index_C]))
     what = Replacement(torch.ones(len(batch.end_index_C), *shape[:2], dtype=torch.bool), torch.zeros(1, *shape))
     with torch.no_grad():
@@ -181,12 +152,12 @@ def test_only_last_tokens_are_touched(tiny: ModuleType, groups: Any) -> None:
     batch, shape = pack(groups), head_shape(model)
     entered: list[Tensor] = []
     what = Replacement(torch.ones(len(batch.end_index_C), *shape[:2], dtype=torch.bool), torch.zeros(1, *shape))
-    hook = projection(model, 2).register_forward_pre_hook(lambda _m, inputs: entered.append(inputs[0][0]))
+    hook = tiny.output_projection(model, 2).register_forward_pre_hook(lambda _m, inputs: entered.append(inputs[0][0]))
     with torch.no_grad():
         option_log_probs(model, batch, OPTIONS)
         with replacing(model, batch, what):
             hook.remove()
-            hook = projection(model, 2).register_forward_pre_hook(lambda _m, inputs: entered.append(inputs[0][0]))
+            hook = tiny.output_projection(model, 2).register_forward_pre_hook(lambda _m, inputs: entered.append(inputs[0][0]))
             option_log_probs(model, batch, OPTIONS)
     hook.remove()
     plain, changed = entered
@@ -207,7 +178,7 @@ def test_every_conversation_is_read_under_every_mask_whatever_the_stream(budget:
     assert found.shape == (len(conversations), n_masks, 2)
     for place, tokens in enumerate(conversations):
         for number in {0, n_masks - 1}:
-            wanted = expected_options(explicit(model, tokens, masks[number], values)[1])
+            wanted = expected_options(tiny.replaced_forward(model, tokens, masks[number], values)[1])
             torch.testing.assert_close(found[place, number].double(), wanted, atol=2e-5, rtol=1e-4)
 
 
@@ -215,7 +186,7 @@ def test_activations_come_in_the_order_of_the_conversations(tiny: ModuleType, gr
     model = tiny.causal("mistral")
     found = OptionReader(model, OPTIONS, tokens_per_batch=20).activations(groups)
     for place, tokens in enumerate(tiny.conversations(groups)):
-        torch.testing.assert_close(found[place], explicit(model, tokens)[0], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(found[place], tiny.replaced_forward(model, tokens)[0], atol=2e-5, rtol=1e-4)
 
 
 def test_texts_on_either_side_of_longropes_threshold_share_no_stream(tiny: ModuleType, random_groups: Callable[..., Any]) -> None:
@@ -230,7 +201,7 @@ def test_texts_on_either_side_of_longropes_threshold_share_no_stream(tiny: Modul
     masks, values = drawn(head_shape(model), 2)
     found = OptionReader(model, OPTIONS).log_probs(groups, values.float(), masks)
     for place, tokens in enumerate(conversations):
-        wanted = expected_options(explicit(model, tokens, masks[1], values)[1])
+        wanted = expected_options(tiny.replaced_forward(model, tokens, masks[1], values)[1])
         torch.testing.assert_close(found[place, 1].double(), wanted, atol=2e-5, rtol=1e-4)
 
 
