@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from rewardproof.data.group import Group, Message, as_chat
 from rewardproof.errors import DataError
@@ -195,8 +195,21 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
+class Encoder(Protocol):
+    """Makes one group's conversations; `encode_group` is one."""
+
+    def __call__(self, group: Group, tokenizer: PreTrainedTokenizerBase, *, index: int = 0) -> EncodedGroup:
+        """Encode a group, which is at place `index` among the caller's."""
+        ...
+
+
 def encode_groups(
-    groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, *, max_length: int, overlong: OverlongOrCut = "fail"
+    groups: Sequence[Group],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    overlong: OverlongOrCut = "fail",
+    encode: Encoder = encode_group,
 ) -> tuple[list[EncodedGroup], Counter[str]]:
     """Tokenise groups under a length limit.
 
@@ -207,6 +220,7 @@ def encode_groups(
         overlong: `fail` raises, `drop` leaves the group out, `truncate_prompt` shortens the prompt from its beginning
             (oldest turns first, then the head of the last user turn) until the longest answer fits. `cut_left` and `cut_right` cut each
             conversation's tokens at its beginning or end, as benchmarks' own code does; what a template writes there goes with them.
+        encode: What makes conversations of a group.
 
     Returns:
         The encoded groups, each with its `index` into `groups`, and how many were dropped or truncated.
@@ -217,7 +231,7 @@ def encode_groups(
     encoded: list[EncodedGroup] = []
     counts: Counter[str] = Counter()
     for index, group in enumerate(groups):
-        candidate = encode_group(group, tokenizer, index=index)
+        candidate = encode(group, tokenizer, index=index)
         longest = max(len(tokens) for tokens in candidate.conversations)
         if longest > max_length:
             if overlong == "fail":
@@ -229,7 +243,7 @@ def encode_groups(
                 counts["overlong_dropped"] += 1
                 continue
             if overlong == "truncate_prompt":
-                candidate = _truncate_prompt(group, tokenizer, max_length=max_length, index=index)
+                candidate = _truncate_prompt(group, tokenizer, encode, max_length=max_length, index=index)
                 counts["overlong_prompt_truncated"] += 1
             else:
                 candidate = _cut(candidate, max_length, left=overlong == "cut_left")
@@ -248,12 +262,12 @@ def _cut(group: EncodedGroup, max_length: int, *, left: bool) -> EncodedGroup:
     return replace(group, conversations=conversations, shared=shared_prefix(conversations), answer_starts=starts)
 
 
-def _truncate_prompt(group: Group, tokenizer: PreTrainedTokenizerBase, *, max_length: int, index: int) -> EncodedGroup:
+def _truncate_prompt(group: Group, tokenizer: PreTrainedTokenizerBase, encode: Encoder, *, max_length: int, index: int) -> EncodedGroup:
     system = tuple(message for message in group.prompt if message.role == "system")
     turns = [message for message in group.prompt if message.role != "system"]
     while True:
         shorter = replace(group, prompt=(*system, *turns))
-        candidate = encode_group(shorter, tokenizer, index=index)
+        candidate = encode(shorter, tokenizer, index=index)
         excess = max(len(tokens) for tokens in candidate.conversations) - max_length
         if excess <= 0:
             return candidate

@@ -54,6 +54,12 @@ def ordered_pairs(group: Group, *, limit: int = 0) -> tuple[Pair, ...]:
     return tuple(sorted(sorted(pairs, key=lambda pair: _pair_hash(key, texts, pair, "limit"))[:limit]))
 
 
+def widest_pair(group: Group, pairs: Sequence[Pair]) -> Pair:
+    """The pair whose scores are furthest apart, whichever way round it is; the first of equals."""
+    scores = group.scores or ()
+    return max(pairs, key=lambda pair: abs(scores[pair.winner] - scores[pair.loser]))
+
+
 def with_label_noise(group: Group, pairs: Sequence[Pair], *, rate: float, seed: int) -> tuple[Pair, ...]:
     """Flip each pair with probability `rate`, as a noisy annotator would.
 

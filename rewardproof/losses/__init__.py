@@ -10,6 +10,7 @@ from rewardproof.losses.contrastive import simcse, sinkhorn, swav
 from rewardproof.losses.direct_alignment import dpo, ipo, log_ratio_gap, policy_hinge, without_length
 from rewardproof.losses.divergence import KL, exact_kl, sampled_kl
 from rewardproof.losses.group_entropy import group_entropy
+from rewardproof.losses.head_masks import mask_objective, mask_probabilities
 from rewardproof.losses.lagrangian import SIGNS, Mixture, Sense, mixture, multiplier_loss, multiplier_weights
 from rewardproof.losses.likelihood import chosen_likelihood
 from rewardproof.losses.pairwise import decoupled, hinge, normalised
@@ -48,6 +49,8 @@ __all__ = [
     "ipo",
     "leave_one_out",
     "log_ratio_gap",
+    "mask_objective",
+    "mask_probabilities",
     "mixture",
     "multiplier_loss",
     "multiplier_weights",

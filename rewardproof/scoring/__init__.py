@@ -1,5 +1,6 @@
 """Scorers: anything that gives each answer of a group a number."""
 
+from rewardproof.scoring.activation import ACTIVATION_FILE, ActivationRewardModel, MeanHeads
 from rewardproof.scoring.combination import Combination, Scale, combine, disagreement
 from rewardproof.scoring.double_mixture import DMOERM_FILE, DoubleMixture
 from rewardproof.scoring.ensemble import Combine, Ensemble, score_and_disagreement
@@ -13,10 +14,12 @@ from rewardproof.scoring.scorer import Scorer, TokenScorer
 from rewardproof.scoring.sources import GIVEN, TOKEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
 
 __all__ = [
+    "ACTIVATION_FILE",
     "DMOERM_FILE",
     "ENSEMBLE_FILE",
     "GIVEN",
     "TOKEN",
+    "ActivationRewardModel",
     "AnyModel",
     "AsProbability",
     "CheckableFamily",
@@ -29,6 +32,7 @@ __all__ = [
     "GivenScores",
     "Implicit",
     "ImplicitReward",
+    "MeanHeads",
     "ModelEnsemble",
     "PolicyFeedbackReward",
     "PolicyMoment",

@@ -24,6 +24,7 @@ from rewardproof.models.precision import Precision, resolve_precision
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.token_scores import Readings, TokenScores, token_scores
 from rewardproof.models.trunk import TrunkMemory, layers_in_common
+from rewardproof.scoring.activation import ACTIVATION_FILE
 from rewardproof.scoring.combination import Floats, Scale, combine, disagreement
 from rewardproof.scoring.double_mixture import DMOERM_FILE, DoubleMixture
 from rewardproof.scoring.ensemble import Combine, Ensemble
@@ -40,7 +41,17 @@ AnyMember = RewardModel | DoubleMixture
 
 
 def load_member(spec: str, *, precision: Precision = "fp32") -> AnyMember:
-    """The reward model in a directory or under a hub id, or the DMoERM in a directory."""
+    """The reward model in a directory or under a hub id, or the DMoERM in a directory.
+
+    Raises:
+        ConfigError: It is a scorer that asks questions of its own about answers.
+    """
+    if (Path(spec) / ACTIVATION_FILE).is_file():
+        raise ConfigError(
+            f"Got {spec}, an activation reward model, as a member, expected reward models that read the same conversations: members share "
+            "their tokens, and it asks a question about every answer. Join them from Python with Ensemble, which hands every member the "
+            "text."
+        )
     if (Path(spec) / DMOERM_FILE).is_file():
         return DoubleMixture.load(spec, precision=precision)
     return RewardModel.load(spec, precision=precision)

@@ -11,6 +11,7 @@ from rewardproof.data.group import Group
 from rewardproof.errors import DataError
 from rewardproof.models.precision import Precision
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.scoring.activation import ACTIVATION_FILE, ActivationRewardModel
 from rewardproof.scoring.double_mixture import DoubleMixture
 from rewardproof.scoring.gold import CertifiedByRule, CheckableFamily, CheckableGold
 from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, ModelEnsemble, load_member
@@ -25,7 +26,7 @@ TOKEN = "REWARDPROOF_TOKEN"
 _SEED_IN_NAME = re.compile(r"^(?P<method>.+?)[-_.](?:seed)?\d+$")
 
 
-AnyModel = RewardModel | DoubleMixture | ModelEnsemble
+AnyModel = RewardModel | DoubleMixture | ModelEnsemble | ActivationRewardModel
 """What verbs that read text take for a model: all encode groups and score them encoded."""
 
 
@@ -52,8 +53,8 @@ def load_scorer(spec: str, *, precision: Precision = "fp32") -> Scorer:
 
     Args:
         spec: `embedded:checkable`, or `embedded:checkable/FAMILY` for one family of its rules; `rule:NAME`, 1 for what a rule certifies as
-            right; `scores`, those of the data; `http://…` or `https://…`; the directory of an ensemble, a DMoERM or a reward model; or a
-            hub id.
+            right; `scores`, those of the data; `http://…` or `https://…`; the directory of an ensemble, a DMoERM, an activation reward
+            model or a reward model; or a hub id.
         precision: Of reward models.
     """
     if spec == CHECKABLE:
@@ -70,9 +71,11 @@ def load_scorer(spec: str, *, precision: Precision = "fp32") -> Scorer:
 
 
 def load_model(spec: str, *, precision: Precision = "fp32") -> AnyModel:
-    """The reward model, DMoERM or ensemble in a directory, or the reward model under a hub id."""
+    """The reward model, DMoERM, activation reward model or ensemble in a directory, or the reward model under a hub id."""
     if (Path(spec) / ENSEMBLE_FILE).is_file():
         return ModelEnsemble.load(spec, precision=precision)
+    if (Path(spec) / ACTIVATION_FILE).is_file():
+        return ActivationRewardModel.load(spec, precision=precision)
     return load_member(spec, precision=precision)
 
 

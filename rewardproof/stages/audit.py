@@ -20,7 +20,7 @@ from rewardproof.report import Table
 from rewardproof.scoring import GIVEN, load_scorer, stream_names
 from rewardproof.stages.audit_model import ModelAudit, audit_model
 from rewardproof.stages.audit_page import verdict_table, write_audit_page
-from rewardproof.stages.audit_scoring import Casebook, measure_of
+from rewardproof.stages.audit_scoring import Casebook, check_absolute, measure_of
 from rewardproof.stages.audit_serving import CHECKS
 from rewardproof.statistics import Interval
 
@@ -87,6 +87,7 @@ def run(
     audits: dict[str, ModelAudit] = {}
     for number, (name, spec) in enumerate(zip(names, config.models, strict=True)):
         scorer = load_scorer(spec, precision=config.precision)
+        check_absolute(scorer, spec)
         book = Casebook(groups, changes, measure_of(scorer), config.seed)
         file = directory.path / "scores" / f"{number}.jsonl"
         audits[name] = audit_model(scorer, book, file, name=name, seed=config.seed, progress=progress)

@@ -11,10 +11,10 @@ import numpy as np
 
 from rewardproof.artifacts import Progress, silent, writing
 from rewardproof.data import Group
-from rewardproof.errors import EvaluationError
+from rewardproof.errors import ConfigError, EvaluationError
 from rewardproof.evaluation.audit import Case, CaseScores, make_case
 from rewardproof.evaluation.audit.variants import Measure
-from rewardproof.scoring import Scorer
+from rewardproof.scoring import ActivationRewardModel, Scorer
 from rewardproof.scoring.sources import AnyModel
 from rewardproof.stages.stress_pools import whole_rows
 
@@ -48,6 +48,19 @@ class Casebook:
         following = (self.groups[(number + step) % total] for step in range(1, total))
         other = next((group for group in following if group.prompt_key != own), None)
         return "" if other is None else other.answers[int(np.argmax(other.scores)) if other.scores else 0][-1].content
+
+
+def check_absolute(scorer: Scorer, spec: str) -> None:
+    """Refuse a scorer whose rewards of an answer and of its changed forms cannot be compared.
+
+    Raises:
+        ConfigError: It scores an answer by those beside it.
+    """
+    if isinstance(scorer, ActivationRewardModel) and scorer.relative:
+        raise ConfigError(
+            f"{spec} asks ranked questions, expected a scorer that judges an answer by itself: an answer and its changed forms are scored "
+            "beside different others, so their rewards do not compare. Make it again with activation.question.form=scalar."
+        )
 
 
 def measure_of(scorer: Scorer) -> Measure:

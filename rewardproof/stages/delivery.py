@@ -8,7 +8,7 @@ from pathlib import Path
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.saving import save_reward_scale
 from rewardproof.models.trunk import group_key
-from rewardproof.scoring import AnyModel, DoubleMixture, ModelEnsemble, Scale
+from rewardproof.scoring import ActivationRewardModel, AnyModel, DoubleMixture, ModelEnsemble, Scale
 from rewardproof.stages.member_context import Member, MemberContext
 from rewardproof.stages.members import average_members
 from rewardproof.stages.training_report import scored
@@ -32,9 +32,9 @@ def deliver(context: MemberContext, members: Sequence[Member]) -> AnyModel:
 
 
 def save_delivered(context: MemberContext, delivered: AnyModel) -> None:
-    """Write `OUT/model`; an ensemble's names the members where the run has left them, a DMoERM's phases have written theirs already."""
+    """Write `OUT/model`; an ensemble's names the members where the run has left them, others have been written already."""
     target = context.directory.path / "model"
-    if isinstance(delivered, DoubleMixture):
+    if isinstance(delivered, DoubleMixture | ActivationRewardModel):
         return
     if isinstance(delivered, RewardModel):
         delivered.save(target, dtype=context.config.compute.weights_dtype)

@@ -29,6 +29,7 @@ from rewardproof.models.precision import resolve_precision
 from rewardproof.models.upcycling import Upcycle, check
 from rewardproof.report import format_interval
 from rewardproof.scoring import Combine
+from rewardproof.stages.activation import Activation, check_activation, make_activation
 from rewardproof.stages.delivery import deliver, save_delivered, save_scale
 from rewardproof.stages.domain import Domain, check_domain
 from rewardproof.stages.double_mixture import check_capabilities, train_double_mixture
@@ -111,6 +112,8 @@ class Train(Section):
     """Experts by capability behind a router over categories (DMoERM); absent where one model judges all."""
     reform: Reform | None = None
     """How the model is searched for failures and trained again on them (REFORM); absent where it is trained once."""
+    activation: Activation | None = None
+    """A scorer by the language model's own heads, made of few examples (activation reward model); absent where a model trains."""
     compute: Compute = Compute()
     """Precision, budgets, cache."""
 
@@ -176,6 +179,7 @@ def check_settings(config: Train) -> None:
     check_capabilities(config)
     check_rule(config)
     check_reform(config)
+    check_activation(config)
     check_trainer_keys(config.trainer)
     check_loss(config.loss, zero_head=config.head.init == "zero")
     limited = config.read.max_groups or config.read.share != (0.0, 1.0)
@@ -251,7 +255,10 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
     directory = run_directory(out, config, overwrite=overwrite, resume=resume, started=started)
     directory.log({"phase": "data", **prepared.rows})
     context = MemberContext(config, prepared, tokenizer, directory, resume, progress)
-    if config.capabilities is None:
+    if config.activation is not None:
+        member, delivered = make_activation(context)
+        members = [member]
+    elif config.capabilities is None:
         members = [train_corrected(context)] if config.reform else [train_member(context, number) for number in range(config.members)]
         delivered = deliver(context, members)
     else:
@@ -260,6 +267,8 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
     if is_main():
         save_delivered(context, delivered)
     groups = prepared.held_out_tokens or [entry.group for entry in prepared.train.groups[:CHUNK]]
+    if config.activation is not None:
+        groups = delivered.encode(prepared.held_out or prepared.training[:CHUNK])[0]
     rewards = scored(delivered, groups, progress)
     accuracy = pair_accuracy(prepared.held_out, rewards) if prepared.held_out_has_order else None
     verdicts = verdict_accuracy(prepared.held_out, rewards) if config.rule and prepared.held_out else {}

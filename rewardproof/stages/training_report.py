@@ -14,6 +14,7 @@ from rewardproof.models.checkpoints import EXPERTS_FILE
 from rewardproof.models.factor_head import FACTORS_FILE
 from rewardproof.report import Page, Section, Table, provenance_rows, reliability_figure, save_figure, training_figure, write_page
 from rewardproof.scoring import AnyModel
+from rewardproof.stages.activation_page import activation_sections
 from rewardproof.stages.domain_page import domain_sections
 from rewardproof.stages.experts_page import experts_sections, shown, specialists_section
 from rewardproof.stages.factors_page import factors_sections
@@ -97,6 +98,8 @@ def write_training_report(directory: RunDirectory, report: Report, accuracy: Acc
             sections += experts_sections(directory, found, of_whom=of_whom)
             if "experts" in member.summary:
                 sections.append(specialists_section(directory, member.summary["experts"], of_whom=of_whom))
+        if "activation" in member.summary:
+            sections += activation_sections(member.summary["activation"])
         if "held_out" in member.summary:
             from rewardproof.stages.double_mixture_judging import parts_section
 

@@ -13,6 +13,7 @@ from rewardproof.statistics.calibration import Reliability, ReliabilityBin, expe
 from rewardproof.statistics.clustering import cluster, mutual_information, softmax_regression
 from rewardproof.statistics.correlation import is_constant, kendall, pearson, spearman, within_cluster_correlation
 from rewardproof.statistics.crossed import crossed_interval
+from rewardproof.statistics.denoising import DenoisedMean, denoised_mean
 from rewardproof.statistics.entropy import effective_number, effective_rank, entropy
 from rewardproof.statistics.gated import gated_labels
 from rewardproof.statistics.nelder_mead import NelderMead
@@ -25,6 +26,7 @@ from rewardproof.statistics.surface import Surface, density
 from rewardproof.statistics.weighted import WeightedPart, weighted_interval
 
 __all__ = [
+    "DenoisedMean",
     "GoldLaw",
     "Interval",
     "KindSimilarity",
@@ -40,6 +42,7 @@ __all__ = [
     "cluster_bootstrap_columns",
     "cluster_slopes",
     "crossed_interval",
+    "denoised_mean",
     "density",
     "determined",
     "effective_number",

@@ -373,7 +373,7 @@ class _Tokens:
         return TrainingGroup(replace(entry, labels=group.scores or ()), pairs, split_key(group))
 
 
-def _noisy_pairs(group: Group, read: Read) -> tuple[Pair, ...]:
+def noisy_pairs(group: Group, read: Read) -> tuple[Pair, ...]:
     """A training group's ordered pairs, under the settings' limit and label noise."""
     return with_label_noise(group, ordered_pairs(group, limit=read.pairs_per_group), rate=read.label_noise, seed=read.noise_seed)
 
@@ -382,6 +382,6 @@ def _treated(training: Sequence[Group], read: Read) -> Treated | None:
     """The treatment by strength, its cuts and unit those of all training pairs; nothing where there is none."""
     if read.strength.treatment == "none":
         return None
-    pairs = ((group, _noisy_pairs(group, read)) for group in training)
+    pairs = ((group, noisy_pairs(group, read)) for group in training)
     strengths = [strength for group, found in pairs if found for strength in strengths_of(group, found)]
     return Treated.measured(read.strength, strengths) if strengths else None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -153,3 +154,39 @@ def conversations(groups: Sequence[EncodedGroup]) -> list[tuple[int, ...]]:
 def stock_rewards(model: PreTrainedModel, groups: Sequence[EncodedGroup]) -> Tensor:
     """Rewards of every conversation alone, through the model's own forward."""
     return torch.stack([model(input_ids=torch.tensor([tokens])).logits[0, 0] for tokens in conversations(groups)])
+
+
+def output_projection(model: PreTrainedModel, layer: int) -> nn.Module:
+    """The output projection of a layer's attention."""
+    paths = {"gpt_neox": "gpt_neox.layers.{}.attention.dense", "gpt2": "transformer.h.{}.attn.c_proj"}
+    return model.get_submodule(paths.get(model.config.model_type, "model.layers.{}.self_attn.o_proj").format(layer))
+
+
+def replaced_forward(
+    model: PreTrainedModel, tokens: Sequence[int], mask_LH: Tensor | None = None, values_LHD: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One conversation through the stock forward, with heads of its last token replaced by hooks, one head at a time.
+
+    Returns what the heads put out before that, `(L, H, D)`, and the log-probabilities of the next token, `(V,)`, in float64.
+    """
+    heads = model.config.num_attention_heads
+    seen: list[Tensor] = []
+
+    def hook_of(layer: int) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            entering = inputs[0].clone()
+            by_head = entering[0, -1].view(heads, -1)
+            seen.append(by_head.clone())
+            for head in range(heads):
+                if mask_LH is not None and values_LHD is not None and mask_LH[layer, head]:
+                    by_head[head] = values_LHD[layer, head]
+            return (entering,)
+
+        return hook
+
+    hooks = [output_projection(model, layer).register_forward_pre_hook(hook_of(layer)) for layer in range(model.config.num_hidden_layers)]
+    with torch.no_grad():
+        logits_V = model(input_ids=torch.tensor([list(tokens)])).logits[0, -1].double()
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(seen), logits_V.log_softmax(dim=-1)

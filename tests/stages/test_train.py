@@ -59,8 +59,8 @@ LEARNS = (
     "umm_regime",
     "warm",
 )
-ELSEWHERE = ("dmoerm", "reform", "verifier")
-"""Recipes that ask for more than which answer is better; tests of their own train them."""
+ELSEWHERE = ("activation", "dmoerm", "reform", "verifier")
+"""Recipes in which no weight trains, or that ask for more than which answer is better; tests of their own train them."""
 SLOW = pytest.mark.slow
 Trained = Callable[..., Report]
 
