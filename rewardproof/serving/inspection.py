@@ -135,7 +135,7 @@ def voices(model: AnyModel, group: Group) -> VoicesReply | None:
         names = list(model.categories)
         rewards = [list(model.score_as(encoded, [name])[0]) for name in names]
         return VoicesReply(kind="Categories; the router chose one", names=names, rewards=rewards, heard=[name == chosen for name in names])
-    return _experts(model, group)
+    return _experts(model, group) if isinstance(model, RewardModel) else None
 
 
 def _experts(model: RewardModel, group: Group) -> VoicesReply | None:
