@@ -61,11 +61,7 @@ def refuse_unguided(model: PreTrainedModel, longest: int, *, what: str, name: st
 
 
 class RewardGuide:
-    """Chooses tokens by a policy's likelihood and a reward model's scores; a `Chooser`.
-
-    Attributes:
-        scored: Candidates that have been scored.
-    """
+    """Chooses tokens by a policy's likelihood and a reward model's scores; a `Chooser`."""
 
     def __init__(
         self,
@@ -92,7 +88,6 @@ class RewardGuide:
         self.ends_E = torch.tensor(sorted(ends), device=model.device)
         self.length = max(map(len, prompts), default=0) + max_new_tokens + guidance.top_k
         self.vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
-        self.scored = 0
 
     def open(self, rows: int) -> None:
         """Make room for so many rows."""
@@ -129,7 +124,6 @@ class RewardGuide:
         log_probs_RV = logits_RV.float().log_softmax(dim=-1)[:, : self.vocabulary]
         log_probs_RK, tokens_RK = log_probs_RV.topk(self.guidance.top_k, dim=-1)
         rewards_RK = self._rewards(tokens_RK, of_rows)
-        self.scored += rewards_RK.numel()
         uniform_R = torch.from_numpy(uniforms[:, 0].copy()).to(rewards_RK.device)
         chosen_R1 = guided_choice(log_probs_RK, rewards_RK, uniform_R, self.guidance, self.direction)[:, None]
         self._keep(chosen_R1[:, 0], of_rows, alive_R=torch.tensor([row.alive for row in rows], device=chosen_R1.device))

@@ -161,6 +161,7 @@ def find_failures(
 
     Raises:
         ModelError: A model that cannot be searched with, or a policy with another vocabulary.
+        ConfigError: More candidates than there are tokens.
     """
     variants: list[Written] = []
     loaded: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
@@ -168,12 +169,12 @@ def find_failures(
         if spec not in loaded:
             loaded.clear()
             gc.collect()
-            loaded[spec] = _policy(spec, judge, precision)
+            loaded[spec] = _policy(spec, judge, config.top_k, precision)
         variants += _written(judge, loaded[spec], pairs, kind, config, name=spec, seed=seed, progress=progress)
     return _proved(judge, list(pairs), variants, list(config.policies))
 
 
-def _policy(spec: str, judge: RewardModel, precision: Precision) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _policy(spec: str, judge: RewardModel, top_k: int, precision: Precision) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The policy and its tokenizer, whose tokens have to be the reward model's."""
     device = default_device()
     model, tokenizer = load_causal(spec, dtype=weights_dtype(resolve_precision(precision, device)))
@@ -181,6 +182,11 @@ def _policy(spec: str, judge: RewardModel, precision: Precision) -> tuple[PreTra
         raise ModelError(
             f"{spec} has another vocabulary than the reward model ({len(tokenizer)} and {len(judge.tokenizer)} tokens), expected the same: "
             "the reward model scores the policy's tokens one by one. Name a policy of the reward model's own base."
+        )
+    if top_k > len(tokenizer):
+        raise ConfigError(
+            f"top_k={top_k}: expected at most the {len(tokenizer)} tokens of the vocabulary of {spec}, since the reward decides between "
+            "that many. Lower it."
         )
     return model.to(device), tokenizer  # pyright: ignore[reportArgumentType]
 

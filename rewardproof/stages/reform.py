@@ -102,25 +102,19 @@ def train_corrected(context: MemberContext) -> Member:
         if not getattr(config.reform, name):
             log.warning("reform.%s is not given: the language model that training starts from writes in its place, of no class", name)
     context = replace(context, config=config.model_copy(update={"members": 2}))
-    first = _named(context, "first model")
-    judge = context.reward_model(train_member(first, 0).model)
-    wait()
-    pairs, gaps = _training_pairs(context.prepared, judge, first.progress)
-    chosen = [pairs[place] for place in lowest_losses(gaps, settings.share)]
-    found = find_failures(judge, chosen, settings, precision=config.compute.precision, seed=config.seed, progress=context.progress)
+    found, before, pairs = _searched(_named(context, "first model"), settings)
     write_failures(context.directory, found, settings)
-    before = _judged(first, judge, settings.perturbed)
     prepared, counts = _augmented(context, found.preferences(settings.pairing))
     second = replace(_named(context, "corrected model"), prepared=prepared)
     if settings.retrain == "fine_tune":
-        kept = str(context.folder(0) / "model")
+        first = str(context.folder(0) / "model")
         head = config.head.model_copy(update={"init": "keep"})
-        second = replace(second, config=second.config.model_copy(update={"model": kept, "head": head}))
+        second = replace(second, config=second.config.model_copy(update={"model": first, "head": head}))
     member = train_member(second, 1)
     corrected = context.reward_model(member.model)
     after = _judged(second, corrected, settings.perturbed)
     member.summary["reform"] = {
-        "pairs": len(pairs),
+        "pairs": pairs,
         **found.summary(seed=config.seed),
         **counts,
         "corrected": _corrected(corrected, found, second.progress),
@@ -128,6 +122,17 @@ def train_corrected(context: MemberContext) -> Member:
         "robustness": compared(before.outcomes, after.outcomes, seed=config.seed),
     }
     return member
+
+
+def _searched(context: MemberContext, settings: Reform) -> tuple[Found, _Judged, int]:
+    """The first model's failures, what it is worth, and how many pairs it was trained on; of the model itself nothing stays in memory."""
+    config = context.config
+    judge = context.reward_model(train_member(context, 0).model)
+    wait()
+    pairs, gaps = _training_pairs(context.prepared, judge, context.progress)
+    chosen = [pairs[place] for place in lowest_losses(gaps, settings.share)]
+    found = find_failures(judge, chosen, settings, precision=config.compute.precision, seed=config.seed, progress=context.progress)
+    return found, _judged(context, judge, settings.perturbed), len(pairs)
 
 
 def _named(context: MemberContext, name: str) -> MemberContext:
@@ -202,6 +207,14 @@ def _corrected(model: RewardModel, found: Found, progress: Progress) -> dict[str
     rewards = scored(model, [failure.written.judged() for failure in found.failures], progress)
     still = [replace(failure, rewards=(row[0], row[1], row[2])).width > 0 for failure, row in zip(found.failures, rewards, strict=True)]
     return {"failures": len(still), "still": sum(still)}
+
+
+def reform_headline(summary: Mapping[str, Any]) -> str:
+    """What a correction learned from, before what else a headline says; nothing where there was none."""
+    if "reform" not in summary:
+        return ""
+    found = summary["reform"]
+    return f"{found['preferences']} failures learned from (found for {found['searched_pairs']} pairs), "
 
 
 def reform_sections(summary: Mapping[str, Any]) -> list[Section]:

@@ -36,7 +36,7 @@ from rewardproof.stages.double_mixture import check_capabilities, train_double_m
 from rewardproof.stages.member_context import MemberContext
 from rewardproof.stages.members import drop_checkpoints, train_member
 from rewardproof.stages.policy_head import check_policy_loss
-from rewardproof.stages.reform import Reform, check_reform, train_corrected
+from rewardproof.stages.reform import Reform, check_reform, reform_headline, train_corrected
 from rewardproof.stages.training_report import CHUNK, scored, write_training_report
 from rewardproof.stages.verifier import check_rule, verdict_accuracy, verdict_headline
 from rewardproof.training.arguments import check_trainer_keys
@@ -286,7 +286,8 @@ def run(config: Train, out: Path | str, *, overwrite: bool = False, resume: bool
     }
     shown = f"held-out accuracy {format_interval(accuracy.overall)} on {accuracy.n_pairs} pairs" if accuracy else "nothing was held out"
     baseline = f" (longer answer wins: {format_interval(accuracy.length_only)})" if accuracy else ""
-    report = directory.finish(verdict_headline(verdicts) + shown + baseline, results)
+    learned = verdict_headline(verdicts) + reform_headline(members[0].summary)
+    report = directory.finish(learned + shown + baseline, results)
     wait()
     if is_main():
         write_training_report(directory, report, accuracy, members)

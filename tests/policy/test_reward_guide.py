@@ -181,6 +181,18 @@ def test_the_search_stops_at_the_end_token(tiny: ModuleType, policy: PreTrainedM
     assert all(not ENDS & set(answer.token_ids) and len(answer.token_ids) < 60 for answer in ended)
 
 
+def test_the_reward_model_makes_one_pass_a_token(tiny: ModuleType, policy: PreTrainedModel) -> None:
+    """The released code makes K + 1 for every answer, each over the whole prefix."""
+    judge, read = tiny.classifier("llama", seed=5), []
+    judge.model.register_forward_pre_hook(lambda module, args, given: read.append(given["input_ids"].shape), with_kwargs=True)
+    found = searched(policy, judge, Guidance(top_k=4, alpha=0.3), "down")
+    (prompts, *steps) = read
+    assert prompts == (len(PROMPTS), max(map(len, PROMPTS)))
+    assert len(steps) <= 9
+    assert all(shape[1] == 4 for shape in steps)
+    assert max(len(answer) for (answer,) in found) <= len(steps)
+
+
 def test_what_cannot_run_on_rows_is_refused(tiny: ModuleType) -> None:
     with pytest.raises(ModelError, match=r"gemma2\) bends its attention scores .* expected a reward model that does not.*Take another"):
         refuse_unguided(tiny.classifier("gemma2"), 5, what="reward model", name="runs/rm")

@@ -78,6 +78,7 @@ def test_it_is_dense_training_then_dense_training_on_data_and_failures(
     corrected: Report, settings: Settings, parts: tuple[Path, Path], tmp_path: Path
 ) -> None:
     rows = (corrected.path / "failures.jsonl").read_text().splitlines()
+    assert f"{len(rows)} failures learned from" in corrected.headline
     assert len(rows) == summary_of(corrected)["preferences"] == summary_of(corrected)["failures"] > 0
     first = run(settings(f"data={parts[0]}", f"eval_data={parts[1]}", recipe="dense"), tmp_path / "first")
     assert same(first.path / "model", corrected.path / "members" / "0" / "model")

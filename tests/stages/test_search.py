@@ -110,13 +110,14 @@ def test_raw_text_is_searched_as_raw_text(settings: Settings, reward_dir: Path, 
         (["aligned="], r"Missing aligned=: expected a language model that writes preferred .* align dpo\), or write classes=non_preferred"),
         (["flipped="], r"Missing flipped=.* direct\.read\.label_noise=1\), or write classes=preferred"),
         (["variants=2"], r"variants=2 with form=argmin, expected 1: the rule is deterministic.*form=released"),
+        (["top_k=97"], r"top_k=97: expected at most the 96 tokens of the vocabulary of .*Lower it"),
         (["classes=preferred", "pairing=both"], r"pairing=both with classes=preferred, expected both classes"),
     ],
 )
 def test_settings_that_find_nothing_are_refused(settings: Settings, overrides: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         run(settings(*overrides), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "failures.jsonl").exists()
 
 
 def test_bad_models_and_data_are_refused(
