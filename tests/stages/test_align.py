@@ -18,7 +18,6 @@ from rewardproof.cli.main import app
 from rewardproof.config import dump_yaml, load_recipe, parse
 from rewardproof.errors import CheckpointError, ConfigError, DataError, EvaluationError, ModelError
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.stages.align import Align, run
 
 
@@ -87,21 +86,11 @@ def test_a_run_leaves_a_policy_and_what_became_of_it(recipe: str, base_dir: Path
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
-    base_dir: Path, reward_dir: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base_dir: Path, reward_dir: Path, prompts: Path, tmp_path: Path, stopped: Callable[..., None]
 ) -> None:
     config = settings(base_dir, reward_dir, prompts, recipe="ppo", optimise={"kl": {"coefficient": 0.1, "target": 0.5}})
     whole = run(config, tmp_path / "whole")
-    update = OnPolicyLoop.update
-
-    def stopping(self: OnPolicyLoop) -> dict[str, Any]:
-        if self.done == 3:
-            raise KeyboardInterrupt
-        return update(self)
-
-    monkeypatch.setattr(OnPolicyLoop, "update", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "parts")
-    monkeypatch.setattr(OnPolicyLoop, "update", update)
+    stopped(config, tmp_path / "parts", after=3)
     resumed = run(config, tmp_path / "parts", resume=True)
     assert resumed.headline == whole.headline
     assert resumed.results["evaluations"] == whole.results["evaluations"]

@@ -123,21 +123,11 @@ def test_values_in_the_scorers_own_units_are_the_same_values(made: Made, tmp_pat
 
 
 @pytest.mark.parametrize("recipe", ["xi_ppo", "nm_ppo"])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(recipe: str, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(recipe: str, made: Made, tmp_path: Path, stopped: Callable[..., None]) -> None:
     search = {"search": {"validation": 0.4, "prompts": 4, "answers": 2, "cap": 0.4}} if recipe == "nm_ppo" else {}
     config = made(recipe, constrained=search, optimise={"steps": 5})
     whole = run(config, tmp_path / "whole")
-    update = OnPolicyLoop.update
-
-    def stopping(self: OnPolicyLoop) -> dict[str, Any]:
-        if self.done == 3:
-            raise KeyboardInterrupt
-        return update(self)
-
-    monkeypatch.setattr(OnPolicyLoop, "update", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "parts")
-    monkeypatch.setattr(OnPolicyLoop, "update", update)
+    stopped(config, tmp_path / "parts", after=3)
     resumed = run(config, tmp_path / "parts", resume=True)
     assert resumed.results["constrained"] == whole.results["constrained"]
     assert resumed.results["evaluations"] == whole.results["evaluations"]

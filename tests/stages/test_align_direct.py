@@ -18,7 +18,6 @@ from rewardproof.config import dump_yaml, load_recipe, parse
 from rewardproof.data import read_groups, split_by_prompt
 from rewardproof.errors import ConfigError, DataError
 from rewardproof.evaluation import PolicyRuns
-from rewardproof.policy.off_policy import OffPolicyLoop
 from rewardproof.stages.align import Align, check_settings, run, run_evaluations
 
 RECIPES = ("dpo", "ipo", "slic", "dpo_length", "rpo")
@@ -109,21 +108,11 @@ def test_without_a_reward_the_implicit_one_is_the_proxy(base_dir: Path, toy_file
 
 @pytest.mark.parametrize("changes", [{}, {"eta": 0.5, "baseline": "sampled"}], ids=["dpo", "rpo with a sampled baseline"])
 def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
-    changes: dict[str, Any], base_dir: Path, toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], base_dir: Path, toy_file: Path, tmp_path: Path, stopped: Callable[..., None]
 ) -> None:
     config = settings(base_dir, toy_file, direct=changes)
     whole = run(config, tmp_path / "whole")
-    update = OffPolicyLoop.update
-
-    def stopping(self: OffPolicyLoop) -> dict[str, Any]:
-        if self.done == 3:
-            raise KeyboardInterrupt
-        return update(self)
-
-    monkeypatch.setattr(OffPolicyLoop, "update", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "parts")
-    monkeypatch.setattr(OffPolicyLoop, "update", update)
+    stopped(config, tmp_path / "parts", after=3)
     kept = tmp_path / "parts" / "checkpoints" / "reference.json"
     before = kept.stat().st_mtime_ns
     resumed = run(config, tmp_path / "parts", resume=True)

@@ -20,7 +20,6 @@ from rewardproof.config import dump_yaml, load_recipe, parse
 from rewardproof.errors import ConfigError
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.policy.feedback import PolicyFeedback
-from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.stages.align import Align, run
 from rewardproof.stages.stress import Stress
 from rewardproof.stages.stress import run as run_stress
@@ -153,21 +152,11 @@ def test_every_ablation_is_a_run_of_its_own(
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
-    base_dir: Path, reward_dir: Path, gold_dir: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base_dir: Path, reward_dir: Path, gold_dir: Path, prompts: Path, tmp_path: Path, stopped: Callable[..., None]
 ) -> None:
     config = settings(base_dir, reward_dir, gold_dir, prompts)
     whole = run(config, tmp_path / "whole")
-    update = OnPolicyLoop.update
-
-    def stopping(self: OnPolicyLoop) -> dict[str, Any]:
-        if self.done == 3:
-            raise KeyboardInterrupt
-        return update(self)
-
-    monkeypatch.setattr(OnPolicyLoop, "update", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "parts")
-    monkeypatch.setattr(OnPolicyLoop, "update", update)
+    stopped(config, tmp_path / "parts", after=3)
     resumed = run(config, tmp_path / "parts", resume=True)
     assert resumed.headline == whole.headline
     assert resumed.results["evaluations"] == whole.results["evaluations"]

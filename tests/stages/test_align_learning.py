@@ -19,7 +19,6 @@ from rewardproof.data.group import Group, Message
 from rewardproof.errors import ConfigError
 from rewardproof.models.checkpoints import set_reading
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.stages.align import Align, check_settings, run
 from rewardproof.stages.study import Study
 from rewardproof.stages.study_plan import unfold
@@ -161,19 +160,9 @@ def test_metarm_tells_of_its_rounds(whole: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("recipe", ["cooper", "metarm"])
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
-    recipe: str, made: Callable[..., Align], whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str, made: Callable[..., Align], whole: dict[str, Path], tmp_path: Path, stopped: Callable[..., None]
 ) -> None:
-    update = OnPolicyLoop.update
-
-    def stopping(self: OnPolicyLoop) -> dict[str, Any]:
-        if self.done == 3:
-            raise KeyboardInterrupt
-        return update(self)
-
-    monkeypatch.setattr(OnPolicyLoop, "update", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run(made(recipe), tmp_path / "parts")
-    monkeypatch.setattr(OnPolicyLoop, "update", update)
+    stopped(made(recipe), tmp_path / "parts", after=3)
     resumed = run(made(recipe), tmp_path / "parts", resume=True)
     assert resumed.results[recipe] == json.loads((whole[recipe] / "report.json").read_text())[recipe]
     assert logged(tmp_path / "parts") == logged(whole[recipe])

@@ -19,7 +19,6 @@ from rewardproof.cli.main import app
 from rewardproof.config import dump_yaml, load_recipe, parse
 from rewardproof.errors import ConfigError
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.scoring import Combine, ModelEnsemble, Scale
 from rewardproof.stages.align import Align, run
 from rewardproof.stages.stress import Stress
@@ -77,21 +76,11 @@ def test_plain_runs_show_the_same_maps_but_spread_nothing(base_dir: Path, reward
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
-    recipe: str, base_dir: Path, reward_dir: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str, base_dir: Path, reward_dir: Path, prompts: Path, tmp_path: Path, stopped: Callable[..., None]
 ) -> None:
     config = settings(base_dir, reward_dir, prompts, recipe)
     whole = run(config, tmp_path / "whole")
-    update = OnPolicyLoop.update
-
-    def stopping(self: OnPolicyLoop) -> dict[str, Any]:
-        if self.done == 2:
-            raise KeyboardInterrupt
-        return update(self)
-
-    monkeypatch.setattr(OnPolicyLoop, "update", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "parts")
-    monkeypatch.setattr(OnPolicyLoop, "update", update)
+    stopped(config, tmp_path / "parts", after=2)
     resumed = run(config, tmp_path / "parts", resume=True)
     assert resumed.results["evaluations"] == whole.results["evaluations"]
     assert resumed.results["redistribution"] == whole.results["redistribution"]
