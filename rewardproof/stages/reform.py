@@ -80,7 +80,7 @@ def check_reform(config: Train) -> None:
         )
     settings = _settings(config, reform)
     check_discovery(settings, section="reform.")
-    for spec in settings.policies.values():
+    for spec in filter(None, (reform.aligned, reform.flipped)):
         causal_config(spec)
 
 
