@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all coverage lint bench results world clean
+.PHONY: help install demo test test-slow test-all coverage lint bench results reference world clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 20
@@ -61,6 +61,9 @@ bench: .venv/.installed-bench  ## Speed and memory against peers, and our RLOO b
 results: install  ## The tables of README.md and docs/results.md from results/; with STUDY=runs/…, its rows first
 	@$(if $(STUDY),$(BIN)/python scripts/results.py collect $(STUDY))
 	@$(BIN)/python scripts/results.py build
+
+reference: install  ## The pages of docs/reference from the settings in the code
+	@$(BIN)/python scripts/reference.py
 
 world: install  ## Build the embedded world again: sample, derive the word list, score, pack (half an hour)
 	@$(BIN)/python scripts/build_world.py sample train heldout shifted pool64 pool256
