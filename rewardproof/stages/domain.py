@@ -160,7 +160,8 @@ def matched(
     blended = copy.deepcopy(model) if several else model
     if tokens.n_rows > rows[0]:
         blended.resize_token_embeddings(tokens.n_rows, mean_resizing=False)
-    return DomainMerge(model, domain, blended, matching, tokens, differing, alike._asdict())
+    told = {name: round(value, 9) for name, value in alike._asdict().items()}  # the last digits are the order in which torch added up
+    return DomainMerge(model, domain, blended, matching, tokens, differing, told)
 
 
 def _matching(model: PreTrainedModel, domain: DomainModel) -> tuple[dict[str, tuple[Any, Any]], Matching]:

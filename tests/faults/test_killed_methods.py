@@ -72,9 +72,10 @@ def delivered(run: Path) -> dict[str, Any]:
 
 
 def records(run: Path) -> list[str]:
-    """Phase and step of every record of the log."""
+    """Phase, step and kind of every record of the log that says something of a step."""
+    kinds = ("loss", "eval_loss", "states")
     lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    return sorted(f"{line['phase']} {line['step']} {'eval_loss' in line} {'states' in line}" for line in lines if "step" in line)
+    return sorted(f"{line['phase']} {line['step']} {kind} {line.get('states')}" for line in lines for kind in kinds if kind in line)
 
 
 @pytest.mark.parametrize("method", METHODS)
