@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 from types import ModuleType
 from typing import Any
@@ -29,6 +28,7 @@ from rewardproof.policy.streams import Passes
 from rewardproof.policy.trained_reward import TrainedReward, Turns
 from rewardproof.scoring import AsProbability, Scale
 from rewardproof.training.batches import TrainingGroup, TrainingSet
+from tests.policy.taking_up import assert_same_updates, take_up
 
 PROMPTS = ("w5 w6", "w7 w8 w9", "w4", "w3 w3 w3", "w9 w2")
 
@@ -327,18 +327,8 @@ def test_a_state_taken_up_goes_on_to_the_same_bits(tiny: ModuleType) -> None:
     whole, parts = (loop_of(tiny, settings, replay=replay_of(tiny)) for _ in range(2))
     for _ in range(2):
         whole.update()
-    file = io.BytesIO()
-    torch.save({"source": whole.source.state(), "policy": whole.policy.state_dict(), "optimizer": whole.optimizer.state_dict()}, file)
-    file.seek(0)
-    kept = torch.load(file, weights_only=True)
-    parts.source.load_state(kept["source"])
-    parts.policy.load_state_dict(kept["policy"])
-    parts.optimizer.load_state_dict(kept["optimizer"])
-    parts.done = whole.done
-    for _ in range(2):
-        one, other = whole.update(), parts.update()
-        one.pop("seconds"), other.pop("seconds")
-        assert one == other
+    take_up(parts, whole)
+    assert_same_updates(whole, parts, count=2)
     assert not moved(weights(learner_of(whole).trained.model.model), learner_of(parts).trained.model.model)
 
 

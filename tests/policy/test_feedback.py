@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +23,7 @@ from rewardproof.policy.rollouts import Prompt, Rollouts
 from rewardproof.policy.settings import OnPolicy
 from rewardproof.policy.streams import Passes
 from rewardproof.scoring import PolicyFeedbackReward, Scale
+from tests.policy.taking_up import assert_same_updates, take_up
 
 PROJECTIONS = {f"attention.{name}.weight" for name in ("query", "key", "value", "output")}
 PROMPTS = ("w5 w6", "w7 w8 w9", "w4", "w3 w3 w3", "w9 w2")
@@ -195,18 +195,8 @@ def test_a_state_taken_up_goes_on_to_the_same_bits(changes: dict[str, Any], tiny
     whole, parts = loop_of(tiny, {"groups": 1}, **changes), loop_of(tiny, {"groups": 1}, **changes)
     for _ in range(2):
         whole.update()
-    file = io.BytesIO()
-    torch.save({"source": whole.source.state(), "policy": whole.policy.state_dict(), "optimizer": whole.optimizer.state_dict()}, file)
-    file.seek(0)
-    kept = torch.load(file, weights_only=True)
-    parts.source.load_state(kept["source"])
-    parts.policy.load_state_dict(kept["policy"])
-    parts.optimizer.load_state_dict(kept["optimizer"])
-    parts.done = whole.done
-    for _ in range(2):
-        one, other = whole.update(), parts.update()
-        one.pop("seconds"), other.pop("seconds")
-        assert one == other
+    take_up(parts, whole)
+    assert_same_updates(whole, parts, count=2)
     assert not moved(weights(follower_of(whole).parts), follower_of(parts).parts)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -26,6 +25,7 @@ from rewardproof.policy.streams import Passes
 from rewardproof.policy.trained_reward import TrainedReward, Turns
 from rewardproof.scoring import Scale
 from rewardproof.training.batches import TrainingSet
+from tests.policy.taking_up import assert_same_updates, take_up
 
 PROMPTS = tuple(f"w{number} w{number + 1}" for number in range(5, 17))
 SMALL: dict[str, Any] = {"learning_rate": 1e-2, "steps": 2, "prompts": 3, "groups": 4, "data": ("x",), "eta": 0.1}
@@ -249,18 +249,8 @@ def test_a_state_taken_up_goes_on_to_the_same_bits(tiny: ModuleType, random_set:
     whole, parts = (loop_of(tiny, learner_of(tiny, random_set(9), rounds=3)) for _ in range(2))
     for _ in range(3):
         whole.update()
-    file = io.BytesIO()
-    torch.save({"source": whole.source.state(), "policy": whole.policy.state_dict(), "optimizer": whole.optimizer.state_dict()}, file)
-    file.seek(0)
-    kept = torch.load(file, weights_only=True)
-    parts.source.load_state(kept["source"])
-    parts.policy.load_state_dict(kept["policy"])
-    parts.optimizer.load_state_dict(kept["optimizer"])
-    parts.done = whole.done
-    for _ in range(3):
-        one, other = whole.update(), parts.update()
-        one.pop("seconds"), other.pop("seconds")
-        assert one == other
+    take_up(parts, whole)
+    assert_same_updates(whole, parts, count=3)
 
 
 # What is refused.

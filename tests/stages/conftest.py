@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
+from rewardproof.config import dump_yaml
 from rewardproof.policy.off_policy import OffPolicyLoop
 from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.stages.align import Align, run
@@ -32,3 +34,17 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 run(config, out)
 
     return stop
+
+
+@pytest.fixture
+def by_processes(launch: Callable[..., CompletedProcess[str]]) -> Callable[[Align, Path], None]:
+    """`by_processes(config, folder)`: the same policy run by one process into FOLDER/1, and by two into FOLDER/2."""
+
+    def align(config: Align, folder: Path) -> None:
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(dump_yaml(config))
+        for processes in (1, 2):
+            done = launch(["-m", "rewardproof", "align", str(recipe), str(folder / str(processes))], processes=processes)
+            assert done.returncode == 0, done.stderr[-4000:]
+
+    return align

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
-from rewardproof.config import dump_yaml, load_recipe, parse
+from rewardproof.config import load_recipe, parse
 from rewardproof.data import read_groups
 from rewardproof.errors import ConfigError, DataError
 from rewardproof.evaluation import run_evaluations
@@ -23,6 +22,7 @@ from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.stages import align_course
 from rewardproof.stages.align import Align, run
 from rewardproof.stages.study_plan import Study, unfold
+from tests.stages.alike import assert_alike
 
 OPTIMISE: dict[str, Any] = {
     "steps": 4, "prompts_per_step": 4, "answers": 3, "max_new_tokens": 6, "learning_rate": 3e-3, "layers": "top:2", "minibatches": 1,
@@ -269,16 +269,10 @@ def test_what_cannot_be_run_is_refused(
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_updates_of_one(made: Made, tmp_path: Path, launch: Callable[..., CompletedProcess[str]]) -> None:
+def test_two_processes_take_the_updates_of_one(made: Made, tmp_path: Path, by_processes: Callable[..., None]) -> None:
     config = made("xi_ppo", optimise={"minibatches": 2, "prompts_per_step": 8})
-    (tmp_path / "recipe.yaml").write_text(dump_yaml(config))
-    for processes in (1, 2):
-        done = launch(["-m", "rewardproof", "align", str(tmp_path / "recipe.yaml"), str(tmp_path / str(processes))], processes=processes)
-        assert done.returncode == 0, done.stderr[-4000:]
-    for one, two in zip(*(logged(tmp_path / name) for name in ("1", "2")), strict=True):
-        assert one.keys() == two.keys()
-        for name in one.keys() - {"phase"}:
-            assert one[name] == pytest.approx(two[name], rel=5e-3, abs=1e-3), name
+    by_processes(config, tmp_path)
+    assert_alike(*(logged(tmp_path / name) for name in ("1", "2")), rel=5e-3, abs=1e-3)
 
 
 STUDY: dict[str, Any] = {

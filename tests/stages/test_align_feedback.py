@@ -6,7 +6,6 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from types import ModuleType
 from typing import Any
 
@@ -16,13 +15,14 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
-from rewardproof.config import dump_yaml, load_recipe, parse
+from rewardproof.config import load_recipe, parse
 from rewardproof.errors import ConfigError
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.policy.feedback import PolicyFeedback
 from rewardproof.stages.align import Align, run
 from rewardproof.stages.stress import Stress
 from rewardproof.stages.stress import run as run_stress
+from tests.stages.alike import assert_alike
 
 OPTIMISE: dict[str, Any] = {
     "steps": 4, "prompts_per_step": 4, "answers": 4, "max_new_tokens": 6, "learning_rate": 3e-3, "layers": "top:2",
@@ -172,17 +172,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
 
 @pytest.mark.slow
 def test_two_processes_take_the_updates_of_one(
-    base_dir: Path, reward_dir: Path, gold_dir: Path, prompts: Path, tmp_path: Path, launch: Callable[..., CompletedProcess[str]]
+    base_dir: Path, reward_dir: Path, gold_dir: Path, prompts: Path, tmp_path: Path, by_processes: Callable[..., None]
 ) -> None:
     config = settings(base_dir, reward_dir, gold_dir, prompts, optimise={"minibatches": 2, "prompts_per_step": 8})
-    (tmp_path / "recipe.yaml").write_text(dump_yaml(config))
-    for processes in (1, 2):
-        done = launch(["-m", "rewardproof", "align", str(tmp_path / "recipe.yaml"), str(tmp_path / str(processes))], processes=processes)
-        assert done.returncode == 0, done.stderr[-4000:]
-    for one, two in zip(*(logged(tmp_path / name) for name in ("1", "2")), strict=True):
-        assert one.keys() == two.keys()
-        for name in one.keys() - {"phase"}:
-            assert one[name] == pytest.approx(two[name], rel=5e-3, abs=1e-3), name
+    by_processes(config, tmp_path)
+    assert_alike(*(logged(tmp_path / name) for name in ("1", "2")), rel=5e-3, abs=1e-3)
     first, second = (AutoModelForCausalLM.from_pretrained(tmp_path / name / "model").state_dict() for name in ("1", "2"))
     for name, value in first.items():
         torch.testing.assert_close(value, second[name], atol=1e-3, rtol=2e-2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from subprocess import CompletedProcess
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
-from rewardproof.config import dump_yaml, load_recipe, load_yaml, parse
+from rewardproof.config import load_recipe, load_yaml, parse
 from rewardproof.data.group import Group, Message
 from rewardproof.errors import ConfigError
 from rewardproof.models.checkpoints import set_reading
@@ -22,6 +21,7 @@ from rewardproof.models.reward_model import RewardModel
 from rewardproof.stages.align import Align, check_settings, run
 from rewardproof.stages.study import Study
 from rewardproof.stages.study_plan import unfold
+from tests.stages.alike import assert_alike
 
 OPTIMISE: dict[str, Any] = {
     "steps": 4, "prompts_per_step": 4, "answers": 3, "max_new_tokens": 6, "learning_rate": 3e-3, "layers": "top:2",
@@ -215,17 +215,11 @@ def test_metarm_runs_by_the_command_and_says_what_is_missing(
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["cooper", "metarm"])
 def test_two_processes_take_the_updates_of_one(
-    recipe: str, made: Callable[..., Align], tmp_path: Path, launch: Callable[..., CompletedProcess[str]]
+    recipe: str, made: Callable[..., Align], tmp_path: Path, by_processes: Callable[..., None]
 ) -> None:
     config = made(recipe, optimise={"minibatches": 2, "prompts_per_step": 8, "steps": 2})
-    (tmp_path / "recipe.yaml").write_text(dump_yaml(config))
-    for processes in (1, 2):
-        done = launch(["-m", "rewardproof", "align", str(tmp_path / "recipe.yaml"), str(tmp_path / str(processes))], processes=processes)
-        assert done.returncode == 0, done.stderr[-4000:]
-    for one, two in zip(*(logged(tmp_path / name) for name in ("1", "2")), strict=True):
-        assert one.keys() == two.keys()
-        for name in one.keys() - {"phase"}:
-            assert one[name] == pytest.approx(two[name], rel=2e-2, abs=2e-3), name
+    by_processes(config, tmp_path)
+    assert_alike(*(logged(tmp_path / name) for name in ("1", "2")), rel=2e-2, abs=2e-3)
 
 
 # What is refused.
