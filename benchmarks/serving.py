@@ -3,8 +3,8 @@
     python -m benchmarks.serving             # writes results/bench_serving.json
 
 All answer the same requests: prompts of 512 tokens with 16 answers of 64 each, one answer a request as trainers send them, and every client
-waits for its answer before it asks again. The clients compute on the same processors, so beside the ratio by the clock stands one by the
-processor time of the server's process alone. The naive server pads nothing, shares nothing, and runs one forward pass a request behind the
+waits for its answer before it asks again. Scorer and servers compute with half of the processors, so that clients and HTTP have the others;
+beside the ratio by the clock stands one by the processor time of the server's process alone. The naive server pads nothing, shares nothing, and runs one forward pass a request behind the
 same kind of HTTP. That every answer equals the offline scorer's to 2e-5 in fp32 is checked.
 """
 
@@ -37,7 +37,7 @@ from rewardproof.serving.served import Catalogue, Served
 from rewardproof.serving.server import listen, serve
 from rewardproof.serving.settings import Limits
 
-CLIENTS, PROMPTS, ANSWERS, PROMPT, ANSWER, ROUNDS = 64, 20, 16, 512, 64, 3
+CLIENTS, PROMPTS, ANSWERS, PROMPT, ANSWER, ROUNDS = 64, 40, 16, 512, 64, 3
 TOLERANCE = 2e-5
 OURS, NAIVE, OFFLINE = "server", "one request, one forward", "offline scorer"
 
@@ -103,9 +103,15 @@ def _message(request: dict[str, Any]) -> bytes:
     return b"POST /get_reward HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
+def take_half_of_the_processors() -> None:
+    """Compute with half of the processors."""
+    torch.set_num_threads(max((os.cpu_count() or 1) // 2, 1))
+
+
 def contender(naive: bool, shape: dict[str, int], told: Any) -> None:
     """A server in a process of its own; tells its address."""
     keep_freed_memory()
+    take_half_of_the_processors()
     model = RewardModel(random_model(shape).eval(), word_tokenizer())
     limits = Limits(max_length=4096)
     served = Served.of("model", model, limits)
@@ -215,4 +221,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     keep_freed_memory()
+    take_half_of_the_processors()
     sys.exit(main())
