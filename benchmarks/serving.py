@@ -3,9 +3,10 @@
     python -m benchmarks.serving             # writes results/bench_serving.json
 
 All answer the same requests: prompts of 512 tokens with 16 answers of 64 each, one answer a request as trainers send them, and every client
-waits for its answer before it asks again. Scorer and servers compute with half of the processors, so that clients and HTTP have the others;
-beside the ratio by the clock stands one by the processor time of the server's process alone. The naive server pads nothing, shares nothing, and runs one forward pass a request behind the
-same kind of HTTP. That every answer equals the offline scorer's to 2e-5 in fp32 is checked.
+waits for its answer before it asks again. Scorer and servers compute with half of the processors, so that clients and HTTP have the
+others; beside the ratio by the clock stands one by the processor time of the server's process alone. The naive server pads nothing,
+shares nothing, and runs one forward pass a request behind the same kind of HTTP. That every answer equals the offline scorer's to 2e-5 in
+fp32 is checked.
 """
 
 from __future__ import annotations

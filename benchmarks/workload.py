@@ -52,11 +52,11 @@ class Memory:
     peak_gb: float
 
 
-def random_model(shape: Mapping[str, int]) -> LlamaForSequenceClassification:
+def random_model(shape: Mapping[str, int], *, vocabulary: int = VOCABULARY) -> LlamaForSequenceClassification:
     """A reward model of random weights: only its shape matters."""
     torch.manual_seed(0)
     settings: dict[str, Any] = {"num_labels": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "use_cache": False, **shape}
-    config = LlamaConfig(vocab_size=VOCABULARY, **settings)
+    config = LlamaConfig(vocab_size=vocabulary, **settings)
     return LlamaForSequenceClassification(config)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import experts, methods, policy, r2m, reform, scoring, serving, step_profile, workload
+from benchmarks import experts, methods, policy, r2m, reform, rmb, scoring, serving, step_profile, workload
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.upcycling import Upcycle, upcycle
 from rewardproof.training.batches import Collator, TrainingSet
@@ -77,6 +77,18 @@ def test_a_step_of_every_mixture_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     found = experts.compare("fp32", rounds=1)
     assert set(found) == {experts.DENSE, *experts.MIXTURES}
     assert all(found[name]["over_dense_by_flops"]["median"] > 0 for name in experts.MIXTURES)
+
+
+def test_both_ways_to_score_best_of_n_sets_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = rmb.contender(SHAPE, workload.word_tokenizer())
+    groups = rmb.some_of(workload.ragged_groups(8, answers=3), model, 4)
+    found = rmb.compare(groups, model, rounds=1)
+    assert (found["prompts"], found["answers"]) == (4, 12)
+    assert found["tokens_shared_prompts_once"] < found["tokens"]
+    assert found["largest_difference_of_rewards"] < 1e-2 * found["spread_of_rewards"]
+    monkeypatch.setattr(rmb, "TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match="not the same work"):
+        rmb.compare(groups, model, rounds=1)
 
 
 def test_scoring_agrees_with_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
