@@ -24,6 +24,7 @@ from rewardproof.data.group import Group
 from rewardproof.models.allocator import keep_freed_memory
 from rewardproof.models.checkpoints import load_tokenizer
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.stages.judging import rewards_of
 
 PROMPTS, BATCH, LONGEST, ROUNDS = 60, 8, 2048, 3
 TOLERANCE = 2e-4
@@ -48,8 +49,8 @@ def padded(model: RewardModel, groups: Sequence[Group]) -> list[float]:
 
 
 def packed(model: RewardModel, groups: Sequence[Group]) -> list[float]:
-    """Ours."""
-    return list(itertools.chain.from_iterable(model.score(groups)))
+    """As `rewardproof evaluate` does it."""
+    return list(itertools.chain.from_iterable(rewards_of(model, model.encode(groups)[0])))
 
 
 def some_of(groups: Sequence[Group], model: RewardModel, prompts: int) -> list[Group]:

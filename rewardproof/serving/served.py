@@ -10,13 +10,13 @@ from typing import NamedTuple
 from rewardproof.data.checks import REASONS, BadRow, check_group
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.group import Group
+from rewardproof.data.sharing import computed_once
 from rewardproof.errors import ConfigError, DataError
 from rewardproof.models.precision import Precision
 from rewardproof.scoring import AnyModel, ModelEnsemble, load_model, models_of, stream_names
 from rewardproof.serving.reading import WrittenTexts
 from rewardproof.serving.refused import Refused
 from rewardproof.serving.settings import Limits
-from rewardproof.serving.sharing import key_of, shared_groups
 
 
 class Rewards(NamedTuple):
@@ -100,15 +100,9 @@ class Served:
 
     def score(self, groups: Sequence[EncodedGroup]) -> list[Rewards]:
         """Rewards of the groups of any requests, every conversation computed once."""
-        joined = shared_groups(groups)
-        known = {
-            (key_of(group), tokens): found
-            for group, *rows in zip(joined, *self._rewards(joined), strict=True)
-            for tokens, *found in zip(group.conversations, *rows, strict=True)
-        }
         made: list[Rewards] = []
-        for group in groups:
-            values, apart = zip(*(known[key_of(group), tokens] for tokens in group.conversations), strict=True)
+        for group, row in zip(groups, computed_once(groups, self._rewards), strict=True):
+            values, apart = zip(*row, strict=True)
             variances = apart if isinstance(self.model, ModelEnsemble) else ()
             made.append(Rewards(values, variances, tuple(map(len, group.conversations))))
         return made
@@ -119,12 +113,15 @@ class Served:
         standard = (reward - mean) / std
         return 1 / (1 + math.exp(-standard)) if standard >= 0 else math.exp(standard) / (1 + math.exp(standard))
 
-    def _rewards(self, groups: Sequence[EncodedGroup]) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
+    def _rewards(self, groups: Sequence[EncodedGroup]) -> list[list[tuple[float, float]]]:
+        """Each conversation's reward, and how far an ensemble's members are apart about it."""
         names = [f"text {group.index}" for group in groups]
         if isinstance(self.model, ModelEnsemble):
-            return self.model.score_encoded_with_disagreement(groups, origins=names)
-        found = self.model.score_encoded(groups, origins=names)
-        return found, [(0.0,) * len(row) for row in found]
+            rewards, apart = self.model.score_encoded_with_disagreement(groups, origins=names)
+        else:
+            rewards = self.model.score_encoded(groups, origins=names)
+            apart = [(0.0,) * len(row) for row in rewards]
+        return [list(zip(*rows, strict=True)) for rows in zip(rewards, apart, strict=True)]
 
 
 class Catalogue:

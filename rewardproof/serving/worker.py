@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewardproof.data.encoding import EncodedGroup
+from rewardproof.data.sharing import DistinctTokens
 from rewardproof.serving.refused import Refused
 from rewardproof.serving.served import Rewards, Served
 from rewardproof.serving.settings import Limits
-from rewardproof.serving.sharing import DistinctTokens
 from rewardproof.serving.telemetry import Metrics
 
 PATIENCE, QUIET = 0.2, 0.02

@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 
 from rewardproof.artifacts import Progress, plain, writing
 from rewardproof.data import Group, Message, ReadCounts, Row, iter_rows, merge_single_answers, require_used, split_by_prompt, split_salt
-from rewardproof.errors import DataError
+from rewardproof.data.encoding import EncodedGroup
+from rewardproof.data.sharing import computed_once
+from rewardproof.errors import DataError, EvaluationError
 from rewardproof.evaluation import ScoredRow, scored_row
+from rewardproof.scoring import ActivationRewardModel
 from rewardproof.stages.evaluate_settings import Evaluate, Judge
 from rewardproof.stages.training_report import CHUNK
 
@@ -156,7 +159,26 @@ def fitting_rewards(model: Judge, config: Evaluate, groups: Sequence[Group]) -> 
     asked = [as_asked(group, config.as_published.system) for group in groups]
     encoded, lengths = model.encode(asked, max_length=config.max_length, overlong=config.overlong)
     places = [entry.index for entry in encoded]
-    return Fitting(places, model.score_encoded(encoded, origins=[groups[place].origin for place in places]), lengths)
+    return Fitting(places, rewards_of(model, encoded, origins=[groups[place].origin for place in places]), lengths)
+
+
+def rewards_of(model: Judge, encoded: Sequence[EncodedGroup], *, origins: Sequence[str] = ()) -> list[tuple[float, ...]]:
+    """Rewards of encoded groups, in order; what they share is computed once: benchmarks repeat prompts and answers from row to row.
+
+    Args:
+        model: The judge.
+        encoded: The groups.
+        origins: What errors call each of them.
+
+    Raises:
+        EvaluationError: A reward is not finite.
+    """
+    if isinstance(model, ActivationRewardModel) and model.relative:
+        return model.score_encoded(encoded, origins=origins)  # an answer is judged by those beside it
+    try:
+        return computed_once(encoded, model.score_encoded)
+    except EvaluationError:
+        return model.score_encoded(encoded, origins=origins)  # which says where it is
 
 
 def as_asked(group: Group, system: str) -> Group:

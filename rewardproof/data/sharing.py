@@ -1,14 +1,15 @@
-"""Encoded groups of several requests as the groups that cost least: each conversation once, prompts that requests share once."""
+"""Encoded groups of many rows or requests as the groups that cost least: each conversation once, prompts that they share once."""
 
-# N conversations, in the order of their tokens.
 from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from rewardproof.data.encoding import EncodedGroup, shared_prefix
 
+T = TypeVar("T")
 Tokens = tuple[int, ...]
 Key = tuple[Tokens, Tokens]
 """What a reward may depend on beside the conversation's tokens: the user's words, by which some models choose who judges, and the prompt,
@@ -40,6 +41,25 @@ def shared_groups(groups: Sequence[EncodedGroup]) -> list[EncodedGroup]:
             places = tuple(starts[tokens] if prompt else 0 for tokens in run)
             made.append(EncodedGroup(tuple(run), shared_prefix(run), places, len(made), queries))
     return made
+
+
+def computed_once(groups: Sequence[EncodedGroup], score: Callable[[Sequence[EncodedGroup]], Sequence[Sequence[T]]]) -> list[tuple[T, ...]]:
+    """What `score` gives for every conversation, which is asked for each conversation of a prompt once.
+
+    Args:
+        groups: Groups of any rows or requests to one model.
+        score: A value for each conversation of each group, which must not depend on what else is in its group.
+
+    Returns:
+        For each of the groups the values of its conversations, in order.
+    """
+    joined = shared_groups(groups)
+    known = {
+        (key_of(group), tokens): value
+        for group, row in zip(joined, score(joined), strict=True)
+        for tokens, value in zip(group.conversations, row, strict=True)
+    }
+    return [tuple(known[key_of(group), tokens] for tokens in group.conversations) for group in groups]
 
 
 def runs_that_share(conversations: Sequence[Tokens]) -> list[list[Tokens]]:

@@ -1,4 +1,4 @@
-"""Conversations of many requests as the groups that cost least, against every cut there is."""
+"""Conversations of many rows or requests as the groups that cost least, against every cut there is."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from types import ModuleType
 import pytest
 
 from rewardproof.data.encoding import EncodedGroup, shared_prefix
+from rewardproof.data.sharing import DistinctTokens, computed_once, runs_that_share, shared_groups
 from rewardproof.models.reward_model import RewardModel
-from rewardproof.serving.served import Served
-from rewardproof.serving.settings import Limits
-from rewardproof.serving.sharing import DistinctTokens, runs_that_share, shared_groups
 
 Tokens = tuple[int, ...]
 
@@ -68,11 +66,17 @@ def test_prompts_are_kept_apart_because_some_mixtures_route_by_them() -> None:
 @pytest.mark.parametrize("known", [True, False], ids=["prompts known", "prompts unknown"])
 def test_rewards_come_back_to_whom_they_belong(tiny: ModuleType, known: bool) -> None:
     model = RewardModel(tiny.classifier("llama"), tiny.word_tokenizer())
-    served = Served.of("dense", model, Limits())
     groups = [one for seed in range(4) for one in tiny.random_groups(seed)]
+    groups += [EncodedGroup(one.conversations[:1], 0, one.answer_starts[:1], one.index) for one in groups]
     if not known:
         groups = [EncodedGroup(one.conversations, one.shared, (0,) * len(one.conversations), one.index) for one in groups]
-    found = served.score(groups)
+    asked: list[Tokens] = []
+
+    def score(joined: Sequence[EncodedGroup]) -> list[tuple[float, ...]]:
+        asked.extend(tokens for group in joined for tokens in group.conversations)
+        return model.score_encoded(joined)
+
+    found = computed_once(groups, score)
     alone = [model.score_encoded([group])[0] for group in groups]
-    assert [one.values == pytest.approx(other, abs=2e-5) for one, other in zip(found, alone, strict=True)] == [True] * len(groups)
-    assert [one.tokens for one in found] == [tuple(map(len, group.conversations)) for group in groups]
+    assert [one == pytest.approx(other, abs=2e-5) for one, other in zip(found, alone, strict=True)] == [True] * len(groups)
+    assert sorted(asked) == sorted({tokens for group in groups for tokens in group.conversations}), "each once"
