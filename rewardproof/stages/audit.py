@@ -36,7 +36,7 @@ class Audit(Section):
     """What reports call each of them; by default the run's directory."""
     data: Strings = ("embedded:checkable/heldout",)
     """Prompts with answers: files, folders, hub ids or `embedded:…`; preferences among them let pairs be flipped."""
-    prompts: Annotated[int, Field(ge=0)] = 100
+    prompts: Annotated[int, Field(ge=0)] = 80
     """At most so many prompts, chosen by a hash of their text; 0 takes all."""
     perturbations: Strings = ()
     """Which changes are tried; all by default."""

@@ -33,7 +33,7 @@ from rewardproof.evaluation.audit.limits import Measured
 from rewardproof.models.token_scores import TokenScores
 from rewardproof.scoring import Scale, Scorer, reads_tokens
 from rewardproof.stages.audit_scoring import Casebook, score_cases
-from rewardproof.stages.audit_serving import PROMPTS, Served, serving_checks
+from rewardproof.stages.audit_serving import Served, serving_checks
 from rewardproof.statistics import Interval
 
 EXAMPLES = 2
@@ -173,7 +173,7 @@ def audit_model(scorer: Scorer, book: Casebook, file: Path, *, name: str, seed: 
         weaknesses=found,
         slopes=_slopes(groups, cases, scale, seed),
         accuracy=pair_accuracy(groups, rewards, seed=seed) if ordered else None,
-        serving=serving_checks(scorer, groups[:PROMPTS], unit=unit),
+        serving=serving_checks(scorer, groups, unit=unit),
         examples=_with_tokens(scorer, examples(book, cases, found, scale)),
         unread=len(book.groups) - len(cases),
         changed=sum(len(case.changed) for case in cases),

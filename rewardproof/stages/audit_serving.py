@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +20,8 @@ from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import is_upcycled
 from rewardproof.scoring import Scorer
 
-PROMPTS = 8
-"""Prompts whose answers are scored again."""
+PROMPTS, ANSWERS = 8, 3
+"""Prompts of which so many answers are scored again."""
 AT_ONCE = 16
 """Answers padded to one length together."""
 Rewards = list[tuple[float, ...]]
@@ -99,9 +99,10 @@ def serving_checks(scorer: Scorer, groups: Sequence[Group], *, unit: float) -> d
 
     Args:
         scorer: Whose rewards.
-        groups: Prompts and their answers.
+        groups: Prompts and their answers, of which a few are taken.
         unit: Standard deviation of the rewards.
     """
+    groups = [replace(group, answers=group.answers[:ANSWERS], scores=None) for group in groups[:PROMPTS]]
     together = scorer.score(groups)
     found = {"batch": _compared(together, [row for group in groups for row in scorer.score([group])], unit)}
     full = _in_precision(scorer, "fp32") if isinstance(scorer, RewardModel) else None

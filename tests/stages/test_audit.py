@@ -172,7 +172,7 @@ def test_two_models_side_by_side(both: tuple[Path, Result]) -> None:
     one, two = (report["models"][name]["weaknesses"]["repetition"]["shift"]["estimate"] for name in ("one", "two"))
     assert two == pytest.approx(-one)
     assert report["more_than_first"]["two"]["repetition"]["estimate"] == pytest.approx(two - one)
-    assert report["rows"] == {"read": 120, "used": 100, "dropped": {}}
+    assert report["rows"] == {"read": 120, "used": 80, "dropped": {}}
     page = (out / "report.html").read_text()
     for text in ("What would a policy exploit?", "The card of one", "Side by side", "two less one, SD", "Length and format: two", "<mark>"):
         assert text in page, text
