@@ -45,10 +45,13 @@ KEPT = (
     "parameters",
     "members",
     "merge",
+    "models",
+    "more_than_first",
+    "benchmarks",
     "precision",
     "seconds",
 )
-DROPPED = ("calibration",)
+DROPPED = ("calibration", "examples")
 
 
 def collect(study: Path, results: Path) -> list[Path]:

@@ -12,7 +12,8 @@ from rewardproof.data import Scenarios
 from rewardproof.data.encoding import OverlongOrCut
 from rewardproof.errors import ConfigError
 from rewardproof.models.precision import Precision
-from rewardproof.scoring import AnyModel, Implicit, ImplicitReward, load_model, method_names
+from rewardproof.models.upcycling import first_differing
+from rewardproof.scoring import AnyModel, Implicit, ImplicitReward, load_model, method_names, models_of
 
 Judge = AnyModel | ImplicitReward
 """What can be evaluated."""
@@ -42,6 +43,10 @@ class Evaluate(Section):
     """Which of the possible splits, as in training."""
     scenarios: Scenarios | None = None
     """Judge by all data together, cut by prompt and by the answers' sources into four scenarios, as training with the same keys was."""
+    layers: str = "all"
+    """Layers in which models that are judged on the same data differ (`all`, or `top:K`): what those below put out is kept for the next."""
+    trunk_cache_gb: Annotated[float, Field(ge=0)] = 20.0
+    """Disk for that; 0 runs every model whole."""
     precision: Precision = "auto"
     """Of the forward pass."""
     format: str = "auto"
@@ -64,12 +69,16 @@ class Evaluate(Section):
         """The model, with the chat template that is asked for.
 
         Raises:
-            ConfigError: There is no such template, or a system prompt for texts without turns.
+            ConfigError: There is no such template, a system prompt for texts without turns, or no such layer.
         """
         if self.text == "raw" and self.as_published.system:
             raise ConfigError(
                 "Got text=raw and a system prompt, expected one of them: raw text has no turns that a system prompt could come before. "
                 "Drop as_published.system, or write text=chat."
+            )
+        if self.implicit is not None and self.layers != "all":
+            raise ConfigError(
+                f"Got layers={self.layers} with implicit, expected all: a policy and its reference are run whole. Leave layers out."
             )
         template = Path(self.as_published.chat_template)
         if self.as_published.chat_template and not template.is_file():
@@ -81,6 +90,8 @@ class Evaluate(Section):
             model = ImplicitReward.load(self.model, self.implicit, precision=self.precision)
         else:
             model = load_model(self.model, precision=self.precision)
+            for one in models_of(model):
+                one.share_trunk(first_differing(self.layers, one.model.config.num_hidden_layers), limit_gb=self.trunk_cache_gb)
         if self.as_published.chat_template:
             model.tokenizer.chat_template = template.read_text()
         return model

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from rewardproof.data import merge_single_answers, read_groups, split_by_prompt
-from rewardproof.errors import CheckpointError, DataError
+from rewardproof.errors import CheckpointError, ConfigError, DataError
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.scoring import Implicit
 from rewardproof.stages.evaluate import Evaluate, run
 
 
@@ -101,3 +102,38 @@ def test_raw_text_takes_no_template(reward_dir: Path, mixed: Path) -> None:
     rewards = RewardModel.load(reward_dir).score(groups)
     mean = sum(map(sum, rewards)) / 40
     assert report.results["accuracy"][str(mixed)]["reward_mean"] == pytest.approx(mean, abs=1e-5)
+
+
+def test_what_frozen_layers_put_out_is_kept_for_the_next_model(
+    reward_dir: Path, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWARDPROOF_CACHE", str(tmp_path))
+    config = Evaluate(model=str(reward_dir), data=(str(mixed),), precision="fp32")
+    expected = run(config)[0].results["accuracy"]
+    assert not (tmp_path / "trunk").exists()
+    shared = config.model_copy(update={"layers": "top:1"})
+    assert run(shared)[0].results["accuracy"] == expected
+    assert list((tmp_path / "trunk").iterdir())
+    monkeypatch.setattr("rewardproof.models.trunk.trunk_states", None)  # nothing is left to compute
+    assert run(shared)[0].results["accuracy"] == expected
+    with pytest.raises(ConfigError, match=r"Got layers=top:1 with implicit, expected all"):
+        run(shared.model_copy(update={"implicit": Implicit()}))
+
+
+def test_rows_that_repeat_prompts_and_answers_are_computed_once(
+    reward_dir: Path, write_jsonl: Callable[..., Path], toy_rows: Callable[..., list[dict[str, Any]]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    rows = toy_rows(6, seed=4)
+    again = [{**row, "rejected": other["rejected"]} for row, other in zip(rows, [*rows[1:], rows[0]], strict=True)]
+    asked: list[int] = []
+    score = RewardModel.score_encoded
+
+    def counted(self: RewardModel, groups: Any, **others: Any) -> Any:
+        asked.extend(len(group.conversations) for group in groups)
+        return score(self, groups, **others)
+
+    monkeypatch.setattr(RewardModel, "score_encoded", counted)
+    report, _ = run(Evaluate(model=str(reward_dir), data=(str(write_jsonl(tmp_path / "again.jsonl", rows + again)),), precision="fp32"))
+    assert report.results["accuracy"][str(tmp_path / "again.jsonl")]["n_pairs"] == 12
+    assert asked == [3] * 6, "a prompt's chosen answer once, and two rejected ones"
