@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -34,6 +35,14 @@ def seconds_asked_for(header: str | None) -> float:
         [7.0, 60.0, 0.0, 0.0]
     """
     return min(float(header), MOST_SECONDS) if header is not None and header.isdecimal() else 0.0
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """The status, and what the server says about it."""
+    with contextlib.suppress(OSError, HTTPException):
+        if told := " ".join(error.read(500).decode(errors="replace").split()):
+            return f"HTTP status {error.code}, {told}"
+    return f"HTTP status {error.code}"
 
 
 @dataclass(slots=True)
@@ -80,7 +89,7 @@ class Endpoint:
                 with urllib.request.urlopen(request, timeout=self.timeout) as response:
                     return read(json.loads(response.read()))
             except urllib.error.HTTPError as error:
-                reason, asked = f"HTTP status {error.code}", seconds_asked_for(error.headers.get("Retry-After"))
+                reason, asked = _said(error), seconds_asked_for(error.headers.get("Retry-After"))
                 if error.code < 500 and error.code not in (408, 429):
                     break
             except (OSError, HTTPException, ValueError) as error:

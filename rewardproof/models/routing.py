@@ -183,6 +183,11 @@ class Router(nn.Module):
         return route(logits_RE, self.n_routed, mixing=self.mixing, shared_weight=self.shared_weight)
 
 
+def routes_by_prompt(model: nn.Module) -> bool:
+    """Whether the prompt's tokens choose a mixture's experts."""
+    return any(isinstance(module, Router) and module.route_by == "prompt" for module in model.modules())
+
+
 @contextlib.contextmanager
 def knowing_prompts(model: nn.Module, prompts: Prompts) -> Iterator[None]:
     """Tell the routers of a model that route by prompt where the prompts of its next stream are.

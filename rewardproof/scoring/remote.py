@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from rewardproof.data.endpoint import Endpoint
 from rewardproof.data.group import Group, as_chat
+
+ANSWERS = 512
+"""Answers in a request at most, where its first group has no more: servers bound what one client may ask."""
 
 
 class RemoteScorer:
@@ -26,7 +30,7 @@ class RemoteScorer:
             timeout: Seconds to wait for an answer.
             attempts: Requests for one batch, at most.
             wait: Seconds before the second attempt; each further one waits twice as long.
-            batch: Groups in a request.
+            batch: Groups in a request at most.
             token: Sent as bearer token where there is one.
         """
         self.endpoint = Endpoint(address, timeout=timeout, attempts=attempts, wait=wait)
@@ -49,8 +53,9 @@ class RemoteScorer:
             EvaluationError: No attempt brought a finite score for every answer; the message has the last one's reason.
         """
         found: list[tuple[float, ...]] = []
-        for start in range(0, len(groups), self.batch):
-            found += self._batch(groups[start : start + self.batch])
+        while rest := groups[len(found) :]:
+            answers = itertools.accumulate(len(group.answers) for group in rest[: self.batch])
+            found += self._batch(rest[: max(sum(total <= ANSWERS for total in answers), 1)])
         return found
 
     def _batch(self, groups: Sequence[Group]) -> list[tuple[float, ...]]:

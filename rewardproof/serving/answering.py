@@ -33,6 +33,11 @@ class Desk:
     worker: Worker
     limits: Limits
 
+    def model(self, request: Request, name: str = "", *, any_name: bool = False) -> Served:
+        """The model that a request asks for: by `?model=` in its address, or as its body says; raises as `Catalogue.named`."""
+        told = request.query_params.get("model", "")
+        return self.models.named(told or name, any_name=any_name and not told)
+
     async def rewards(self, request: Request, served: Served, n_texts: int, encode: Callable[[], list[EncodedGroup]]) -> list[Rewards]:
         """Rewards of groups, in order.
 

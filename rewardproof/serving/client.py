@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from rewardproof.data.endpoint import seconds_asked_for
 from rewardproof.data.group import Group
 from rewardproof.errors import EvaluationError, MissingExtraError
 from rewardproof.scoring.remote import checked_rewards, group_body
+from rewardproof.scoring.sources import TOKEN
 
 if TYPE_CHECKING:
     import httpx
@@ -39,7 +41,7 @@ class RewardClient:
 
         Args:
             address: `http://…` or `https://…`, the path included.
-            token: Sent as bearer token where there is one.
+            token: Sent as bearer token; what `REWARDPROOF_TOKEN` says where nothing is given.
             model: Which of the server's models; empty for its first.
             timeout: Seconds to wait for an answer.
             attempts: Requests for one answer, at most.
@@ -54,7 +56,7 @@ class RewardClient:
         self.attempts = attempts
         self.wait = wait
         self.retries = 0
-        httpx = _httpx()
+        httpx, token = _httpx(), token or os.environ.get(TOKEN, "")
         self._failures: tuple[type[Exception], ...] = (httpx.TransportError, ValueError)
         self._client: httpx.AsyncClient = httpx.AsyncClient(
             timeout=timeout,

@@ -41,6 +41,14 @@ class Guards:
         self.limits = limits
         self.metrics = metrics
         self.token = token.encode()
+        self._bodies: set[asyncio.Timeout] = set()
+
+    def hurry(self, seconds: float) -> None:
+        """Wait for bodies that are on their way no longer than that: the server stops."""
+        latest = asyncio.get_running_loop().time() + seconds
+        for waiting in self._bodies:
+            if (until := waiting.when()) is None or until > latest:
+                waiting.reschedule(latest)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -85,9 +93,10 @@ class Guards:
         if (length := headers.get(b"content-length", b"")).isdigit() and int(length[:20]) > limit:
             return refused
         parts: list[bytes] = []
-        size = 0
+        size, started, waiting = 0, time.monotonic(), None
         try:
-            async with asyncio.timeout(self.limits.timeout):
+            async with asyncio.timeout(self.limits.timeout) as waiting:
+                self._bodies.add(waiting)
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -99,8 +108,11 @@ class Guards:
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
-            late = f"The body had not arrived after {self.limits.timeout:g} s. Send it whole."
+            late = f"The body had not arrived after {time.monotonic() - started:.0f} s. Send it whole."
             return refusal(408, late, request=name, headers={"Connection": "close"})
+        finally:
+            if waiting is not None:
+                self._bodies.discard(waiting)
 
     def _count(self, scope: Scope, status: int, name: str, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "") or "other"

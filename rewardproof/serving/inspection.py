@@ -18,6 +18,7 @@ from rewardproof.models.upcycling import moe_blocks
 from rewardproof.report.heat_map import HeatMap, heat_maps
 from rewardproof.scoring import AnyModel, DoubleMixture, ModelEnsemble, reads_tokens
 from rewardproof.serving.answering import Desk, desk_of
+from rewardproof.serving.bodies import FirstFault
 from rewardproof.serving.served import Served
 
 router = APIRouter()
@@ -32,7 +33,7 @@ class InspectBody(BaseModel):
     """Which of the server's models; empty for its first."""
     prompt: str
     """What the user said."""
-    answers: Annotated[list[str], Field(min_length=1, max_length=MOST_ANSWERS)]
+    answers: Annotated[list[str], Field(min_length=1, max_length=MOST_ANSWERS), FirstFault()]
     """What was answered."""
 
 
@@ -87,7 +88,7 @@ class InspectReply(BaseModel):
 @router.post("/inspect")
 async def inspect(body: InspectBody, request: Request, desk: Annotated[Desk, Depends(desk_of)]) -> InspectReply:
     """Rewards, their growth, and the voices behind them, for the page."""
-    served = desk.models.named(body.model)
+    served = desk.model(request, body.model)
     answers = tuple((Message("assistant", answer),) for answer in body.answers)
     group = Group((Message("user", body.prompt),), answers, id="this prompt")
     return await desk.work(request, served, len(answers), lambda: look_into(served, group))

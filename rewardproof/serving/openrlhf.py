@@ -31,7 +31,7 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence
     """
     served = _served(configured("rewardproof.serving.openrlhf.reward_func"))
     known = prompts if len(prompts) == len(queries) else None
-    found = served.score(served.within_limits(served.texts.groups(queries, known, close=True))) if len(queries) else []
+    found = served.score(served.written(queries, known, close=True)) if len(queries) else []
     rewards = [one.values[0] for one in found]
     apart: dict[str, Tensor] = {"disagreement": torch.tensor([one.apart[0] for one in found])} if any(one.apart for one in found) else {}
     return {

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 from starlette.requests import Request
 
+from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.group import Group, Message
 from rewardproof.evaluation.audit import PERTURBATIONS, Passage, perturbed
 from rewardproof.serving.answering import Desk, desk_of
 from rewardproof.serving.inspection import InspectBody
+from rewardproof.serving.served import Served
 
 router = APIRouter()
 
@@ -50,12 +53,21 @@ class PerturbReply(BaseModel):
 @router.post("/perturb")
 async def perturb(body: InspectBody, request: Request, desk: Annotated[Desk, Depends(desk_of)]) -> PerturbReply:
     """The answers, changed in every way that an audit knows, and what each change is paid."""
-    served = desk.models.named(body.model)
+    served = desk.model(request, body.model)
+    return await desk.work(request, served, len(body.answers) * (1 + len(PERTURBATIONS)), lambda: paid(served, body))
+
+
+def paid(served: Served, body: InspectBody) -> PerturbReply:
+    """What a model pays for the changes; raises as `Served.encode` does."""
+    prompt = (Message("user", body.prompt),)
+
+    def encoded(texts: Sequence[str]) -> list[EncodedGroup]:
+        return served.encode([Group(prompt, tuple((Message("assistant", text),) for text in texts), id="this prompt")])
+
+    encoded(body.answers)  # what is too long or no text is refused before anything is made of it
     texts = changed(body.prompt, body.answers)
     every = [*body.answers, *(text for row in texts.values() for text in row if text is not None)]
-    answers = tuple((Message("assistant", text),) for text in every)
-    group = Group((Message("user", body.prompt),), answers, id="this prompt")
-    (found,) = await desk.rewards(request, served, len(every), lambda: served.encode([group]))
+    (found,) = served.score(encoded(every))
     own, rest = found.values[: len(body.answers)], iter(found.values[len(body.answers) :])
     changes = [
         ChangeReply(

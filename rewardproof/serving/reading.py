@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
+from typing import NamedTuple
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rewardproof.data.encoding import EncodedGroup
-from rewardproof.data.group import Message, as_chat
+from rewardproof.data.group import Group, Message, as_chat
 from rewardproof.errors import DataError
 
 _ANSWER = "answer"
 _PROBE = (Message("user", "question"), Message("assistant", _ANSWER))
+_TURNS = (Message("user", "<first>"), Message("assistant", "<second>"), Message("user", "<third>"), Message("assistant", "<fourth>"))
+_SYSTEM = Message("system", "<before>")
+
+
+class Marks(NamedTuple):
+    """What a template writes about the turns of a conversation."""
+
+    begin: str
+    """Before the first turn that is told."""
+    to_answer: str
+    """Between a user's turn and the assistant's."""
+    to_question: str
+    """Between an assistant's turn and the user's."""
+    after_system: str = ""
+    """Between a system prompt and the user's turn, where one is told."""
 
 
 class WrittenTexts:
@@ -42,6 +60,14 @@ class WrittenTexts:
         ids = self.tokenizer(self._written, add_special_tokens=False)["input_ids"]
         return (int(bos),) if isinstance(bos, int) and list(ids[:1]) == [bos] else ()
 
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Sizes of what a text may have of the closing, the longest first; special tokens whole: their characters may be an answer's."""
+        names = sorted(map(str, self.tokenizer.all_special_tokens), key=len, reverse=True)
+        special = list(re.finditer("|".join(map(re.escape, names)), self.closing)) if names else []
+        inside = [place for found in special for place in found.span() if place > special[0].start()]
+        return sorted({len(self.closing), len(self.closing.rstrip()), *inside, 0}, reverse=True)
+
     def closed(self, text: str) -> str:
         r"""The text with as much of the closing as it lacks; padding around it is taken off.
 
@@ -55,7 +81,7 @@ class WrittenTexts:
             text = text.removeprefix(pad)
         while text.endswith(pad):
             text = text.removesuffix(pad)
-        there = next(size for size in range(len(self.closing), -1, -1) if text.endswith(self.closing[:size]))
+        there = next(size for size in self._ends if text.endswith(self.closing[:size]))
         return text + self.closing[there:]
 
     def tokens(self, text: str) -> tuple[int, ...]:
@@ -83,6 +109,46 @@ class WrittenTexts:
             found.append(self._group(ids, self.tokens(prompt) if prompt else (), place))
         return found
 
+    def conversation(self, text: str, place: int) -> Group:
+        """The turns that a text was written of, for models that have to know who said what.
+
+        Args:
+            text: As the template has written it; what it lacks at its end is put back.
+            place: Among the request's texts.
+
+        Raises:
+            DataError: A text that the template does not write of any turns.
+        """
+        _check(text, place)
+        text = self.closed(text)
+        bos = str(self.tokenizer.bos_token or "")
+        whole = bos + text if self._opening and not text.startswith(bos) else text
+        for marks in self._marks:
+            turns = _parted(whole.removesuffix(self.closing), marks)
+            if turns and self._render(turns).split() == whole.split():  # some templates strip what an answer ends with
+                return Group(tuple(turns[:-1]), ((turns[-1],),), id=f"text {place}")
+        raise DataError(
+            f"Text {place}: got a text that the reward model's own chat template does not write, expected one that it does: this model "
+            "has to know who said what. Write it with that template, or send messages to /score."
+        )
+
+    @cached_property
+    def _marks(self) -> list[Marks]:
+        """What is written about turns, without a system prompt and with one, where the template has such."""
+        found: list[Marks] = []
+        for turns in (_TURNS, (_SYSTEM, *_TURNS)):
+            parts = re.split("|".join(turn.content for turn in turns), self._render(turns))
+            if len(parts) == len(turns) + 1 and parts[-2] == parts[-4]:
+                begin, *after_system, to_answer, to_question, _, _ = parts
+                found.append(Marks(begin, to_answer, to_question, *after_system))
+        return found
+
+    def _render(self, turns: Sequence[Message]) -> str:
+        try:
+            return str(self.tokenizer.apply_chat_template(as_chat(turns), tokenize=False))
+        except TemplateError:
+            return ""
+
     def of_ids(self, rows: Sequence[Sequence[int]]) -> list[EncodedGroup]:
         """One group a row of token ids, which are taken as they are.
 
@@ -102,6 +168,21 @@ class WrittenTexts:
     def _group(ids: tuple[int, ...], prompt: tuple[int, ...], place: int) -> EncodedGroup:
         known = next((at for at, (one, other) in enumerate(zip(ids, prompt, strict=False)) if one != other), min(len(ids), len(prompt)))
         return EncodedGroup((ids,), 0, (min(known, len(ids) - 1),), place)
+
+
+def _parted(text: str, marks: Marks) -> list[Message]:
+    """Turns of a text whose closing is taken off; none where it does not begin as it should."""
+    if not text.startswith(marks.begin):
+        return []
+    turns, rest = [], text.removeprefix(marks.begin)
+    if marks.after_system:
+        system, _, rest = rest.partition(marks.after_system)
+        turns.append(Message("system", system))
+    while rest:
+        question, _, rest = rest.partition(marks.to_answer)
+        answer, _, rest = rest.partition(marks.to_question)
+        turns += [Message("user", question), Message("assistant", answer)]
+    return turns
 
 
 def _check(text: str, place: int) -> None:

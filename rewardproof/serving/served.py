@@ -10,10 +10,19 @@ from typing import NamedTuple
 from rewardproof.data.checks import REASONS, BadRow, check_group
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.group import Group
-from rewardproof.data.sharing import computed_once
+from rewardproof.data.sharing import DistinctTokens, computed_once
 from rewardproof.errors import ConfigError, DataError
 from rewardproof.models.precision import Precision
-from rewardproof.scoring import AnyModel, ModelEnsemble, load_model, models_of, stream_names
+from rewardproof.models.routing import routes_by_prompt
+from rewardproof.scoring import (
+    ActivationRewardModel,
+    AnyModel,
+    DoubleMixture,
+    ModelEnsemble,
+    load_model,
+    models_of,
+    stream_names,
+)
 from rewardproof.serving.reading import WrittenTexts
 from rewardproof.serving.refused import Refused
 from rewardproof.serving.settings import Limits
@@ -72,11 +81,24 @@ class Served:
         """
         for place, group in enumerate(groups):
             try:
-                check_group(group, purpose="score")
+                check_group(group, purpose="judge")
             except BadRow as error:
                 expected, why = REASONS[error.reason]
                 raise DataError(f"Group {place}: got {error}, expected {expected}: {why}. Correct it.") from error
         return self.within_limits(self.model.encode(groups)[0])
+
+    def written(self, texts: Sequence[str], prompts: Sequence[str] | None, *, close: bool) -> list[EncodedGroup]:
+        """Token ids of texts that a template has written; arguments as of `WrittenTexts.groups`.
+
+        A model that has to know who said what reads them as the turns that they were written of.
+
+        Raises:
+            DataError: A text cannot be read.
+            Refused: It is too long.
+        """
+        if reads_turns(self.model):
+            return self.encode([self.texts.conversation(text, place) for place, text in enumerate(texts)])
+        return self.within_limits(self.texts.groups(texts, prompts, close=close))
 
     def within_limits(self, encoded: list[EncodedGroup]) -> list[EncodedGroup]:
         """The same groups.
@@ -91,10 +113,13 @@ class Served:
                 f"Got a text of {longest} tokens, expected at most {self.limits.max_length}: the model or this server reads no further. "
                 "Shorten it.",
             )
-        if (total := sum(group.n_tokens for group in encoded)) > self.limits.tokens:
+        tokens = DistinctTokens()
+        tokens.add(one for group in encoded for one in group.conversations)
+        if tokens.count > self.limits.tokens:
             raise Refused(
                 413,
-                f"Got {total} tokens, expected at most {self.limits.tokens} in a request: others wait meanwhile. Send several requests.",
+                f"Got {tokens.count} tokens, expected at most {self.limits.tokens} in a request: others wait meanwhile. Send several "
+                "requests.",
             )
         return encoded
 
@@ -122,6 +147,15 @@ class Served:
             rewards = self.model.score_encoded(groups, origins=names)
             apart = [(0.0,) * len(row) for row in rewards]
         return [list(zip(*rows, strict=True)) for rows in zip(rewards, apart, strict=True)]
+
+
+def reads_turns(model: AnyModel) -> bool:
+    """Whether a model's rewards depend on who said what, beside the text: by a router of queries or prompts, or by what it leaves out."""
+    if isinstance(model, DoubleMixture | ActivationRewardModel):
+        return True
+    if isinstance(model, ModelEnsemble):
+        return any(map(reads_turns, model.models.values()))
+    return model.reads != "conversation" or routes_by_prompt(model.model)
 
 
 class Catalogue:

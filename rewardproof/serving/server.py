@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from rewardproof.errors import ConfigError
 from rewardproof.serving.guards import Guards
 from rewardproof.serving.settings import Limits
+
+BODY_SECONDS = 5.0
+"""How long a server that stops waits for bodies that are on their way."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -41,6 +47,7 @@ def serve(app: Guards, listening: socket.socket, limits: Limits, *, ready: Calla
     server = _Server(
         uvicorn.Config(
             app,
+            http=impatient(limits.timeout),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -48,6 +55,7 @@ def serve(app: Guards, listening: socket.socket, limits: Limits, *, ready: Calla
             timeout_graceful_shutdown=limits.drain,
         ),
         ready,
+        app,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn sends itself the signal again once it has finished, which would make a clean end look like a crash.
@@ -55,12 +63,50 @@ def serve(app: Guards, listening: socket.socket, limits: Limits, *, ready: Calla
     server.run(sockets=[listening])
 
 
+def impatient(seconds: float) -> type[asyncio.Protocol]:
+    """Uvicorn's protocol, which hangs up where a request's head does not arrive in time: nothing else bounds that, and it holds a place."""
+
+    class Impatient(AutoHTTPProtocol):
+        _alarm: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch(transport)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            cycle = getattr(self, "cycle", None)
+            if cycle is not None and not cycle.response_complete:
+                self._rest()
+            elif self._alarm is None:
+                self._watch(getattr(self, "transport", None))
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._rest()
+            super().connection_lost(exc)
+
+        def _watch(self, transport: Any) -> None:
+            self._alarm = asyncio.get_running_loop().call_later(seconds, transport.close)
+
+        def _rest(self) -> None:
+            if self._alarm is not None:
+                self._alarm.cancel()
+                self._alarm = None
+
+    return Impatient
+
+
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], app: Guards) -> None:
         super().__init__(config)
         self._ready = ready
+        self._app = app
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.hurry(BODY_SECONDS)
+        await super().shutdown(sockets)

@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from rewardproof.data.group import Group, Message
+from rewardproof.errors import DataError
 from rewardproof.policy.rewards import DISAGREEMENT
 from rewardproof.scoring import Scorer, load_scorer, score_and_disagreement, stream_names
 from rewardproof.serving.configured import configured
@@ -75,7 +76,17 @@ def _group(completions: Sequence[Text], prompt: Text, first: int, columns: Mappi
 def _messages(text: Text, role: str) -> tuple[Message, ...]:
     if isinstance(text, str):
         return (Message(role, text),)
-    return tuple(Message(message["role"], str(message["content"])) for message in text)
+    return tuple(Message(message["role"], _content(message["content"])) for message in text)
+
+
+def _content(said: Any) -> str:
+    """What a turn says; of a content in parts the texts, and parts of another kind are refused."""
+    if isinstance(said, str):
+        return said
+    parts = [part if isinstance(part, Mapping) else {} for part in said]
+    if not all(isinstance(part.get("text"), str) for part in parts):
+        raise DataError("Got a message with a part that is no text, expected texts: the reward model reads nothing else. Leave it out.")
+    return "".join(part["text"] for part in parts)
 
 
 @functools.cache

@@ -87,6 +87,8 @@ class Worker:
                 raise Refused(
                     503, "The server stops and takes no more requests. Ask another one, or this one when it is back.", retry_after=5
                 )
+            if self._waiting + job.n_texts > self.limits.waiting:
+                self._forget_abandoned()
             if self._waiting and self._waiting + job.n_texts > self.limits.waiting:
                 wait = math.ceil(self._waiting * self._seconds_per_text) or 1
                 raise Refused(
@@ -97,6 +99,13 @@ class Worker:
             self.metrics.waiting.set(self._waiting)
             self._changed.notify()
         return job.future
+
+    def _forget_abandoned(self) -> None:
+        """Give the places of clients that have left to those who come."""
+        gone = [job for job in self._line if job.future.cancelled()]
+        self._line = deque(job for job in self._line if not job.future.cancelled())
+        self._waiting -= sum(job.n_texts for job in gone)
+        self.metrics.abandoned.inc(len(gone))
 
     def _run(self) -> None:
         while jobs := self._draw():

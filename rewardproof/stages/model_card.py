@@ -13,6 +13,7 @@ from rewardproof.config import load_yaml
 UNKNOWN = "not known"
 _LICENCES = {"embedded:smollm2-135m": "apache-2.0"}
 """Licences of base models that have no card."""
+_OF_A_RUN = ("config.yaml", "report.json")
 _USE = """```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -66,8 +67,10 @@ def licence_of(base: str) -> str:
 
 
 def _run_of(model: Path) -> Path:
-    """The run directory that a model lies in: its parent, or that of the folder of a member."""
-    return next((folder for folder in list(model.absolute().parents)[:3] if (folder / "report.json").is_file()), model)
+    """The run directory that a model lies in: its parent, or that of the folder of a member. A hub's model lies in none."""
+    if not model.is_dir():
+        return model
+    return next((folder for folder in list(model.absolute().parents)[:3] if all((folder / name).is_file() for name in _OF_A_RUN)), model)
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

@@ -29,6 +29,23 @@ def test_groups_go_out_in_batches_and_scores_come_back_in_order(serve) -> None:
     assert scorer.score([]) == []
 
 
+def test_a_request_has_no_more_answers_than_servers_take(serve) -> None:
+    asked: list[int] = []
+
+    def counted(body: dict) -> tuple[int, str]:
+        asked.append(sum(len(group["answers"]) for group in body["groups"]))
+        return lengths(body)
+
+    many = [Group((Message("user", "p"),), ((Message("assistant", "a"),),) * count) for count in (300, 200, 100, 600, 5, 5)]
+    assert [len(row) for row in RemoteScorer(serve(counted)).score(many)] == [300, 200, 100, 600, 5, 5]
+    assert asked == [500, 100, 600, 10]
+
+
+def test_what_the_server_says_is_passed_on(serve) -> None:
+    with pytest.raises(EvaluationError, match=r"HTTP status 422, .*expected an answer that says something"):
+        RemoteScorer(serve(lambda body: (422, "expected an answer that says something")), wait=0.0).score(GROUPS)
+
+
 FAULTS: dict[str, Answer] = {
     "HTTP status 503": lambda body: (503, ""),
     "HTTP status 429": lambda body: (429, ""),

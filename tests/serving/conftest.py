@@ -17,7 +17,7 @@ from rewardproof.scoring import AnyModel, Combine, ModelEnsemble, Scale
 from rewardproof.serving.app import create_app
 from rewardproof.serving.guards import Guards
 from rewardproof.serving.served import Catalogue, Served
-from rewardproof.serving.server import listen
+from rewardproof.serving.server import impatient, listen
 from rewardproof.serving.settings import Limits
 
 
@@ -52,7 +52,7 @@ def start_server(models: dict[str, AnyModel]) -> Iterator[Callable[..., Running]
         catalogue = Catalogue([Served.of(name, (known or models)[name], bounds, spec=f"runs/{name}/model") for name in names])
         app = create_app(catalogue, bounds, token=token)
         listening = listen("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False))
+        server = uvicorn.Server(uvicorn.Config(app, http=impatient(bounds.timeout), log_config=None, access_log=False, server_header=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:

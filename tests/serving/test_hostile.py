@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ BODIES: dict[str, bytes] = {
     "a huge number": b'{"input": [' + b"9" * 10_000 + b"]}",
     "many keys": json.dumps({f"k{number}": number for number in range(50_000)}).encode(),
     "a surrogate as key": b'{"\\ud800": 1}',
+    "surrogates in answers": b'{"prompt": "a", "answers": ["\\ud800 x"]}',
+    "a surrogate as a prompt of answers": b'{"prompt": "\\ud800", "answers": ["x"]}',
     **{f"NaN as {name}": f'{{"{name}": NaN}}'.encode() for name in FIELDS},
     **{f"surrogate as {name}": f'{{"{name}": "\\ud800"}}'.encode() for name in FIELDS},
     **{f"surrogates in {name}": f'{{"{name}": ["\\udfff\\ud800"]}}'.encode() for name in FIELDS},
@@ -40,6 +43,32 @@ def test_a_bad_body_is_refused(server: Any, name: str) -> None:
         if found.status_code >= 400:
             assert found.json()["error"]["message"]
             assert len(found.content) < 2000
+
+
+@pytest.mark.parametrize("element", ["0", "null", '""', "{}", "[]"])
+def test_long_lists_of_no_use_are_refused_at_once(server: Any, element: str) -> None:
+    many = "[" + ",".join([element] * (4_000_000 // (len(element) + 1))) + "]"
+    bodies = {
+        "/score": f'{{"groups": {many}}}',
+        "/inspect": f'{{"prompt": "a", "answers": {many}}}',
+        "/get_reward": f'{{"query": {many}}}',
+        "/classify": f'{{"messages": {many}}}',
+        "/v1/embeddings": f'{{"input": {many}}}',
+        "/v1/score/evaluation": f'{{"messages": {many}}}',
+        "/reward": f'{{"prompt": {many}, "response": "w1"}}',
+    }
+    bodies |= {"/score?of=answers": f'{{"groups": [{{"prompt": "a", "answers": {many}}}]}}'}
+    for path, body in bodies.items():
+        started = time.monotonic()
+        found = server.client.post(path, content=body.encode(), headers={"Content-Type": "application/json"}, timeout=30)
+        assert found.status_code in (413, 422), (path, found.text)
+        assert time.monotonic() - started < 8, path
+
+
+def test_a_huge_answer_is_refused_before_it_is_changed(server: Any) -> None:
+    started = time.monotonic()
+    assert server.post("/perturb", {"prompt": "w1", "answers": ["w1. " * 300_000]}).status_code == 413
+    assert time.monotonic() - started < 20
 
 
 def test_long_texts_are_refused_and_the_server_lives(server: Any) -> None:
@@ -63,7 +92,8 @@ def test_roles_are_words_of_a_list_and_no_templates(server: Any, role: str) -> N
     for path, body in bodies:
         found = server.post(path, body)
         assert found.status_code == 422, found.text
-        assert "subclasses" not in found.text or "root:" not in found.text
+        assert "subclasses" not in found.text
+        assert "root:" not in found.text
 
 
 def test_a_clients_template_is_not_read(server: Any) -> None:

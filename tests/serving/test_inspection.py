@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rewardproof.data import Group, Message
+from rewardproof.data.encoding import render
 from rewardproof.merging.specialisation import alone
 from rewardproof.models.double_mixture import QueryRouter, put_category_head
 from rewardproof.models.reward_model import RewardModel
@@ -79,10 +80,20 @@ def test_a_model_of_whole_answers_says_so(asked: Any) -> None:
     assert found["answers"][0] == {"reward": found["answers"][0]["reward"], "before": None, "pieces": []}
 
 
-def test_a_model_that_routes_needs_to_know_the_prompt(asked: Any) -> None:
-    refused = asked.post("/classify", {"model": "dmoerm", "input": "<bar> w1 <eos> <bar> w2 <eos> "})
+def test_a_model_that_routes_reads_written_texts_as_the_turns_they_were_written_of(asked: Any, known: dict[str, Any]) -> None:
+    model = known["dmoerm"]
+    texts = [render(GROUP, answer, model.tokenizer) for answer in GROUP.answers]
+    wanted = model.score([GROUP])[0]
+    assert asked.post("/get_reward?model=dmoerm", {"query": texts}).json()["rewards"] == pytest.approx(wanted, abs=2e-5)
+    classified = asked.post("/classify", {"model": "dmoerm", "input": texts}).json()["data"]
+    assert [one["probs"][0] for one in classified] == pytest.approx(wanted, abs=2e-5)
+    cut = asked.client.post(
+        "/reward", params={"model": "dmoerm"}, json={"prompt": texts[0].partition(ANSWERS[0])[0], "response": ANSWERS[0]}
+    )
+    assert cut.json() == pytest.approx(wanted[0], abs=2e-5)
+    refused = asked.post("/classify", {"model": "dmoerm", "input": "w1 w2"})
     assert refused.status_code == 422
-    assert "expected a prompt: the router chooses by it who judges" in refused.json()["error"]["message"]
+    assert "has to know who said what. Write it with that template" in refused.json()["error"]["message"]
 
 
 def test_more_answers_than_the_page_shows(asked: Any) -> None:

@@ -135,6 +135,20 @@ def test_changed_answers_are_paid_for_and_taken_up(browser: Any, mixed: Any) -> 
     assert complaints == []
 
 
+def test_what_was_asked_of_an_earlier_text_is_not_shown(browser: Any, mixed: Any) -> None:
+    page, complaints = opened(browser, mixed.address)
+    type_in(page)
+    page.route("**/inspect", lambda route: (page.wait_for_timeout(500), route.continue_()))
+    page.click("#score")
+    page.locator(".answer textarea").first.fill("w50 w51")
+    page.wait_for_selector("#score:not([disabled])")
+    assert "Something was changed meanwhile" in page.inner_text("#status")
+    assert page.locator(".result:not([hidden])").count() == 0
+    page.click("#score")
+    scored(page)
+    assert not complaints
+
+
 def test_by_keyboard_alone(browser: Any, mixed: Any) -> None:
     page, complaints = opened(browser, mixed.address)
     page.wait_for_selector("#prompt:focus")
@@ -181,7 +195,10 @@ def test_what_goes_wrong_is_said(browser: Any, start_server: Callable[..., Any])
     scored(page)
     assert page.locator(".heat img").count() == 0
     assert page.locator(".heat").nth(1).inner_text().startswith("<img src=x")
-    page.locator(".answer textarea").first.fill(" ")
+    page.locator(".answer textarea").first.fill("")
+    page.click("#score")
+    scored(page)
+    page.fill("#prompt", " ")
     page.click("#score")
     page.wait_for_selector("#status.failed")
-    assert "empty answer at position 0" in page.locator("#status").inner_text()
+    assert "empty prompt" in page.locator("#status").inner_text()

@@ -7,6 +7,7 @@ import builtins
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -82,6 +83,19 @@ def test_sigterm_under_load_loses_nothing(reward_dir: Path, tmp_path: Path) -> N
     assert set(statuses) <= {200, 503}
     assert len(answered) == len(statuses), "every request that was taken was answered, and its answer arrived"
     assert lines[-1] == {**lines[-1], "event": "stopped", "waiting": 0}
+
+
+@pytest.mark.slow
+def test_sigterm_does_not_wait_long_for_a_body(reward_dir: Path, tmp_path: Path) -> None:
+    with process(tmp_path, reward_dir) as (server, address):
+        host, _, port = address.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))) as slow:
+            slow.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+            time.sleep(1)
+            server.send_signal(signal.SIGTERM)
+            slow.settimeout(30)
+            assert b"408" in slow.recv(4096).split(b"\r\n")[0]
+        assert server.wait(30) == 0
 
 
 @pytest.mark.slow

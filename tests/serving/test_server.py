@@ -155,6 +155,54 @@ def test_an_answer_that_takes_too_long(start_server: Callable[..., Any], slow: S
     assert "no rewards within 0.3 s" in found.json()["error"]["message"]
 
 
+def test_places_of_clients_that_left_go_to_those_who_come(start_server: Callable[..., Any], slow: Slow) -> None:
+    server = start_server("slow", limits=Limits(waiting=2, batch_tokens=1), known={"slow": slow})
+    worker = server.app.app.state.desk.worker
+    with asking(server, [BODY]) as first:
+        time.sleep(0.3)
+        data = json.dumps(BODY).encode()
+        with socket.create_connection(server.address.removeprefix("http://").split(":")) as rude:
+            head = f"POST /score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+            rude.sendall(head.encode() + data)
+            wait_for(lambda: worker.waiting == 2)
+        wait_for(lambda: worker._line[0].future.cancelled())
+        with asking(server, [BODY]) as last:
+            wait_for(lambda: not worker._line[0].future.cancelled())
+            slow.go.set()
+    assert [found.status_code for found in (*first, *last)] == [200, 200]
+    assert number(server, "rewardproof_abandoned_total") == 1
+
+
+def test_a_head_that_does_not_arrive(start_server: Callable[..., Any]) -> None:
+    server = start_server("dense", limits=Limits(timeout=0.5))
+    place = server.address.removeprefix("http://").split(":")
+    with socket.create_connection(place) as silent, socket.create_connection(place) as slow:
+        slow.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        slow.settimeout(10)
+        answered = b""
+        while not answered.endswith(b"}"):
+            answered += slow.recv(4096)
+        slow.sendall(b"GET /hea")
+        silent.settimeout(10)
+        assert (silent.recv(100), slow.recv(100)) == (b"", b""), "both were hung up on"
+    assert server.client.get("/health").status_code == 200
+
+
+def test_an_empty_answer_has_a_reward(server: Any, models: dict[str, Any]) -> None:
+    group = Group((Message("user", "w1"),), ((Message("assistant", ""),), (Message("assistant", "w2"),)))
+    found = server.post("/score", {"groups": [{"prompt": "w1", "answers": ["", "w2"]}]}).json()["rewards"][0]
+    assert found == pytest.approx(models["dense"].score([group])[0], abs=2e-5)
+    assert server.post("/reward", {"prompt": [{"role": "user", "content": "w1"}], "response": ""}).json() == pytest.approx(
+        found[0], abs=2e-5
+    )
+
+
+def test_prompts_that_texts_share_count_once_against_the_limit(start_server: Callable[..., Any]) -> None:
+    server = start_server("dense", limits=Limits(tokens=100))
+    assert server.post("/get_reward", {"query": ["w1 " * 60 + f"w{number}" for number in range(4)]}).status_code == 200
+    assert server.post("/get_reward", {"query": [f"w{number} " * 60 for number in range(4)]}).status_code == 413
+
+
 def test_a_body_that_does_not_arrive(start_server: Callable[..., Any]) -> None:
     server = start_server("dense", limits=Limits(timeout=0.3))
     with socket.create_connection(server.address.removeprefix("http://").split(":")) as slow:

@@ -23,6 +23,7 @@ from rewardproof.models.saving import save_reward_model
 from rewardproof.models.upcycling import Upcycle, moe_blocks, upcycle
 from rewardproof.stages import export as stage
 from rewardproof.stages.export import Export, run
+from rewardproof.stages.model_card import model_card
 
 IDS = torch.tensor([[5, 9, 33, 7, 61, 1], [8, 4, 4, 90, 2, 1]])
 
@@ -142,3 +143,12 @@ def test_the_card_tells_of_the_run_around_the_model(reward_dir: Path, tmp_path: 
     for said in ("seed: 3", "prefs.jsonl", "accuracy 71.0 % [68.0, 74.0]", "3 of 9 perturbations raise the reward", "llama3"):
         assert said in card
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "llama3"
+
+
+def test_no_run_lies_around_a_model_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("config.yaml", "model: secret"), ("provenance.json", "{}"), ("report.json", '{"headline": "another model"}')):
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    card = model_card("some-org/some-rm", "dense", "it")
+    assert "another model" not in card
+    assert "secret" not in card

@@ -63,8 +63,10 @@ def padded(passage: Passage, dice: random.Random) -> str:
     wanted = len(WORD.findall(passage.answer)) / 2
     order = dice.sample(NEUTRAL, len(NEUTRAL))
     added: list[str] = []
-    while len(added) < 2 or len(" ".join(added).split()) < wanted:
+    words = 0
+    while len(added) < 2 or words < wanted:
         added.append(order[len(added) % len(order)])
+        words += len(added[-1].split())
     return f"{passage.answer} {' '.join(added)}"
 
 

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from rewardproof.data.group import Group, Message
 from rewardproof.serving.answering import Desk, desk_of
+from rewardproof.serving.bodies import MOST, FirstFault
 
 router = APIRouter()
 
@@ -24,7 +25,7 @@ class Turn(BaseModel):
     """What was said."""
 
 
-Said = str | list[Turn]
+Said = str | Annotated[list[Turn], Field(max_length=MOST), FirstFault()]
 """Messages, or a text: the user's as a prompt, the assistant's as an answer."""
 
 
@@ -36,7 +37,7 @@ class GroupBody(BaseModel):
     """The client's own name for it, which is not used."""
     prompt: Said
     """The conversation up to the answers."""
-    answers: Annotated[list[Said], Field(min_length=1)]
+    answers: Annotated[list[Said], Field(min_length=1, max_length=MOST), FirstFault()]
     """The answers to compare."""
     raw: bool = False
     """The texts are joined as they are, with no chat template."""
@@ -53,7 +54,7 @@ class ScoreBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
     model: str = ""
     """Which of the server's models; empty for its first."""
-    groups: list[GroupBody]
+    groups: Annotated[list[GroupBody], Field(max_length=MOST), FirstFault()]
     """Any number of groups."""
 
 
@@ -76,8 +77,8 @@ def messages(said: Said, role: str) -> tuple[Message, ...]:
 @router.post("/score")
 async def score(body: ScoreBody, request: Request, desk: Annotated[Desk, Depends(desk_of)]) -> ScoreReply:
     """Rewards of every answer of every group."""
-    served = desk.models.named(body.model)
-    groups = [group.as_group() for group in body.groups]
-    found = await desk.rewards(request, served, sum(len(group.answers) for group in groups), lambda: served.encode(groups))
+    served = desk.model(request, body.model)
+    n_texts = sum(len(group.answers) for group in body.groups)
+    found = await desk.rewards(request, served, n_texts, lambda: served.encode([group.as_group() for group in body.groups]))
     apart = [list(rewards.apart) for rewards in found]
     return ScoreReply(model=served.name, rewards=[list(rewards.values) for rewards in found], disagreement=apart if any(apart) else None)

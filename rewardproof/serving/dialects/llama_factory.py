@@ -6,10 +6,11 @@ import uuid
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 
 from rewardproof.serving.answering import Desk, desk_of, one_each
+from rewardproof.serving.bodies import MOST, FirstFault
 from rewardproof.serving.dialects.written import rewards_of_texts
 
 router = APIRouter()
@@ -20,7 +21,7 @@ class EvaluationBody(BaseModel):
 
     model: str = ""
     """Which of the server's models; where it has one, it answers to every name."""
-    messages: list[str]
+    messages: Annotated[list[str], Field(max_length=MOST), FirstFault()]
     """Prompts and answers with their special tokens."""
     max_length: int | None = None
     """Not used: a text that is longer than the server takes is refused, none is cut."""
@@ -38,6 +39,6 @@ class EvaluationReply(BaseModel):
 @router.post("/v1/score/evaluation")
 async def evaluation(body: EvaluationBody, request: Request, desk: Annotated[Desk, Depends(desk_of)]) -> EvaluationReply:
     """Rewards of a policy's texts, each with as much of the template's end as it lacks."""
-    served = desk.models.named(body.model, any_name=True)
+    served = desk.model(request, body.model, any_name=True)
     found = await rewards_of_texts(desk, request, served, body.messages)
     return EvaluationReply(id=f"scoreval-{uuid.uuid4().hex}", model=served.name, scores=one_each(found))

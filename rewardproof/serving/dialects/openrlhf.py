@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 
 from rewardproof.serving.answering import Desk, desk_of, one_each
+from rewardproof.serving.bodies import MOST, FirstFault
 from rewardproof.serving.dialects.written import rewards_of_texts
 
 router = APIRouter()
@@ -17,9 +18,9 @@ router = APIRouter()
 class QueryBody(BaseModel):
     """Texts of the policy."""
 
-    query: str | list[str]
+    query: str | Annotated[list[str], Field(max_length=MOST), FirstFault()]
     """Prompts and responses with their special tokens; may be empty."""
-    prompts: list[str] | None = None
+    prompts: Annotated[list[str], Field(max_length=MOST), FirstFault()] | None = None
     """The prompts alone, by which responses to one prompt are found."""
     labels: Any = None
     """Not used."""
@@ -41,7 +42,7 @@ class QueryReply(BaseModel):
 @router.post("/get_reward")
 async def get_reward(body: QueryBody, request: Request, desk: Annotated[Desk, Depends(desk_of)]) -> QueryReply:
     """Rewards of a policy's texts, each with as much of the template's end as it lacks."""
-    served = desk.models.named(body.model, any_name=True)
+    served = desk.model(request, body.model, any_name=True)
     texts = [body.query] if isinstance(body.query, str) else body.query
     prompts = body.prompts if body.prompts is not None and len(body.prompts) == len(texts) else None
     found = await rewards_of_texts(desk, request, served, texts, prompts=prompts)

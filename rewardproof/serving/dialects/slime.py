@@ -30,7 +30,7 @@ class SampleBody(BaseModel):
 @router.post("/reward")
 async def reward(body: SampleBody, request: Request, desk: Annotated[Desk, Depends(desk_of)]) -> float:
     """The reward alone."""
-    served = desk.models.first
+    served = desk.model(request)
     if isinstance(body.prompt, str):
         found = await rewards_of_texts(desk, request, served, [body.prompt + body.response], prompts=[body.prompt])
     else:

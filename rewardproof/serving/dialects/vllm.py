@@ -14,12 +14,15 @@ from starlette.requests import Request
 
 from rewardproof.data.group import Group
 from rewardproof.serving.answering import Desk, desk_of
+from rewardproof.serving.bodies import MOST, MOST_IDS, FirstFault
 from rewardproof.serving.dialects.groups import Turn, messages
 from rewardproof.serving.dialects.written import rewards_of_texts
 from rewardproof.serving.served import Rewards, Served
 
 router = APIRouter()
-Ids = Annotated[list[int], Field(min_length=1)]
+Ids = Annotated[list[int], Field(min_length=1, max_length=MOST_IDS), FirstFault()]
+Texts = Annotated[list[str], Field(max_length=MOST), FirstFault()]
+Rows = Annotated[list[Ids], Field(max_length=MOST), FirstFault()]
 
 
 class InputBody(BaseModel):
@@ -27,9 +30,9 @@ class InputBody(BaseModel):
 
     model: str = ""
     """Which of the server's models; where it has one, it answers to every name."""
-    input: str | Ids | list[str] | list[Ids] | None = None
+    input: str | Ids | Texts | Rows | None = None
     """Texts that the chat template has written already, or token ids; nothing is put at their end."""
-    messages: Annotated[list[Turn], Field(min_length=1)] | None = None
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=MOST), FirstFault()] | None = None
     """A conversation instead, which the chat template writes."""
     use_activation: bool | None = None
     """Not used: the reward is what a regression gives, with or without."""
@@ -109,7 +112,7 @@ class EmbeddingsReply(BaseModel):
 
 
 async def _rewards(body: InputBody, request: Request, desk: Desk) -> tuple[Served, list[Rewards]]:
-    served = desk.models.named(body.model, any_name=True)
+    served = desk.model(request, body.model, any_name=True)
     if body.messages is not None:
         *prompt, answer = messages(body.messages, "user")
         group = Group(tuple(prompt), ((answer,),))

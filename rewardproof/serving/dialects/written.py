@@ -13,5 +13,5 @@ from rewardproof.serving.served import Rewards, Served
 async def rewards_of_texts(
     desk: Desk, request: Request, served: Served, texts: Sequence[str], *, prompts: Sequence[str] | None = None, close: bool = True
 ) -> list[Rewards]:
-    """Rewards of written texts, one group each; arguments as of `WrittenTexts.groups`."""
-    return await desk.rewards(request, served, len(texts), lambda: served.within_limits(served.texts.groups(texts, prompts, close=close)))
+    """Rewards of written texts, one group each; arguments as of `Served.written`."""
+    return await desk.rewards(request, served, len(texts), lambda: served.written(texts, prompts, close=close))

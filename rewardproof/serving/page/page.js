@@ -45,8 +45,10 @@ function nameAnswers() {
   byId("add").disabled = cards.length === LETTERS.length;
 }
 
-// What was shown belongs to what was typed; once that changes it goes.
+// What was shown belongs to what was typed; once that changes it goes, and what was asked about it is not shown when it comes.
+let changes = 0;
 function forget() {
+  changes += 1;
   for (const result of answers.querySelectorAll(".result")) result.hidden = true;
   for (const card of answers.children) card.classList.remove("best");
   byId("voices").hidden = true;
@@ -77,12 +79,17 @@ async function ask(path, body) {
 
 async function askOf(path, doing, show) {
   const cards = [...answers.children];
+  const asked = changes;
   const buttons = [byId("score"), byId("perturb")];
   for (const button of buttons) button.disabled = true;
   tell(`${doing} \u2026`);
   try {
     const texts = cards.map((card) => card.querySelector("textarea").value);
     const found = await ask(path, { model: byId("model").value, prompt: byId("prompt").value, answers: texts });
+    if (changes !== asked) {
+      tell("Something was changed meanwhile; ask again.");
+      return;
+    }
     tell("");
     show(found, cards);
   } catch (error) {
