@@ -31,7 +31,7 @@ def ask(address: str, groups: list[Group] | None = None, **settings: Any) -> tup
     return asyncio.run(one())
 
 
-def test_many_at_a_time(start_server: Callable[..., Any], models: dict[str, AnyModel]) -> None:
+def test_many_at_a_time(start_server: Callable[..., Any], models: dict[str, AnyModel], monkeypatch: pytest.MonkeyPatch) -> None:
     server = start_server("dense", "ensemble", token="sesame")
 
     async def all_of_them() -> list[list[tuple[float, ...]]]:
@@ -43,8 +43,10 @@ def test_many_at_a_time(start_server: Callable[..., Any], models: dict[str, AnyM
     assert ask(f"{server.address}/score", RAW, token="sesame")[0][0] == pytest.approx(models["dense"].score(RAW)[0], abs=2e-5)
     with pytest.raises(EvaluationError, match=r"gave no scores for 1 groups: HTTP status 401, .*Bearer"):
         ask(f"{server.address}/score", token="other")
-    with pytest.raises(EvaluationError, match="HTTP status 401"):
+    with pytest.raises(EvaluationError, match=r"HTTP status 401, .*with this server's token"):
         RemoteScorer(f"{server.address}/score", token="other").score(GROUPS[:1])
+    monkeypatch.setenv("REWARDPROOF_TOKEN", "sesame")
+    assert ask(f"{server.address}/score", RAW)[0][0] == pytest.approx(models["dense"].score(RAW)[0], abs=2e-5)
 
 
 def test_what_may_pass_is_tried_again(serve: Callable[..., str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewardproof.data import Group, Message, read_groups
-from rewardproof.errors import ConfigError
+from rewardproof.errors import ConfigError, DataError
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.policy.rewards import DISAGREEMENT
 from rewardproof.scoring import CheckableGold, Combine, ModelEnsemble, RemoteScorer, Scale
@@ -49,6 +49,15 @@ def test_scores_are_the_scorers_own_in_the_callers_order(scorers: dict[str, Any]
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     assert raw == pytest.approx(joined, abs=1e-5)
+
+
+def test_a_content_in_parts_is_its_texts(scorers: dict[str, Any]) -> None:
+    reward = TrlReward(scorers["model"])
+    parts = [{"type": "text", "text": "w4 "}, {"type": "text", "text": "w5"}]
+    in_parts = reward([user("w1")], [[{"role": "assistant", "content": parts}]])
+    assert in_parts == pytest.approx(reward([user("w1")], [says("w4 w5")]))
+    with pytest.raises(DataError, match="Got a message with a part that is no text"):
+        reward([user("w1")], [[{"role": "assistant", "content": [{"type": "image"}]}]])
 
 
 def test_a_program_finds_its_columns() -> None:
