@@ -176,7 +176,7 @@ def test_a_frozen_verifier_is_a_switch(made: Callable[..., Align], whole: dict[s
     assert not (tmp_path / "frozen/reward").exists()
     assert not any(name.startswith("followed/") for name in rows_of(tmp_path / "frozen", 4)[0])
     one, other = logged(tmp_path / "frozen"), logged(whole["cooper"])
-    assert one[0]["reward"] == pytest.approx(other[0]["reward"], rel=1e-5), "the first update is judged by the verifier as it was given in both"
+    assert one[0]["reward"] == pytest.approx(other[0]["reward"], rel=1e-5), "both are judged by the verifier as it was given at first"
     assert one[-1]["reward"] != other[-1]["reward"]
 
 
