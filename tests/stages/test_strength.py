@@ -213,6 +213,15 @@ def uninterrupted(settings: Settings, tmp_path_factory: pytest.TempPathFactory) 
     return config, run(config, tmp_path_factory.mktemp("whole") / "whole.jsonl").path
 
 
+def close(one: Any, other: Any) -> bool:
+    """Whether two parts of a report agree to the digits that are meant."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    return one == other or (isinstance(one, float) and one == pytest.approx(other, rel=1e-5, abs=1e-6))
+
+
 @pytest.mark.parametrize(
     ("what", "step", "kept"),
     [
@@ -239,10 +248,11 @@ def test_an_interrupted_run_ends_at_the_same_numbers(
     trained = [done for name, done in seen if name == f"model {kept + 1} of 4: training" and done]
     assert trained[:1] == ([] if "scoring" in what else [(step - 1) // 2 * 2 + 1]), "from its last checkpoint; a trained model is scored"
     assert not any(name.startswith(f"model {number} of 4") for name, _ in seen for number in range(1, kept + 1)), "finished models stay"
-    assert out.read_bytes() == whole.read_bytes()
+    written = [[json.loads(line) for line in file.read_text().splitlines()] for file in (whole, out)]
+    assert close(written[1], written[0]), "a model that was loaded may compute in another order"
     reports = [json.loads(Path(f"{file}.report/report.json").read_text()) for file in (whole, out)]
     for name in ("rows", "strength", "negative", "deciles", "pairs"):
-        assert reports[0][name] == reports[1][name]
+        assert close(reports[1][name], reports[0][name]), name
     assert not Path(f"{out}.report/members").exists()
     again: list[str] = []
     run(config, out, resume=True, progress=lambda what, done, total: again.append(what))
