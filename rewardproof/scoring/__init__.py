@@ -6,7 +6,15 @@ from rewardproof.scoring.double_mixture import DMOERM_FILE, DoubleMixture
 from rewardproof.scoring.ensemble import Combine, Ensemble, score_and_disagreement
 from rewardproof.scoring.gold import CheckableFamily, CheckableGold
 from rewardproof.scoring.implicit import Implicit, ImplicitReward
-from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, EnsembleFile, ModelEnsemble, models_of, reads_tokens, tokens_and_disagreement
+from rewardproof.scoring.model_ensemble import (
+    ENSEMBLE_FILE,
+    EnsembleFile,
+    ModelEnsemble,
+    models_of,
+    reads_tokens,
+    share_trunks,
+    tokens_and_disagreement,
+)
 from rewardproof.scoring.policy_feedback import PolicyFeedbackReward, PolicyMoment, own_weight
 from rewardproof.scoring.probability import AsProbability
 from rewardproof.scoring.remote import RemoteScorer
@@ -49,6 +57,7 @@ __all__ = [
     "own_weight",
     "reads_tokens",
     "score_and_disagreement",
+    "share_trunks",
     "stream_names",
     "tokens_and_disagreement",
 ]

@@ -24,6 +24,7 @@ from rewardproof.models.precision import Precision, resolve_precision
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.token_scores import Readings, TokenScores, token_scores
 from rewardproof.models.trunk import TrunkMemory, layers_in_common
+from rewardproof.models.upcycling import first_differing
 from rewardproof.scoring.activation import ACTIVATION_FILE
 from rewardproof.scoring.combination import Floats, Scale, combine, disagreement
 from rewardproof.scoring.double_mixture import DMOERM_FILE, DoubleMixture
@@ -257,6 +258,18 @@ def models_of(scorer: Scorer) -> list[RewardModel]:
     if isinstance(scorer, DoubleMixture):
         return scorer.models
     return [one for member in scorer.models.values() for one in models_of(member)] if isinstance(scorer, ModelEnsemble) else []
+
+
+def share_trunks(scorer: Scorer, layers: str, *, limit_gb: float) -> None:
+    """Compute the layers below those that `layers` names once for all models that have them in common.
+
+    Args:
+        scorer: Whose models; one without any stays as it is.
+        layers: Where the models differ, `all` or `top:K`.
+        limit_gb: Disk for what the layers below put out; beyond it every model runs whole.
+    """
+    for model in models_of(scorer):
+        model.share_trunk(first_differing(layers, model.model.config.num_hidden_layers), limit_gb=limit_gb)
 
 
 def reads_tokens(scorer: Scorer) -> TypeGuard[TokenScorer]:

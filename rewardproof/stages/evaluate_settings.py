@@ -12,8 +12,7 @@ from rewardproof.data import Scenarios
 from rewardproof.data.encoding import OverlongOrCut
 from rewardproof.errors import ConfigError
 from rewardproof.models.precision import Precision
-from rewardproof.models.upcycling import first_differing
-from rewardproof.scoring import AnyModel, Implicit, ImplicitReward, load_model, method_names, models_of
+from rewardproof.scoring import AnyModel, Implicit, ImplicitReward, load_model, method_names, share_trunks
 
 Judge = AnyModel | ImplicitReward
 """What can be evaluated."""
@@ -90,8 +89,7 @@ class Evaluate(Section):
             model = ImplicitReward.load(self.model, self.implicit, precision=self.precision)
         else:
             model = load_model(self.model, precision=self.precision)
-            for one in models_of(model):
-                one.share_trunk(first_differing(self.layers, one.model.config.num_hidden_layers), limit_gb=self.trunk_cache_gb)
+            share_trunks(model, self.layers, limit_gb=self.trunk_cache_gb)
         if self.as_published.chat_template:
             model.tokenizer.chat_template = template.read_text()
         return model

@@ -18,9 +18,8 @@ from rewardproof.data import Group
 from rewardproof.errors import EvaluationError
 from rewardproof.evaluation import BestOfNRuns, Hacking
 from rewardproof.models.precision import Precision
-from rewardproof.models.upcycling import first_differing
 from rewardproof.report import format_interval
-from rewardproof.scoring import Scorer, load_scorer, models_of
+from rewardproof.scoring import Scorer, load_scorer, share_trunks
 from rewardproof.stages.stress_pools import Pools, whole_rows
 from rewardproof.statistics import Interval
 
@@ -161,6 +160,5 @@ def _kept(file: Path, pools: Sequence[Group]) -> Scores:
 def sharing_trunk(spec: str, *, precision: Precision, layers: str, limit_gb: float) -> Scorer:
     """A scorer whose layers below those that `layers` names are computed once for all models that have them in common."""
     scorer = load_scorer(spec, precision=precision)
-    for model in models_of(scorer):
-        model.share_trunk(first_differing(layers, model.model.config.num_hidden_layers), limit_gb=limit_gb)
+    share_trunks(scorer, layers, limit_gb=limit_gb)
     return scorer

@@ -128,15 +128,20 @@ def test_a_full_line_says_when_to_come_back(start_server: Callable[..., Any], sl
     assert server.post("/score", BODY).status_code == 200
 
 
+def ask_and_leave(server: Any) -> None:
+    """A client whose request stands in line when it hangs up."""
+    data = json.dumps(BODY).encode()
+    with socket.create_connection(server.address.removeprefix("http://").split(":")) as rude:
+        head = f"POST /score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        rude.sendall(head.encode() + data)
+        wait_for(lambda: server.app.app.state.desk.worker.waiting == 2)
+
+
 def test_a_client_that_leaves_is_passed_over(start_server: Callable[..., Any], slow: Slow) -> None:
     server = start_server("slow", limits=Limits(batch_tokens=1), known={"slow": slow})
     with asking(server, [BODY]) as first:
         time.sleep(0.3)
-        data = json.dumps(BODY).encode()
-        with socket.create_connection(server.address.removeprefix("http://").split(":")) as rude:
-            head = f"POST /score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-            rude.sendall(head.encode() + data)
-            wait_for(lambda: server.app.app.state.desk.worker.waiting == 2)
+        ask_and_leave(server)
         with asking(server, [BODY]) as last:
             wait_for(lambda: server.app.app.state.desk.worker.waiting == 4)
             time.sleep(0.3)
@@ -160,11 +165,7 @@ def test_places_of_clients_that_left_go_to_those_who_come(start_server: Callable
     worker = server.app.app.state.desk.worker
     with asking(server, [BODY]) as first:
         time.sleep(0.3)
-        data = json.dumps(BODY).encode()
-        with socket.create_connection(server.address.removeprefix("http://").split(":")) as rude:
-            head = f"POST /score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-            rude.sendall(head.encode() + data)
-            wait_for(lambda: worker.waiting == 2)
+        ask_and_leave(server)
         wait_for(lambda: worker._line[0].future.cancelled())
         with asking(server, [BODY]) as last:
             wait_for(lambda: not worker._line[0].future.cancelled())
