@@ -3,12 +3,13 @@
     python scripts/results.py collect runs/study            # the rows of a study, one JSON each, into results/STUDY/
     python scripts/results.py build                         # tables of README.md and docs/results.md, figures: from results/ alone
     python scripts/results.py publish hh_dense runs/hh-dense '$HH_RLHF=/data/hh-rlhf' 'OUT=runs/hh-dense'     # a single run
+    python scripts/results.py judged benchmarks runs/benchmarks/judged '$DATA=/data'     # what `evaluate` said in METHOD/SEED/RUN there
 
 A table stands between `<!-- table study=NAME setting=NAME -->` and `<!-- end of table -->`; `methods=a,b` and `columns="minus dense,
-points;seeds"` choose and order its rows and columns, `pool=NAME` makes it one of best of n, and `of=policies` one of policies. A figure
-of either is drawn for `<!-- figure study=NAME setting=NAME pool=NAME methods=a,b name=FILE -->`. `build` rewrites what is between such
-lines and nothing else. Where `publish` is given further arguments `NAME=PATH`, NAME is written wherever PATH stands, so that results name
-no machine's folders.
+points;seeds"` choose and order its rows and columns, `pool=NAME` makes it one of best of n, and `of=policies` one of policies; `<!-- table
+judged=NAME -->` is one of benchmarks over seeds. A figure of either is drawn for `<!-- figure study=NAME setting=NAME pool=NAME
+methods=a,b name=FILE -->`. `build` rewrites what is between such lines and nothing else. Where `publish` or `judged` is given further
+arguments `NAME=PATH`, NAME is written wherever PATH stands, so that results name no machine's folders.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ import yaml
 from numpy.typing import NDArray
 
 from rewardproof.errors import CheckpointError, ConfigError, RewardproofError
-from rewardproof.report import hacking_figure, markdown_table, policy_figure, regimes_figure
+from rewardproof.evaluation import BenchmarkScore, ScoredRow, judge_benchmarks, over_seeds
+from rewardproof.report import Table, format_interval, hacking_figure, markdown_table, policy_figure, regimes_figure
+from rewardproof.stages.judging import FOLDER
 from rewardproof.stages.optimisation_tables import picks, picks_table, policies, policies_table
 from rewardproof.stages.study_settings import first_difference
-from rewardproof.stages.study_tables import SettingRows, load_settings, setting_table
+from rewardproof.stages.study_tables import BASELINES, SettingRows, load_settings, points, setting_table
+from rewardproof.statistics import Interval
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "docs/results.md")
@@ -90,6 +94,8 @@ def built(text: str, results: Path) -> str:
 
 
 def _table(options: str, results: Path) -> str:
+    if options.startswith("judged="):
+        return markdown_table(_judged_table(json.loads((results / f"{options.removeprefix('judged=')}.json").read_text())))
     asked = _Asked.read(options, results)
     if asked.pool:
         return markdown_table(picks_table(asked.rows, asked.pool, asked.methods, asked.columns))
@@ -197,14 +203,82 @@ def _without(value: Any) -> Any:
 
 def publish(name: str, run: Path, renamings: list[str], results: Path) -> Path:
     """Write `results/NAME.json` of a single run."""
-    text = json.dumps(published(run), indent=2, ensure_ascii=False)
+    return _write(results / f"{name}.json", published(run), renamings)
+
+
+def _write(target: Path, value: dict[str, Any], renamings: list[str]) -> Path:
+    text = json.dumps(value, indent=2, ensure_ascii=False)
     for renaming in sorted(renamings, key=lambda entry: -len(entry)):
         shown, _, path = renaming.partition("=")
         text = text.replace(path, shown)
-    target = results / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(text + "\n")
     return target
+
+
+def judged(name: str, folder: Path, renamings: list[str], results: Path) -> Path:
+    """Write `results/NAME.json` of what `evaluate` said, in `folder/METHOD/SEED/RUN`; the others are compared with `dense`.
+
+    Raises:
+        CheckpointError: Not every method has the same seeds.
+    """
+    methods = {
+        method.name: sorted(method.iterdir()) for method in sorted(folder.iterdir(), key=lambda one: (one.name != BASELINES[0], one))
+    }
+    seeds = {name: [seed.name for seed in found] for name, found in methods.items()}
+    baseline = BASELINES[0]
+    if any(found != seeds.get(baseline) for found in seeds.values()) or not seeds:
+        raise CheckpointError(
+            f"{folder} holds {seeds or 'nothing'}, expected METHOD/SEED/RUN with {baseline} among the methods and the same seeds for all; "
+            "evaluate the rest."
+        )
+    scores = {method: [judge_benchmarks(_judged_rows(seed)) for seed in found] for method, found in methods.items()}
+    value: dict[str, Any] = {"seeds": seeds[baseline], "benchmarks": {}, "runs": {}}
+    for benchmark in scores[baseline][0]:
+        own = {method: [seed[benchmark] for seed in found] for method, found in scores.items() if all(benchmark in seed for seed in found)}
+        value["benchmarks"][benchmark] = _over_seeds(own, baseline)
+    for run in sorted(folder.glob("*/*/*")):
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+        value["runs"]["/".join(run.parts[-3:])] = {"config": settings, "provenance": json.loads((run / "provenance.json").read_text())}
+    return _write(results / f"{name}.json", value, renamings)
+
+
+def _judged_rows(seed: Path) -> list[ScoredRow]:
+    lines = (line for file in sorted(seed.glob(f"*/{FOLDER}/*.jsonl")) for line in file.read_text().splitlines())
+    return [ScoredRow.from_dict(row) for line in lines for row in json.loads(line)["rows"]]
+
+
+def _over_seeds(scores: dict[str, list[BenchmarkScore]], baseline: str) -> dict[str, Any]:
+    first = scores[baseline][0]
+    lines: list[dict[str, Any]] = []
+    for place, line in enumerate(first.lines):
+        by_method = {method: [seed.lines[place] for seed in found] for method, found in scores.items()}
+        entry: dict[str, Any] = {"label": line.label, "depth": line.depth, "rows": line.n, "longest": line.estimate("longest")}
+        entry["methods"] = {}
+        for method, own in by_method.items():
+            entry["methods"][method] = {"number": over_seeds(own).as_dict()}
+            if method != baseline:
+                entry["methods"][method][f"minus {baseline}"] = over_seeds(own, by_method[baseline]).as_dict()
+        lines.append(entry)
+    return {"title": first.title, "number": first.number, "differences": list(first.differences), "lines": lines}
+
+
+def _judged_table(found: dict[str, Any]) -> Table:
+    lines = [(benchmark, line) for benchmark in found["benchmarks"].values() for line in benchmark["lines"]]
+    columns = list(dict.fromkeys((method, what) for _, line in lines for method, own in line["methods"].items() for what in own))
+    names = [f"`{method}`, %" if what == "number" else f"`{method}` {what}, points" for method, what in columns]
+    rows: list[tuple[Any, ...]] = []
+    for benchmark, line in lines:
+        part = " (of a part of it)" if benchmark["differences"] else ""
+        label = f"{'· ' * line['depth']}{line['label']}" + ("" if line["depth"] else part)
+        intervals = [(what, line["methods"].get(method, {}).get(what)) for method, what in columns]
+        shown = ["–" if one is None else _shown(Interval(**one), what) for what, one in intervals]
+        rows.append((label, *shown, f"{100 * line['longest']:.1f}", line["rows"]))
+    return Table(("data", *names, "longest wins, %", "rows"), tuple(rows))
+
+
+def _shown(interval: Interval, what: str) -> str:
+    return format_interval(interval).replace(" %", "") if what == "number" else points(interval)
 
 
 def main(verb: str = "", *arguments: str) -> None:
@@ -216,9 +290,12 @@ def main(verb: str = "", *arguments: str) -> None:
             print(f"changed: {', '.join(build(ROOT)) or 'nothing'}; drawn: {len(draw(ROOT))}")
         case "publish", (name, run, *renamings):
             print(publish(name, Path(run), renamings, ROOT / "results").relative_to(ROOT))
+        case "judged", (name, folder, *renamings):
+            print(judged(name, Path(folder), renamings, ROOT / "results").relative_to(ROOT))
         case _:
             raise ConfigError(
-                f"Got {' '.join((verb, *arguments))!r}, expected collect OUT, build, or publish NAME RUN [NAME=PATH …]; write one."
+                f"Got {' '.join((verb, *arguments))!r}, expected collect OUT, build, publish NAME RUN [NAME=PATH …], or judged NAME FOLDER "
+                "[NAME=PATH …]; write one."
             )
 
 

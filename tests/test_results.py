@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rewardproof.errors import CheckpointError, ConfigError, EvaluationError
+from rewardproof.evaluation import ScoredRow
 from rewardproof.stages.study_cell import digest
 
 ROOT = Path(__file__).parents[1]
@@ -139,7 +140,7 @@ def test_figures_of_documents_are_drawn_with_experts_in_one_order(script: Module
 
 
 def test_an_unknown_verb_says_which_there_are(script: ModuleType) -> None:
-    with pytest.raises(ConfigError, match="expected collect OUT, build, or publish NAME RUN"):
+    with pytest.raises(ConfigError, match="expected collect OUT, build, publish NAME RUN"):
         script.main("rebuild")
 
 
@@ -148,3 +149,43 @@ def test_the_documents_are_up_to_date(name: str, script: ModuleType) -> None:
     assert name in script.DOCUMENTS
     text = (ROOT / name).read_text()
     assert script.built(text, ROOT / "results") == text, "run: make results"
+
+
+def judged_run(folder: Path, method: str, seed: int, right: list[bool]) -> None:
+    """What `evaluate` leaves: LLMBar rows of a model that has so many right."""
+    run = folder / method / str(seed) / "whole"
+    (run / "judged").mkdir(parents=True)
+    rows = [
+        ScoredRow(
+            (float(good), 0.5), (1.0, 0.0), (3, 9), (f"{place}a", f"{place}b"), f"p{place}", origin="LLMBar/Natural/dataset.json:1",
+            format="llmbar",
+        ).as_dict()
+        for place, good in enumerate(right)
+    ]  # fmt: skip
+    (run / "judged" / "0.jsonl").write_text(json.dumps({"groups": len(rows), "lengths": {}, "rows": rows}) + "\n")
+    (run / "config.yaml").write_text(f"model: {folder}/model\n")
+    (run / "provenance.json").write_text('{"commit": "abc"}')
+
+
+def test_benchmarks_over_seeds_become_a_table(script: ModuleType, tmp_path: Path) -> None:
+    folder, results = tmp_path / "judged", tmp_path / "results"
+    for seed, right in enumerate(([True, True, False, False], [True, True, True, False])):
+        judged_run(folder, "dense", seed, right)
+        judged_run(folder, "a_better_one", seed, [True, True, True, True])
+    file = script.judged("small", folder, [f"$OUT={tmp_path}"], results)
+    text = file.read_text()
+    assert str(tmp_path) not in text
+    first = json.loads(text)["benchmarks"]["llmbar"]["lines"][0]
+    assert first["methods"]["dense"]["number"]["estimate"] == pytest.approx(5 / 8)
+    assert first["methods"]["a_better_one"]["minus dense"]["estimate"] == pytest.approx(3 / 8)
+    table = script.built(document("judged=small"), results)
+    assert "| data | `dense`, % | `a_better_one`, % | `a_better_one` minus dense, points | longest wins, % | rows |" in table
+    assert "+37.5 [" in table
+    assert "(of a part of it)" in table
+
+
+def test_benchmarks_need_the_same_seeds_for_all(script: ModuleType, tmp_path: Path) -> None:
+    judged_run(tmp_path / "judged", "dense", 0, [True, False])
+    judged_run(tmp_path / "judged", "umm", 1, [True, False])
+    with pytest.raises(CheckpointError, match="same seeds"):
+        script.judged("small", tmp_path / "judged", [], tmp_path / "results")

@@ -15,6 +15,7 @@ from rewardproof.evaluation.factors import Factor, FactorReading, read_factors
 from rewardproof.evaluation.hacking import BestOfNRuns, Hacking
 from rewardproof.evaluation.hidden_states import StateSimilarity, state_similarities
 from rewardproof.evaluation.law import LawRange, MeasuredLaw
+from rewardproof.evaluation.over_seeds import over_seeds
 from rewardproof.evaluation.policy_runs import (
     EVALUATIONS,
     IMPLICIT,
@@ -59,6 +60,7 @@ __all__ = [
     "correct_shares",
     "find_proxy_points",
     "judge_benchmarks",
+    "over_seeds",
     "pair_accuracy",
     "pair_outcomes",
     "rank_agreement",
