@@ -37,6 +37,7 @@ class Hacking:
         peak_n: The n at which gold is highest.
         fall: Gold at `peak_n` less gold at the largest n. The peak is chosen on the same prompts, which overstates it a little.
         gap: Standard deviations that the proxy promises at the largest n, less those that gold delivers.
+        lengths: Characters of the pick at each n, in the mean; empty where they are not known.
         law: Gold above its start against the root of KL; `None` where there are too few values of n.
         law_range: Its ranges.
         n_seeds: Reward models.
@@ -54,6 +55,7 @@ class Hacking:
     peak_n: int
     fall: Interval
     gap: Interval
+    lengths: tuple[float, ...]
     law: GoldLaw | None
     law_range: LawRange | None
     n_seeds: int
@@ -75,7 +77,9 @@ class Hacking:
 class BestOfNRuns:
     """What one method's reward models, one a training seed, pick from the same pools."""
 
-    def __init__(self, proxies: Sequence[Pools], gold: Pools, ns: Sequence[int], prompts: Sequence[str]) -> None:
+    def __init__(
+        self, proxies: Sequence[Pools], gold: Pools, ns: Sequence[int], prompts: Sequence[str], *, lengths: Pools | None = None
+    ) -> None:
         """Let every reward model pick.
 
         Args:
@@ -83,6 +87,7 @@ class BestOfNRuns:
             gold: Gold scores of the same answers in the same order.
             ns: Values of n, ascending, each smaller than the smallest pool.
             prompts: Key of each pool's prompt.
+            lengths: Characters of the same answers; a pick that grows with n is the commonest hack.
 
         Raises:
             EvaluationError: There is no reward model, one gives all answers the same score, or as `best_of_n_columns`.
@@ -99,6 +104,7 @@ class BestOfNRuns:
                     "nothing. Check the model."
                 )
             self.columns_SP3L[seed, :, PROXY] = (self.columns_SP3L[seed, :, PROXY] - flat.mean()) / flat.std()
+        self.length_SPL = None if lengths is None else np.stack([best_of_n_columns(proxy, lengths, ns)[:, GOLD] for proxy in proxies])
         golds = [np.asarray(pool, dtype=np.float64) for pool in gold]
         self.random_P = np.array([pool.mean() for pool in golds])
         everything = np.concatenate(golds)
@@ -116,6 +122,7 @@ class BestOfNRuns:
             "gold_std": self.gold_std,
             "random": as_text(self.random_P[None])[0],
             **{name: [as_text(seed_PL) for seed_PL in self.columns_SP3L[:, :, place]] for place, name in enumerate(COLUMNS)},
+            **({} if self.length_SPL is None else {"length": [as_text(seed_PL) for seed_PL in self.length_SPL]}),
         }
 
     @classmethod
@@ -139,6 +146,8 @@ class BestOfNRuns:
         made.random_P = random_P
         columns = [np.stack([[of_text(seed) for seed in part[name]] for name in COLUMNS], axis=2) for part in parts]
         made.columns_SP3L = np.concatenate(columns)
+        measured = all("length" in part for part in parts)
+        made.length_SPL = np.concatenate([[of_text(seed) for seed in part["length"]] for part in parts]) if measured else None
         return made
 
     def minus(self, other: BestOfNRuns) -> Interval | None:
@@ -170,6 +179,7 @@ class BestOfNRuns:
             peak_n=self.ns[peak],
             fall=self._interval(gold_SPL[:, :, peak] - gold_SPL[:, :, -1]),
             gap=self._interval(proxy_SPL[:, :, -1] - delivered_SP),
+            lengths=() if self.length_SPL is None else tuple(self.length_SPL.mean(axis=(0, 1)).tolist()),
             law=law,
             law_range=ranges,
             n_seeds=len(gold_SPL),

@@ -98,7 +98,10 @@ def best_of_n_stress(
         scores.append(made)
         seconds.append(spent)
     keys = [group.prompt_key for group in pools.groups]
-    runs = {name: BestOfNRuns([scores[place] for place in places], gold, pools.ns, keys) for name, places in methods.items()}
+    lengths = [[float(len(text)) for text in group.answer_texts] for group in pools.groups]
+    runs = {
+        name: BestOfNRuns([scores[place] for place in places], gold, pools.ns, keys, lengths=lengths) for name, places in methods.items()
+    }
     first = next(iter(runs))
     gain = {name: made.minus(runs[first]) for name, made in runs.items() if name != first}
     hacking = {name: made.summary(seed=config.seed) for name, made in runs.items()}
