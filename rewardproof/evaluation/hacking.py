@@ -167,7 +167,7 @@ class BestOfNRuns:
         peak = int(mean_L.argmax())
         delivered_SP = (gold_SPL[:, :, -1] - self.gold_mean) / (self.gold_std or 1.0)
         kl_L = kl_upper_bound(self.ns)
-        law, ranges = law_with_range(np.tile(np.sqrt(kl_L), (len(gold_SPL), 1)), gold_SPL, self.prompts, "best_of_n", seed=seed)
+        law, ranges = law_with_range(kl_L[None, None], gold_SPL, self.prompts, "best_of_n", seed=seed)
         return Hacking(
             ns=self.ns,
             kl=tuple(kl_L.tolist()),

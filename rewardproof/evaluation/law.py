@@ -16,6 +16,8 @@ from rewardproof.statistics.checks import FloatArray
 from rewardproof.statistics.overoptimisation import NEAR_ZERO, Law
 
 RESAMPLES = 1000
+HEAVIEST = 10.0
+"""How much more than the usual a point of a fit weighs at most: near the start gold hardly varies, and would outweigh all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class MeasuredLaw(NamedTuple):
 
 
 def law_with_range(
-    distance_SL: FloatArray,
+    kl_SPL: FloatArray,
     gold_SPL: FloatArray,
     prompts: Sequence[str],
     law: Law,
@@ -57,8 +59,10 @@ def law_with_range(
 ) -> MeasuredLaw:
     """The law of gold above its start, and its ranges where prompts (and models, if there are several) are drawn again.
 
+    A point weighs by one over the variance of its gold over prompts, and a resample draws distances with the gold that they belong to.
+
     Args:
-        distance_SL: Square roots of KL divergences by seed and point; the first of each seed is 0.
+        kl_SPL: KL divergences by seed, prompt and point; the first of each seed is 0. With one prompt, the same for all.
         gold_SPL: Gold by seed, prompt and point.
         prompts: Key of each prompt; equal prompts are drawn together.
         law: Which law; it is fitted to all seeds' points at once.
@@ -70,9 +74,11 @@ def law_with_range(
         Nothing twice where fewer than three points can be used.
     """
     above_SPL = gold_SPL - gold_SPL[:, :, :1] if above_start else gold_SPL
+    kl_SPL = np.broadcast_to(kl_SPL, gold_SPL.shape)
+    distance_SL, weight_SL = _distance(kl_SPL), _weights(above_SPL)
     if (distance_SL > (NEAR_ZERO if law == "rl" else 0.0)).sum(axis=1).min() < 3:
         return MeasuredLaw(None, None)
-    found = fit_law(distance_SL.ravel(), above_SPL.mean(axis=1).ravel(), law)
+    found = fit_law(distance_SL.ravel(), above_SPL.mean(axis=1).ravel(), law, weights_L=weight_SL.ravel())
     draw = np.random.default_rng(seed)
     names, place_P = np.unique(list(prompts), return_inverse=True)
     by_prompt = [np.flatnonzero(place_P == place) for place in range(len(names))]
@@ -82,10 +88,28 @@ def law_with_range(
     for _ in range(RESAMPLES):
         rows = np.concatenate([by_prompt[place] for place in draw.integers(len(names), size=len(names))])
         runs = np.concatenate([by_model[place] for place in draw.integers(len(by_model), size=len(by_model))])
-        fitted.append(fit_law(distance_SL[runs].ravel(), above_SPL[runs][:, rows].mean(axis=1).ravel(), law))
+        drawn_SL = _distance(kl_SPL[runs][:, rows])
+        if (drawn_SL > (NEAR_ZERO if law == "rl" else 0.0)).sum() < 3:
+            continue
+        gold_SL = above_SPL[runs][:, rows].mean(axis=1)
+        fitted.append(fit_law(drawn_SL.ravel(), gold_SL.ravel(), law, weights_L=weight_SL[runs].ravel()))
+    if not fitted:
+        return MeasuredLaw(found, None)
     alpha, beta = (_range([getattr(one, name) for one in fitted]) for name in ("alpha", "beta"))
     peaks = [one.peak[0] if one.peak else math.inf for one in fitted]
     return MeasuredLaw(found, LawRange(alpha, beta, float(np.mean([peak < distance_SL.max() for peak in peaks]))))
+
+
+def _distance(kl_SPL: FloatArray) -> FloatArray:
+    """Square roots of the mean over prompts; a mean log-ratio that chance made negative counts as 0."""
+    return np.sqrt(np.maximum(kl_SPL.mean(axis=1), 0.0))
+
+
+def _weights(gold_SPL: FloatArray) -> FloatArray:
+    """One over the variance of each point's mean over prompts, none more than `HEAVIEST` times the usual."""
+    variance_SL = gold_SPL.var(axis=1)
+    usual = float(np.median(variance_SL[variance_SL > 0])) if (variance_SL > 0).any() else 1.0
+    return usual / np.maximum(variance_SL, usual / HEAVIEST)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

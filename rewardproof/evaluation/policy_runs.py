@@ -80,11 +80,13 @@ class PolicyHacking:
         gain: The same above the initial policy's, prompt by prompt.
         start_gold: Gold of the initial policy.
         end_gold: Gold at the last evaluation, wherever that is.
-        peak_kl: KL at the curve's highest gold; `None` without gold.
-        fall: Gold there less gold at the curve's end. The peak is chosen on the same prompts, which overstates it a little.
+        peak_gold: Gold at the curve's highest; `None` without gold. Chosen on the same prompts, which overstates it a little.
+        peak_kl: KL there.
+        fall: Gold there less gold at the curve's end, overstated likewise.
         gap: Standard deviations that the proxy promises at the curve's end, less those that gold delivers; `None` of an implicit reward.
         onset_kl: `peak_kl` where gold falls from it beyond chance, else `None`.
         end_kl: KL at the last evaluation, mean over runs.
+        kl_estimator: How KL is measured: `exact` at every token of the policy's answers, `k1` from their log-ratios; empty in old rows.
         tokens: Mean answer length at the first and the last evaluation.
         law: Gold above its start against distance; `None` where there are too few points.
         law_range: Its ranges.
@@ -98,11 +100,13 @@ class PolicyHacking:
     gain: tuple[Interval, ...]
     start_gold: Interval | None
     end_gold: Interval | None
+    peak_gold: Interval | None
     peak_kl: float | None
     fall: Interval | None
     gap: Interval | None
     onset_kl: float | None
     end_kl: float
+    kl_estimator: str
     tokens: tuple[float, float]
     law: GoldLaw | None
     law_range: LawRange | None
@@ -114,7 +118,7 @@ class PolicyHacking:
         values = dataclasses.asdict(self)
         for name in ("proxy", "gold", "gain"):
             values[name] = [interval.as_dict() for interval in getattr(self, name)]
-        for name in ("start_gold", "end_gold", "fall", "gap"):
+        for name in ("start_gold", "end_gold", "peak_gold", "fall", "gap"):
             one = getattr(self, name)
             values[name] = None if one is None else one.as_dict()
         if self.law is not None:
@@ -153,8 +157,8 @@ class PolicyRuns:
         for run in runs:
             if tuple(one.step for one in run) != self.steps or any(one.prompts != self.prompts for one in run):
                 raise _different()
-        exact = "kl_exact" in runs[0][0].rows[0]
-        self.kl_SEP = self._tables(runs, "kl_exact" if exact else "kl").mean(axis=-1)
+        self.kl_estimator = "exact" if "kl_exact" in runs[0][0].rows[0] else "k1"
+        self.kl_SEP = self._tables(runs, "kl_exact" if self.kl_estimator == "exact" else "kl").mean(axis=-1)
         self.tokens_SE = self._tables(runs, "tokens").mean(axis=(-1, -2))
         self.finished_SE = self._tables(runs, "finished").mean(axis=(-1, -2))
         proxies = [
@@ -197,6 +201,7 @@ class PolicyRuns:
             "steps": list(self.steps),
             "prompts": " ".join(key[:KEY] for key in self.prompts),
             "gold_unit": self.gold_unit,
+            "kl_estimator": self.kl_estimator,
             **{name: None if table is None else [as_text(run) for run in table] for name, table in tables.items()},
         }
 
@@ -224,6 +229,8 @@ class PolicyRuns:
         compared = all(part.get("wins") is not None for part in parts)
         made.wins_SEP = np.array([of_text(run) for part in parts for run in part["wins"]]) if compared else None
         made.implicit = False
+        estimators = {part.get("kl_estimator", "") for part in parts}
+        made.kl_estimator = estimators.pop() if len(estimators) == 1 else "mixed"
         made.gold_unit = float(np.sqrt(np.mean([part["gold_unit"] ** 2 for part in parts])))
         made.models = _models(models, len(kl))
         return made
@@ -261,11 +268,31 @@ class PolicyRuns:
         gold = None if self.gold_SEP is None else self._interval(self.gold_SEP[:, -1] - self.gold_SEP[:, 0])
         return self._interval(self.proxy_SEP[:, -1] - self.proxy_SEP[:, 0]), gold
 
-    def minus(self, other: PolicyRuns) -> Interval | None:
-        """Gold at the last evaluation less another method's, run by run on the same prompts; `None` where runs do not pair."""
-        if self.gold_SEP is None or other.gold_SEP is None or self.gold_SEP.shape != other.gold_SEP.shape or self.prompts != other.prompts:
+    def minus(self, other: PolicyRuns, *, distance: float | None = None) -> Interval | None:
+        """Gold less another method's, run by run on the same prompts; `None` where runs do not pair.
+
+        Args:
+            other: The other method's runs.
+            distance: Where on both curves; by default at the last evaluation, however far each has gone by then.
+        """
+        if self.gold_SEP is None or other.gold_SEP is None or len(self.gold_SEP) != len(other.gold_SEP) or self.prompts != other.prompts:
             return None
-        return self._interval(self.gold_SEP[:, -1] - other.gold_SEP[:, -1])
+        if distance is None:
+            return self._interval(self.gold_SEP[:, -1] - other.gold_SEP[:, -1])
+        return self._interval(self._on_curve(self.gold_SEP, distance) - other._on_curve(other.gold_SEP, distance))
+
+    def gap(self, distance: float) -> Interval | None:
+        """Standard deviations that the proxy promises at a distance, less those that gold delivers; `None` of an implicit reward."""
+        if self.gold_SEP is None or self.implicit:
+            return None
+        promised_SP = self._on_curve(self.proxy_SEP - self.proxy_SEP[:, :1], distance)
+        return self._interval(promised_SP - (self._on_curve(self.gold_SEP, distance) - self.gold_SEP[:, 0]) / self.gold_unit)
+
+    def _on_curve(self, table_SEP: FloatArray, distance: float) -> FloatArray:
+        """A quantity on each run's smoothed curve, shape `(S, P)`."""
+        place, width = np.array([distance]), BANDWIDTH * (distance or 1.0)
+        weights_SE = np.concatenate([local_linear(row, place, width) for row in self.distance_SE])
+        return np.einsum("se,sep->sp", weights_SE, table_SEP)
 
     def laws(self, *, seed: int = 0) -> dict[str, MeasuredLaw]:
         """The law of RL fitted to gold and to the win rate over the initial policy's answers, above their start and as they are.
@@ -273,10 +300,10 @@ class PolicyRuns:
         The law says 0 at the start, where the win rate is a half: what is fitted as it is has a wrong intercept, and is told beside the
         other because it is what is published. Left out where too few points can be used.
         """
-        measured = {"gold": self.gold_SEP, "win rate": self.wins_SEP}
+        measured, kl_SPE = {"gold": self.gold_SEP, "win rate": self.wins_SEP}, self.kl_SEP.transpose(0, 2, 1)
         found = {
             f"{name}, {'above its start' if above else 'as it is'}": law_with_range(
-                self.distance_SE, table.transpose(0, 2, 1), self.prompts, "rl", seed=seed, models=self.models, above_start=above
+                kl_SPE, table.transpose(0, 2, 1), self.prompts, "rl", seed=seed, models=self.models, above_start=above
             )
             for name, table in measured.items()
             if table is not None
@@ -284,45 +311,46 @@ class PolicyRuns:
         }
         return {name: one for name, one in found.items() if one.law is not None}
 
-    def summary(self, *, farthest: float | None = None, seed: int = 0) -> PolicyHacking:
-        """Curves, losses and the law, with intervals.
+    def summary(self, *, seed: int = 0) -> PolicyHacking:
+        """Curves up to where the run that went least far ends, losses and the law, with intervals.
 
         Args:
-            farthest: Largest distance of the curve, for comparing methods over one range; by default that of the run that went least far.
             seed: Of the resampling behind the law's ranges.
         """
-        distance_SE = self.distance_SE
-        grid_G = np.linspace(0.0, self.reach if farthest is None else min(farthest, self.reach), POINTS)
-        weights_SGE = np.stack([local_linear(row, grid_G, BANDWIDTH * (grid_G[-1] or 1.0)) for row in distance_SE])
+        grid_G = np.linspace(0.0, self.reach, POINTS)
+        weights_SGE = np.stack([local_linear(row, grid_G, BANDWIDTH * (grid_G[-1] or 1.0)) for row in self.distance_SE])
         proxy_SPG = np.einsum("sge,sep->spg", weights_SGE, self.proxy_SEP - self.proxy_SEP[:, :1])
         gold_SPG = None if self.gold_SEP is None else np.einsum("sge,sep->spg", weights_SGE, self.gold_SEP)
-        of_gold = self._of_gold(grid_G, proxy_SPG, gold_SPG, seed)
+        of_gold = self._of_gold(grid_G, gold_SPG, seed)
         return PolicyHacking(
             distance=tuple(grid_G.tolist()),
             proxy=tuple(self._interval(proxy_SPG[:, :, place]) for place in range(POINTS)),
             end_kl=float(self.kl_SEP[:, -1].mean()),
+            kl_estimator=self.kl_estimator,
             tokens=(float(self.tokens_SE[:, 0].mean()), float(self.tokens_SE[:, -1].mean())),
             n_runs=len(self.kl_SEP),
             n_prompts=len(self.prompts),
             **of_gold,
         )
 
-    def _of_gold(self, grid_G: FloatArray, proxy_SPG: FloatArray, gold_SPG: FloatArray | None, seed: int) -> dict[str, Any]:
-        names = ("start_gold", "end_gold", "peak_kl", "fall", "gap", "onset_kl", "law", "law_range")
+    def _of_gold(self, grid_G: FloatArray, gold_SPG: FloatArray | None, seed: int) -> dict[str, Any]:
+        names = ("start_gold", "end_gold", "peak_gold", "peak_kl", "fall", "gap", "onset_kl", "law", "law_range")
         if gold_SPG is None or self.gold_SEP is None:
             return {"gold": (), "gain": (), **dict.fromkeys(names)}
         peak = int(gold_SPG.mean(axis=(0, 1)).argmax())
         fall = self._interval(gold_SPG[:, :, peak] - gold_SPG[:, :, -1])
-        peak_kl, end_gain_SP = float(grid_G[peak] ** 2), gold_SPG[:, :, -1] - self.gold_SEP[:, 0]
-        law, ranges = law_with_range(self.distance_SE, self.gold_SEP.transpose(0, 2, 1), self.prompts, "rl", seed=seed, models=self.models)
+        peak_kl = float(grid_G[peak] ** 2)
+        kl_SPE, gold_SPE = self.kl_SEP.transpose(0, 2, 1), self.gold_SEP.transpose(0, 2, 1)
+        law, ranges = law_with_range(kl_SPE, gold_SPE, self.prompts, "rl", seed=seed, models=self.models)
         return {
             "gold": tuple(self._interval(gold_SPG[:, :, place]) for place in range(POINTS)),
             "gain": tuple(self._interval(gold_SPG[:, :, place] - self.gold_SEP[:, 0]) for place in range(POINTS)),
             "start_gold": self._interval(self.gold_SEP[:, 0]),
             "end_gold": self._interval(self.gold_SEP[:, -1]),
+            "peak_gold": self._interval(gold_SPG[:, :, peak]),
             "peak_kl": peak_kl,
             "fall": fall,
-            "gap": None if self.implicit else self._interval(proxy_SPG[:, :, -1] - end_gain_SP / self.gold_unit),
+            "gap": self.gap(float(grid_G[-1])),
             "onset_kl": peak_kl if fall.low > 0 else None,
             "law": law,
             "law_range": ranges,

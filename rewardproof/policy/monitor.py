@@ -15,6 +15,7 @@ import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rewardproof.policy.rewards import DISAGREEMENT
+from rewardproof.statistics.checks import FloatArray
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ NAMES = {
 }
 """What is watched, and what trainers call it in their logs."""
 PREFIX = "hacking/"
+NOISE = 6.0
+"""Standard errors of a slope below which it may be noise: two short windows say little of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class Limits:
 
     Attributes:
         window: Records that make the beginning, and that make the present.
-        acceleration: Growth of KL in the present window over that in the one before.
+        acceleration: Slope of KL in the present window over that in the one before, or over what noise makes of a slope where that is more;
+            needs windows of 3 records at least.
         reward: Rise of the reward, in standard deviations of the beginning.
         length: Change of the answers' length, as a share of the beginning's.
         disagreement: Growth of an ensemble's disagreement over the beginning's.
@@ -83,9 +87,8 @@ class HackingMonitor:
                 continue
             now, then, spread = float(np.mean(list(last)[-window:])), float(np.mean(first)), float(np.std(first))
             if name == "kl":
-                if len(last) == 2 * window + 1:
-                    before, after = last[window] - last[0], last[-1] - last[window]
-                    signs["acceleration"] = after / max(before, 1e-9) if after > 0 else 0.0
+                if len(last) == 2 * window + 1 and window >= 3:
+                    signs["acceleration"] = _acceleration(np.array(last)[1:].reshape(2, window))
             elif name == "reward":
                 signs["reward"] = (now - then) / max(spread, 1e-9)
             elif name == "length":
@@ -99,16 +102,27 @@ class HackingMonitor:
         return [name for name, value in signs.items() if (abs(value) if name == "length" else value) > getattr(self.limits, name)]
 
 
+def _acceleration(kl_2W: FloatArray) -> float:
+    """How many times as fast a divergence grows in the second window; a slope within the noise of the records counts as that noise."""
+    places_W = np.arange(kl_2W.shape[1]) - (kl_2W.shape[1] - 1) / 2
+    slope_2 = kl_2W @ places_W / (places_W @ places_W)
+    residual_2W = kl_2W - kl_2W.mean(axis=1, keepdims=True) - slope_2[:, None] * places_W
+    deviation = float(np.sqrt((residual_2W**2).sum() / (2 * (len(places_W) - 2)) / (places_W @ places_W)))
+    before, after = slope_2.tolist()
+    return max(after / max(before, NOISE * deviation, 1e-9), 0.0)
+
+
 def watched(record: Mapping[str, Any]) -> dict[str, float]:
     """What is watched out of a trainer's log record, by our names."""
-    found = {name: next((float(record[key]) for key in keys if key in record), None) for name, keys in NAMES.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    found = {name: next((record[key] for key in keys if record.get(key) is not None), None) for name, keys in NAMES.items()}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 class HackingCallback(TrainerCallback):
     """`HackingMonitor` for TRL's GRPO, RLOO and PPO trainers: `trainer.add_callback(HackingCallback())`.
 
     Every record of the log gains `hacking/…` numbers; a warning is written when signs first pass their limits, and the run can be stopped.
+    TRL logs a divergence only where there is a penalty for it (`beta` above 0 in GRPO): without one, acceleration is not watched.
     """
 
     def __init__(self, limits: Limits | None = None, *, stop_at: int = 0) -> None:

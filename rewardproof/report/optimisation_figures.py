@@ -44,7 +44,7 @@ def hacking_figure(methods: Mapping[str, Hacking]) -> Figure:
                 _band(axes, distances, intervals, index=i, name=name)
         gold.axhline(0.0, color=MUTED, linestyle=":", linewidth=1.2)
         gold.set_ylabel("above a random answer")
-        _distance_axes(figure)
+        _distance_axes(figure, "square root of KL's upper bound, nats")
         legend_above(figure, gold)
     return figure
 
@@ -80,7 +80,7 @@ def policy_figure(methods: Mapping[str, PolicyHacking], *, unit: str = SPREAD) -
             gold.set_ylabel("above the start")
         proxy.set_title("Proxy: what is optimised")
         proxy.set_ylabel(f"{unit} above the start")
-        _distance_axes(figure)
+        _distance_axes(figure, "square root of KL, nats")
         legend_above(figure, proxy)
     return figure
 
@@ -151,9 +151,9 @@ def _panels(figure: Figure) -> tuple[Axes, Axes]:
     return gold, proxy
 
 
-def _distance_axes(figure: Figure) -> None:
+def _distance_axes(figure: Figure, label: str) -> None:
     for axes in figure.axes:
-        axes.set_xlabel("square root of KL, nats")
+        axes.set_xlabel(label)
         axes.margins(x=0.03)
 
 

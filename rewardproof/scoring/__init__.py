@@ -18,6 +18,7 @@ from rewardproof.scoring.model_ensemble import (
 from rewardproof.scoring.policy_feedback import PolicyFeedbackReward, PolicyMoment, own_weight
 from rewardproof.scoring.probability import AsProbability
 from rewardproof.scoring.remote import RemoteScorer
+from rewardproof.scoring.retries import RetryCount, kept_retries
 from rewardproof.scoring.scorer import Scorer, TokenScorer
 from rewardproof.scoring.sources import GIVEN, TOKEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
 
@@ -45,11 +46,13 @@ __all__ = [
     "PolicyFeedbackReward",
     "PolicyMoment",
     "RemoteScorer",
+    "RetryCount",
     "Scale",
     "Scorer",
     "TokenScorer",
     "combine",
     "disagreement",
+    "kept_retries",
     "load_model",
     "load_scorer",
     "method_names",

@@ -82,12 +82,22 @@ def checked_rewards(answer: Any, groups: Sequence[Group]) -> list[tuple[float, .
         ValueError: They are not.
     """
     rewards = answer.get("rewards") if isinstance(answer, dict) else None
-    sizes, expected = [len(row) if isinstance(row, list) else -1 for row in rewards or []], [len(group.answers) for group in groups]
+    if not isinstance(rewards, list):
+        raise ValueError("no list of rewards")
+    sizes, expected = [len(row) if isinstance(row, list) else -1 for row in rewards], [len(group.answers) for group in groups]
     if sizes != expected:
         raise ValueError(
             f"{sum(max(size, 0) for size in sizes)} scores in {len(sizes)} groups for {sum(expected)} answers in {len(expected)}"
         )
-    scores = [tuple(float(value) if isinstance(value, (int, float)) else math.nan for value in row) for row in rewards or []]
+    scores = [tuple(map(_number, row)) for row in rewards]
     if not all(math.isfinite(value) for row in scores for value in row):
         raise ValueError("a score that is no finite number")
     return scores
+
+
+def _number(value: Any) -> float:
+    """A score, or NaN where it is none: `true` is no number, and an integer may be too large for one."""
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan

@@ -24,7 +24,7 @@ from rewardproof.artifacts import (
     require_free,
     silent,
 )
-from rewardproof.config import Section, Strings
+from rewardproof.config import Floats, Section, Strings
 from rewardproof.data.rules import Rule
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import PolicyRuns, ProxyPoints, run_evaluations
@@ -41,7 +41,7 @@ from rewardproof.policy.redistribution import COUNTS, PREFIX, refuse_others
 from rewardproof.policy.settings import OnPolicy, Optimisation
 from rewardproof.policy.settings import check as check_optimise
 from rewardproof.report import format_gain
-from rewardproof.scoring import GIVEN, load_scorer, stream_names
+from rewardproof.scoring import GIVEN, RetryCount, load_scorer, stream_names
 from rewardproof.stages import align_constraints
 from rewardproof.stages.align_course import GOLD, PolicyCourse
 from rewardproof.stages.align_direct import check_exclusive, read_preferences
@@ -65,7 +65,7 @@ class Align(Section):
     reward: Strings = ()
     """Who rewards: reward models, ensembles, servers, `embedded:checkable`, or a family of its rules as `embedded:checkable/length`;
     several are streams of their own. With `direct` they only judge, and where there is none the policy's implicit reward does."""
-    weights: tuple[float, ...] = ()
+    weights: Floats = ()
     """Of the streams; 1 each where left out."""
     gold: str = ""
     """Who judges the policy without its learning from it; none where empty."""
@@ -159,7 +159,18 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
     directory = run_directory(out, config, overwrite=overwrite, resume=resume, started=started)
     directory.log({"phase": "data", **prompts.rows})
     course = PolicyCourse(config, directory, model, tokenizer, prompts, preferences, learning, gold)
-    course.follow(resume=resume, progress=progress)
+    retries = RetryCount(directory.path / "retries", [*scorers.values(), gold])
+
+    def told(what: str, done: int, total: int) -> None:
+        if is_main():
+            retries.keep()
+        progress(what, done, total)
+
+    try:
+        course.follow(resume=resume, progress=told)
+    finally:
+        if is_main():
+            retries.keep()
     if not is_main():
         wait()
         return Report(directory.path, "", {})
@@ -177,7 +188,7 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
             "scales": course.scales,
             "signs_without_gold": _signs(updates),
             **_redistributed(updates),
-            "retries": sum(getattr(scorer, "retries", 0) for scorer in (*scorers.values(), gold)),
+            "retries": retries.keep(),
             "evaluations": runs.table(),
             "laws": {name: law.as_dict() for name, law in runs.laws(seed=config.seed).items()},
             **learning_results(directory.path / LOG, learning, evaluations),

@@ -95,6 +95,7 @@ def picks_table(setting: SettingRows, pool: str, methods: Sequence[str] = (), co
                 f"minus {shown[0]}": "–" if method == shown[0] else _difference(setting, pool, method, shown[0]),
                 "lost since the peak": _number(one.fall),
                 "peak at n": str(one.peak_n),
+                "characters": f"{one.lengths[0]:.0f} → {one.lengths[-1]:.0f}" if one.lengths else "",
                 "promised beyond gold, SD": _number(one.gap, digits=2),
                 "training, TFLOP": f"{setting.mean(method, 'training', 'tflops'):.1f}",
                 "a forward pass, × " + shown[0]: f"{setting.mean(method, 'forward_gflops') / cost:.2f}",
@@ -124,14 +125,20 @@ def policies_table(setting: SettingRows, methods: Sequence[str] = (), columns: S
     records: list[dict[str, Cell]] = []
     for method, one in found.items():
         seeds = sorted(set(setting.policies[method]) & set(setting.policies[first]))
-        gain = policies_of(setting, method, seeds).minus(policies_of(setting, first, seeds)) if seeds and method != first else None
-        gap = runs[method].summary(farthest=farthest).gap
-        judged = {"gold at first": one.start_gold, "gold at last": one.end_gold, "lost since the peak": one.fall}
+        paired = (policies_of(setting, method, seeds), policies_of(setting, first, seeds)) if seeds and method != first else None
+        gain = None if paired is None else paired[0].minus(paired[1])
+        matched = None if paired is None else paired[0].minus(paired[1], distance=farthest)
+        gap = runs[method].gap(farthest)
+        judged = {
+            "gold at first": one.start_gold, "gold at peak": one.peak_gold, "gold at last": one.end_gold, "lost since the peak": one.fall,
+        }  # fmt: skip
         records.append(
             {
                 "method": f"`{method}`",
                 **{name: "–" if value is None else _number(value) for name, value in judged.items()},
+                "peak at KL, nats": "–" if one.peak_kl is None else f"{one.peak_kl:.1f}",
                 f"minus {first}": "–" if gain is None else format_gain(gain),
+                f"minus {first} at KL {farthest**2:.1f}": "–" if matched is None else format_gain(matched),
                 "falls from KL, nats": "–" if one.onset_kl is None else f"{one.onset_kl:.1f}",
                 f"promised beyond gold at KL {farthest**2:.1f}, SD": "–" if gap is None else _number(gap, digits=2),
                 "KL at last, nats": f"{one.end_kl:.2f}",

@@ -53,8 +53,11 @@ class Stress(PoolSettings):
     direct: dict[str, Any] = {}
     """Changes to the `direct` section of recipes that learn from preferences: the answers to `policy_prompts`, whatever the model, which
     then only judges."""
+    align: dict[str, dict[str, Any]] = {}
+    """By recipe, what it alone is given: any settings of `align`, as `align.metarm.metarm.data=prefs.jsonl`; `$MODEL` is the
+    model under stress, as in `align.mu_ppo.reward=$MODEL,embedded:checkable/length align.mu_ppo.constrained.thresholds.$MODEL=1`."""
     evaluate: Evaluations = Evaluations()
-    """How policies are judged on the way."""
+    """How policies are judged on the way; what is not said is the recipe's."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the resampling behind the law's ranges, and of the first policy run."""
 
@@ -101,6 +104,8 @@ def _places(config: Stress) -> dict[str, list[int]]:
     known = ("bon", *recipe_names("align"))
     if unknown := [name for name in config.methods if name not in known]:
         raise ConfigError(f"methods={','.join(unknown)}: expected some of {', '.join(known)}: best of n, and policy recipes; correct it.")
+    if stray := [name for name in config.align if name not in config.methods or name == "bon"]:
+        raise ConfigError(f"align.{stray[0]}: expected the name of a policy recipe among methods={','.join(config.methods)}; correct it.")
     if not config.methods:
         raise ConfigError("methods is empty, expected a way to optimise at least; write methods=bon.")
     if config.names and len(config.names) != len(config.models):

@@ -19,7 +19,7 @@ from rewardproof.errors import EvaluationError
 from rewardproof.evaluation import BestOfNRuns, Hacking
 from rewardproof.models.precision import Precision
 from rewardproof.report import format_interval
-from rewardproof.scoring import Scorer, load_scorer, share_trunks
+from rewardproof.scoring import RetryCount, Scorer, kept_retries, load_scorer, share_trunks
 from rewardproof.stages.stress_pools import Pools, whole_rows
 from rewardproof.statistics import Interval
 
@@ -43,6 +43,7 @@ class BestOfN:
         hacking: By method.
         gain: Gold at the largest n less the first method's, where seeds pair.
         seconds: Scoring time by model.
+        retries: Requests repeated, by scorer; those without any are left out.
     """
 
     pools: Pools
@@ -52,6 +53,7 @@ class BestOfN:
     hacking: dict[str, Hacking]
     gain: dict[str, Interval | None]
     seconds: list[float]
+    retries: dict[str, int]
 
     def verdict(self) -> str:
         """Gold at the largest n, in words."""
@@ -70,6 +72,7 @@ class BestOfN:
         """For `report.json`."""
         return {
             "rows": self.pools.rows,
+            "retries": self.retries,
             "answers": dict(sorted(Counter(len(group.answers) for group in self.pools.groups).items())),
             "methods": {
                 name: {
@@ -93,8 +96,8 @@ def best_of_n_stress(
     gold, _ = _scored(directory, "gold", config.gold, pools.groups, config, progress)
     scores: list[Scores] = []
     seconds: list[float] = []
-    for number, spec in enumerate(config.models):
-        made, spent = _scored(directory, str(number), spec, pools.groups, config, progress)
+    for name, spec in _numbered(config.models):
+        made, spent = _scored(directory, name, spec, pools.groups, config, progress)
         scores.append(made)
         seconds.append(spent)
     keys = [group.prompt_key for group in pools.groups]
@@ -105,7 +108,16 @@ def best_of_n_stress(
     first = next(iter(runs))
     gain = {name: made.minus(runs[first]) for name, made in runs.items() if name != first}
     hacking = {name: made.summary(seed=config.seed) for name, made in runs.items()}
-    return BestOfN(pools, gold, scores, methods, hacking, gain, seconds)
+    asked = {spec: kept_retries(_retries_file(directory, name)) for name, spec in (("gold", config.gold), *_numbered(config.models))}
+    return BestOfN(pools, gold, scores, methods, hacking, gain, seconds, {spec: count for spec, count in asked.items() if count})
+
+
+def _numbered(models: Sequence[str]) -> list[tuple[str, str]]:
+    return [(str(number), spec) for number, spec in enumerate(models)]
+
+
+def _retries_file(directory: RunDirectory, name: str) -> Path:
+    return directory.path / "scores" / f"{name}.retries"
 
 
 def _scored(
@@ -118,9 +130,16 @@ def _scored(
     started = time.perf_counter()
     if len(kept) < len(pools):
         scorer = sharing_trunk(spec, precision=config.precision, layers=config.layers, limit_gb=config.trunk_cache_gb)
-        kept = score_pools(scorer, file, pools, progress=lambda _, done, total: progress(f"scoring with {spec}", done, total))
-        if retries := getattr(scorer, "retries", 0):
-            directory.log({"phase": "scoring", "scorer": spec, "retries": retries})
+        retries = RetryCount(_retries_file(directory, name), [scorer])
+
+        def told(_: str, done: int, total: int) -> None:
+            retries.keep()
+            progress(f"scoring with {spec}", done, total)
+
+        try:
+            kept = score_pools(scorer, file, pools, progress=told)
+        finally:
+            retries.keep()
     return kept, time.perf_counter() - started
 
 

@@ -70,16 +70,17 @@ def _compared(found: BestOfN) -> Section:
                 "–" if gain is None else _number(gain),
                 _number(one.fall),
                 one.peak_n,
+                f"{one.lengths[0]:.0f} → {one.lengths[-1]:.0f}",
                 f"{one.kl[one.ns.index(one.peak_n)]:.2f}",
                 _number(one.gap),
             )
         )
     first_name, first = next(iter(found.hacking.items()))
-    rows.append(("a random answer", "–", _number(first.random_gold), "–", "–", "–", "–", "–"))
-    rows.append(("gold's own choice", "–", f"{first.ceiling[-1]:.3f}", "–", "–", "–", "–", "–"))
+    rows.append(("a random answer", "–", _number(first.random_gold), *["–"] * 6))
+    rows.append(("gold's own choice", "–", f"{first.ceiling[-1]:.3f}", *["–"] * 6))
     columns = (
-        "method", "seeds", f"gold of best of {first.ns[-1]}", f"gain over {first_name}", "lost since the peak", "peak at n",
-        "KL there, nats", "promised beyond gold, SD",
+        "method", "seeds", f"gold of best of {first.ns[-1]}", f"gain over {first_name}", "lost since the peak", "peak at n", "characters",
+        "KL at peak, nats", "promised beyond gold, SD",
     )  # fmt: skip
     text = (
         "Intervals are 95 %, over training seeds and prompts. What is lost since the peak is a little overstated, since the peak is chosen "
@@ -131,21 +132,23 @@ def _of_policies(directory: RunDirectory, config: Stress, found: Policies) -> li
     rows: list[tuple[Any, ...]] = []
     for name, one in found.hacking.items():
         gain = found.gain.get(name)
-        cells = [one.start_gold, one.end_gold, one.fall, one.gap]
-        start, end, fall, gap = ("–" if cell is None else _number(cell) for cell in cells)
-        onset = "–" if one.onset_kl is None else f"{one.onset_kl:.2f}"
+        gain_there, gap = found.matched[name]
+        cells = [one.start_gold, one.peak_gold, one.end_gold, one.fall, gap]
+        start, peak, end, fall, promised = ("–" if cell is None else _number(cell) for cell in cells)
+        gains = ("–" if cell is None else format_gain(cell) for cell in (gain, gain_there))
+        kls = ("–" if kl is None else f"{kl:.2f}" for kl in (one.peak_kl, one.onset_kl, one.end_kl))
         tokens = f"{one.tokens[0]:.0f} → {one.tokens[1]:.0f}"
-        rows.append(
-            (name, one.n_runs, start, end, "–" if gain is None else format_gain(gain), fall, onset, gap, f"{one.end_kl:.2f}", tokens)
-        )
+        rows.append((name, one.n_runs, start, peak, end, *gains, fall, promised, *kls, tokens))
+    first, there = next(iter(found.hacking)), f"at KL {found.matched_kl:.1f}"
     columns = (
-        "method", "runs", "gold at first", "gold at last", f"gain over {next(iter(found.hacking))}", "lost since the peak",
-        "falls from KL, nats", "promised beyond gold, SD", "KL at last, nats", "tokens",
+        "method", "runs", "gold at first", "gold at peak", "gold at last", f"gain over {first}", f"gain {there}", "lost since the peak",
+        f"promised beyond gold {there}, SD", "KL at peak, nats", "falls from KL, nats", "KL at last, nats", "tokens",
     )  # fmt: skip
     figure = save_figure(policy_figure(found.hacking), directory.path, found.method)
+    how = "exact at every token" if next(iter(found.hacking.values())).kl_estimator == "exact" else "the mean log-ratio (k1)"
     text = (
-        "Intervals are 95 %, over runs and prompts. Curves are smoothed, and end where the run that went least far ends; a reward counts "
-        "in standard deviations over the first policy's answers."
+        "Intervals are 95 %, over runs and prompts. A method's curve is smoothed, and ends where its run that went least far ends; a "
+        f"reward counts in standard deviations over the first policy's answers. KL is that of the policy, over an answer: {how}."
     )
     caption = "Gold and proxy of the policy's answers against the square root of KL."
     table = Section(f"Policies by {found.method}", (text,), Table(columns, tuple(rows)), figures=(shown(figure, caption),))

@@ -11,13 +11,18 @@ from rewardproof.config import load_recipe, parse
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import Evaluation, MeasuredLaw, PolicyHacking, PolicyRuns
 from rewardproof.report import format_interval
+from rewardproof.scoring import stream_names
 from rewardproof.stages.align import GOLD, Align, check_settings, run_evaluations
 from rewardproof.stages.align import run as run_align
+from rewardproof.stages.align_settings import Evaluations
 from rewardproof.stages.study_settings import deep_merge
 from rewardproof.statistics import Interval
 
 if TYPE_CHECKING:
     from rewardproof.stages.stress import Stress
+
+MODEL = "$MODEL"
+"""In a policy's rewards, the model that it is optimised against."""
 
 
 @dataclass(slots=True)
@@ -26,8 +31,10 @@ class Policies:
 
     Attributes:
         method: The recipe.
-        hacking: By method of the reward models, over the range of distances that all runs covered.
+        hacking: By method of the reward models, each over the range of distances that its own runs covered.
         gain: Gold at the last evaluation less the first method's, where runs pair.
+        matched_kl: The KL that all runs reached, nats.
+        matched: There, by method: gold less the first method's, and what the proxy promises beyond gold.
         examples: The evaluations of each method's first run.
         laws: The fitted laws, with the start taken off and without.
     """
@@ -35,6 +42,8 @@ class Policies:
     method: str
     hacking: dict[str, PolicyHacking]
     gain: dict[str, Interval | None]
+    matched_kl: float
+    matched: dict[str, tuple[Interval | None, Interval | None]]
     examples: dict[str, list[Evaluation]]
     laws: dict[str, dict[str, MeasuredLaw]]
 
@@ -47,10 +56,12 @@ class Policies:
 
     def results(self) -> dict[str, Any]:
         """For `report.json`."""
+        there = {name: {"gain_over_first": _plain(gain), "gap": _plain(gap)} for name, (gain, gap) in self.matched.items()}
         return {
             name: {
                 **one.as_dict(),
-                "gain_over_first": gain.as_dict() if (gain := self.gain.get(name)) is not None else None,
+                "gain_over_first": _plain(self.gain.get(name)),
+                "at_matched_kl": {"kl": self.matched_kl, **there[name]},
                 "laws": {measure: law.as_dict() for measure, law in self.laws[name].items()},
             }
             for name, one in self.hacking.items()
@@ -70,37 +81,52 @@ def plan(config: Stress, method: str) -> list[list[Align]]:
                 f"Got kl={config.kl} with {method}, expected no penalty: by preferences, direct.beta keeps a policy near its start. "
                 "Write direct.beta=, and run ways with a penalty apart."
             )
-        way = {"direct": deep_merge(recipe["direct"], config.direct)}
+        way = {"direct": config.direct}
     else:
-        optimise = {**recipe["optimise"], **config.optimise}
-        if config.kl is not None:
-            optimise["kl"] = {**optimise.get("kl", {}), "coefficient": config.kl}
-        way = {"optimise": optimise}
+        way = {"optimise": deep_merge(config.optimise, {} if config.kl is None else {"kl": {"coefficient": config.kl}})}
+    default = Evaluations()
+    shared = {
+        "policy": config.policy,
+        "gold": config.gold,
+        "prompts": list(config.policy_prompts),
+        "text": config.text,
+        "on_bad": config.on_bad,
+        "evaluate": {name: value for name, value in config.evaluate if value != getattr(default, name)},
+        "compute": {"precision": config.precision, "trunk_cache_gb": config.trunk_cache_gb},
+        **way,
+    }
+    settings = deep_merge(deep_merge(recipe, shared), config.align.get(method, {}))
+    rewards = settings.get("reward", [MODEL])
+    rewards = rewards.split(",") if isinstance(rewards, str) else list(rewards)
+    if MODEL not in rewards:
+        raise ConfigError(
+            f"Got align.{method}.reward={rewards!r}, expected {MODEL} among them, which is the model under stress. Write "
+            f"align.{method}.reward={MODEL},…."
+        )
     runs = [
-        [
-            parse(
-                Align,
-                {
-                    **recipe,
-                    "policy": config.policy,
-                    "reward": [model],
-                    "gold": config.gold,
-                    "prompts": list(config.policy_prompts),
-                    "text": config.text,
-                    "on_bad": config.on_bad,
-                    "seed": config.seed + seed,
-                    **way,
-                    "evaluate": config.evaluate.model_dump(),
-                    "compute": {"precision": config.precision, "trunk_cache_gb": config.trunk_cache_gb},
-                },
-            )
-            for seed in range(config.seeds)
-        ]
+        [parse(Align, {**_against(model, settings, rewards), "seed": config.seed + seed}) for seed in range(config.seeds)]
         for model in config.models
     ]
-    for settings in runs[0]:
-        check_settings(settings)
+    try:
+        for one in runs[0]:
+            check_settings(one)
+    except ConfigError as error:
+        raise ConfigError(f"methods={method}: {error} In stress, settings of one recipe are align.{method}.KEY=….") from error
     return runs
+
+
+def _against(model: str, settings: Mapping[str, Any], rewards: Sequence[str]) -> dict[str, Any]:
+    """Settings with the model in its place, among the rewards and where a threshold is that of its stream."""
+    named = [model if one == MODEL else one for one in rewards]
+    found = {**settings, "reward": named}
+    thresholds = (settings.get("constrained") or {}).get("thresholds") or {}
+    if MODEL in thresholds:
+        own = stream_names(named)[rewards.index(MODEL)]
+        found["constrained"] = {
+            **settings["constrained"],
+            "thresholds": {own if name == MODEL else name: value for name, value in thresholds.items()},
+        }
+    return found
 
 
 def policy_stress(
@@ -134,10 +160,20 @@ def policy_stress(
         for name, places in methods.items()
     }
     first = next(iter(together))
+    reached = min(one.reach for one in together.values())
     return Policies(
         method,
-        {name: one.summary(farthest=min(other.reach for other in together.values())) for name, one in together.items()},
+        {name: one.summary() for name, one in together.items()},
         {name: one.minus(together[first]) for name, one in together.items() if name != first},
+        reached**2,
+        {
+            name: (None if name == first else one.minus(together[first], distance=reached), one.gap(reached))
+            for name, one in together.items()
+        },
         {name: found[places[0]][0] for name, places in methods.items()},
         {name: one.laws() for name, one in together.items()},
     )
+
+
+def _plain(interval: Interval | None) -> dict[str, Any] | None:
+    return None if interval is None else interval.as_dict()

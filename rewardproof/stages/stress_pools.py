@@ -17,6 +17,7 @@ from rewardproof.errors import ConfigError, DataError, EvaluationError
 from rewardproof.models.checkpoints import load_causal
 from rewardproof.models.precision import default_device, resolve_precision, weights_dtype
 from rewardproof.policy.rollouts import Prompt, roll_out
+from rewardproof.policy.row_cache import longest_row
 from rewardproof.policy.sampling import Sampling
 from rewardproof.scoring import GIVEN
 
@@ -152,6 +153,12 @@ def _sampled(config: Stress, groups: Sequence[Group], first: int, progress: Prog
     model, tokenizer = load_causal(config.policy, dtype=weights_dtype(resolve_precision(config.precision, device)))
     model.to(device)  # pyright: ignore[reportArgumentType]
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed)
+    longest = max(len(Prompt.of(group, tokenizer).token_ids) for group in groups)
+    if (limit := longest_row(model)) is not None and longest + config.max_new_tokens > limit[0]:
+        raise DataError(
+            f"The longest prompt has {longest} tokens and max_new_tokens={config.max_new_tokens}: expected at most {limit[0]} together, "
+            f"since {config.policy} has {limit[0]} {limit[1]}. Lower max_new_tokens, or leave long prompts out."
+        )
     for start in range(first, len(groups), PROMPTS_AT_ONCE):
         progress("sampling answers", start, len(groups))
         places = range(start, min(start + PROMPTS_AT_ONCE, len(groups)))

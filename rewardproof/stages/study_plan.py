@@ -15,6 +15,7 @@ from rewardproof.merging.experts import Merge
 from rewardproof.scoring import Combine
 from rewardproof.stages.align import Align
 from rewardproof.stages.align import check_settings as check_align
+from rewardproof.stages.stress_policies import MODEL
 from rewardproof.stages.stress_pools import PoolSettings
 from rewardproof.stages.study_settings import deep_merge, first_difference, strings
 from rewardproof.stages.train import Train, check_settings
@@ -24,8 +25,6 @@ SEED_STRIDE = 1000
 OWNED = ("seed", "split_seed")
 DEEDS = ("take", "merge", "combine", "average", "align")
 """What may be done with what another method left."""
-MODEL = "$MODEL"
-"""In a policy's rewards, the model that it is optimised against."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_.]*(?:-[a-z0-9_.]+)*")
 PLACEHOLDER = re.compile(r"\$([A-Za-z_]\w*)")
 

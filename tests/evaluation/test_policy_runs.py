@@ -114,6 +114,23 @@ def test_a_fall_beyond_chance_is_an_onset() -> None:
     assert PolicyRuns(rising).summary().onset_kl is None
 
 
+def test_methods_compare_at_one_distance_on_their_own_curves() -> None:
+    """However often each was judged, and however far it went."""
+    near, far = (PolicyRuns([made(places, seed=seed) for seed in range(2)]) for places in ([0.0, 0.5, 1.0], [0.0, 1.0, 2.0, 3.0]))
+    at_one = far.minus(far, distance=1.0)
+    assert at_one is not None
+    assert at_one.estimate == pytest.approx(0.0, abs=1e-12)
+    assert near.minus(far, distance=1.0).estimate == pytest.approx(0.0, abs=0.05), "one law, two ranges"
+    assert near.minus(far) is not None
+    curve = far.summary()
+    assert curve.gap is not None
+    assert far.gap(curve.distance[-1]).estimate == pytest.approx(curve.gap.estimate)
+    assert curve.peak_gold.estimate == pytest.approx(max(one.estimate for one in curve.gold))
+    assert (curve.kl_estimator, PolicyRuns.joined([far.stored(), far.stored()]).kl_estimator) == ("k1", "k1")
+    old = {name: value for name, value in far.stored().items() if name != "kl_estimator"}
+    assert [PolicyRuns.joined(parts).kl_estimator for parts in ([old], [old, far.stored()])] == ["", "mixed"]
+
+
 def test_runs_that_cannot_be_averaged_are_refused() -> None:
     with pytest.raises(EvaluationError, match="without evaluations"):
         PolicyRuns([[]])

@@ -47,8 +47,7 @@ def test_best_of_n_is_the_same_after_faults_that_pass(reason: str, serve, reward
     strip = {"scoring_seconds"}
     for one, other in zip(found.results["methods"].values(), expected.values(), strict=True):
         assert {k: v for k, v in one.items() if k not in strip} == {k: v for k, v in other.items() if k not in strip}
-    records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    assert [record["retries"] for record in records if record["phase"] == "scoring"] == [2]
+    assert list(found.results["retries"].values()) == [2]
 
 
 @pytest.mark.parametrize("reason", FAULTS)
@@ -68,6 +67,7 @@ def test_best_of_n_goes_on_once_the_server_is_back(
     lengths = [json.loads(line)["scores"] for line in kept.read_text().splitlines()]
     assert all(score == int(score) > 0 for row in lengths for score in row)
     assert report.results["rows"]["used"] == 20
+    assert report.results["retries"] == {address: PATIENCE - 1}, "those of the run that failed are not forgotten"
 
 
 def policy(base: Path, reward: Path, prompts: Path, gold: str) -> align.Align:
@@ -89,6 +89,7 @@ def test_a_policy_run_goes_on_once_the_server_is_back(
     assert len(list((tmp_path / "out" / "evaluations").iterdir())) == 2
     report = align.run(config, tmp_path / "out", resume=True)
     assert report.results["evaluations"] == whole
+    assert report.results["retries"] == PATIENCE - 1, "those of the run that failed are not forgotten"
 
 
 def test_retries_of_a_policy_run_are_counted(serve, base_dir: Path, reward_dir: Path, pool_file: Path, tmp_path: Path) -> None:

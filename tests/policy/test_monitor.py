@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from rewardproof.policy.monitor import HackingCallback, HackingMonitor, Limits
+from rewardproof.policy.monitor import HackingCallback, HackingMonitor, Limits, watched
 
 STEADY = {"kl": 0.1, "reward": 0.5, "length": 40.0, "disagreement": 0.2}
 
@@ -40,6 +41,32 @@ def test_what_drifts_is_named(name: str, slope: float) -> None:
 
 def test_distance_that_grows_faster_and_faster_is_named() -> None:
     assert signs_after([{"kl": 0.1 * step + 0.02 * max(step - 15, 0) ** 2} for step in range(22)]) == ["acceleration"]
+
+
+@pytest.mark.parametrize("shape", ["constant", "linear", "saturating"])
+@pytest.mark.parametrize("noise", [0.01, 0.1])
+def test_noise_is_no_acceleration(shape: str, noise: float) -> None:
+    """Distances that do not speed up, as noisy as a batch's log-ratio makes them, raise an alarm in few runs of 60 records."""
+    course = {"constant": lambda t: 1 + 0 * t, "linear": lambda t: 0.1 * t, "saturating": lambda t: 2 * (1 - np.exp(-t / 10))}[shape]
+    alarms = 0
+    for seed in range(100):
+        kl_T = course(np.arange(60.0)) + noise * np.random.default_rng(seed).normal(size=60)
+        monitor = HackingMonitor()
+        alarms += any("acceleration" in monitor.named(monitor.observe({"kl": float(kl)})) for kl in kl_T)
+    assert alarms <= 5
+
+
+def test_acceleration_is_seen_through_noise() -> None:
+    seen = 0
+    for seed in range(50):
+        noise_T, monitor = 0.02 * np.random.default_rng(seed).normal(size=40), HackingMonitor()
+        kl_T = [0.05 * step + 0.02 * max(step - 20, 0) ** 2 + noise_T[step] for step in range(40)]
+        seen += any("acceleration" in monitor.named(monitor.observe({"kl": kl})) for kl in kl_T)
+    assert seen >= 48
+
+
+def test_what_a_trainer_could_not_measure_is_left_aside() -> None:
+    assert watched({"kl": None, "reward": 0.5, "completions/mean_length": None}) == {"reward": 0.5}
 
 
 def test_numbers_that_are_not_finite_are_left_aside() -> None:

@@ -55,7 +55,11 @@ FAULTS: dict[str, Answer] = {
     ),
     "a score that is no finite number": lambda body: (200, lengths(body)[1].replace("1", "NaN")),
     "Expecting value": lambda body: (200, "<html>"),
-    "0 scores in 0 groups for 15": lambda body: (200, json.dumps({"error": "busy"})),
+    "no list of rewards": lambda body: (200, json.dumps({"error": "busy"})),
+    "no list of rewards at all": lambda body: (200, json.dumps({"rewards": 5})),
+    "0 scores in 0 groups for 15": lambda body: (200, json.dumps({"rewards": []})),
+    "a score that is no finite number, but true": lambda body: (200, lengths(body)[1].replace("1", "true")),
+    "a score that is no finite number, but too large": lambda body: (200, lengths(body)[1].replace("1", "1" + "0" * 400)),
 }
 
 
@@ -69,7 +73,7 @@ def test_a_fault_is_tried_again_and_counted(serve, reason) -> None:
 @pytest.mark.parametrize("reason", FAULTS)
 def test_a_fault_that_stays_ends_with_its_reason(serve, reason) -> None:
     scorer = RemoteScorer(serve(FAULTS[reason]), wait=0.0, attempts=3)
-    with pytest.raises(EvaluationError, match=f"gave no scores for 5 groups: .*({reason})"):
+    with pytest.raises(EvaluationError, match=f"gave no scores for 5 groups: .*({reason.partition(', but')[0].removesuffix(' at all')})"):
         scorer.score(GROUPS)
     assert scorer.retries == 2
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rewardproof.data import Group, Message, read_groups
 from rewardproof.errors import ConfigError, DataError
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.policy.monitor import HackingCallback, Limits
 from rewardproof.policy.rewards import DISAGREEMENT
 from rewardproof.scoring import CheckableGold, Combine, ModelEnsemble, RemoteScorer, Scale
 from rewardproof.serving import trl as adapter
@@ -103,8 +104,8 @@ def test_trls_trainer_takes_it(name: str, scorers: dict[str, Any], base_dir: Pat
     if name != "program":
         rows = [{"prompt": user(f"w{number} w{number + 1}")} for number in range(4)]
     settings = trl.GRPOConfig(
-        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, num_generations=2, max_completion_length=6, report_to="none",
-        use_cpu=True, logging_steps=1, save_strategy="no", learning_rate=1e-3, bf16=False, gradient_checkpointing=False,
+        output_dir=str(tmp_path), max_steps=8, per_device_train_batch_size=4, num_generations=2, max_completion_length=6, report_to="none",
+        beta=0.1, use_cpu=True, logging_steps=1, save_strategy="no", learning_rate=1e-3, bf16=False, gradient_checkpointing=False,
     )  # fmt: skip
     trainer = trl.GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(base_dir),
@@ -112,11 +113,15 @@ def test_trls_trainer_takes_it(name: str, scorers: dict[str, Any], base_dir: Pat
         args=settings,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(base_dir),
+        callbacks=[HackingCallback(Limits(window=3))],
     )
     trainer.train()
     logged = [entry["rewards/ours/mean"] for entry in trainer.state.log_history if "rewards/ours/mean" in entry]
-    assert len(logged) == 2
+    assert len(logged) == 8
+    signs = {key for entry in trainer.state.log_history for key in entry if key.startswith("hacking/")}
+    wanted = {"hacking/acceleration", "hacking/length", "hacking/reward"} | ({"hacking/disagreement"} if name == "ensemble" else set())
+    assert signs == wanted, "the callback finds what it watches in TRL's own log"
     assert all(value == value for value in logged)
     apart = [entry[DISAGREEMENT] for entry in trainer.state.log_history if DISAGREEMENT in entry]
-    assert len(apart) == (2 if name == "ensemble" else 0)
+    assert len(apart) == (8 if name == "ensemble" else 0)
     assert all(value > 0 for value in apart)

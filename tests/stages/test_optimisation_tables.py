@@ -88,7 +88,8 @@ def test_each_method_is_judged_over_its_own_range_and_promises_at_one_that_all_r
     assert "promised beyond gold at KL 1.0, SD" in table.columns
     assert (far["KL at last, nats"], far["runs"]) == ("9.00", "4")
     assert float(far["lost since the peak"].split()[0]) == pytest.approx(policies_of(setting, "far").summary().fall.estimate, abs=1e-3)
-    at_one = policies_of(setting, "far").summary(farthest=1.0).gap.estimate
+    assert f"minus near at KL {1.0:.1f}" in table.columns
+    at_one = policies_of(setting, "far").gap(1.0).estimate
     assert float(far["promised beyond gold at KL 1.0, SD"].split()[0]) == pytest.approx(at_one, abs=0.01)
     with pytest.raises(EvaluationError, match="No policies of 'good', expected one of near, far"):
         policies_table(setting, ["good"])

@@ -14,16 +14,18 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from rewardproof.artifacts import plain
 from rewardproof.cli.main import app
 from rewardproof.config import recipe_names
 from rewardproof.data import read_groups
 from rewardproof.errors import ConfigError, DataError, EvaluationError
-from rewardproof.evaluation import BestOfNRuns
+from rewardproof.evaluation import BestOfNRuns, PolicyRuns, run_evaluations
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.scoring import Combine, ModelEnsemble, Scale, load_scorer, method_names
 from rewardproof.stages import stress_pools
 from rewardproof.stages.stress import Stress, run
+from rewardproof.stages.stress_policies import plan
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,7 @@ def test_every_model_picks_from_the_same_pools_and_gold_judges(models, pool_file
             assert entry["estimate"] == pytest.approx(one["estimate"], abs=1e-9)
         assert found[name]["fall"]["estimate"] == pytest.approx(expected["fall"]["estimate"], abs=1e-9)
     assert found["b"]["gain_over_first"] is None, "two seeds and one do not pair"
+    assert found["b"]["lengths"][0] == pytest.approx(np.mean([np.mean([len(text) for text in pool.answer_texts]) for pool in pools]))
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(text in page for text in ("gamed most", "served best", "lost since the peak", pools[0].prompt_text.split()[0]))
     assert "gold of the best of 8: a " in report.headline
@@ -110,8 +113,13 @@ def test_policies_are_judged_beside_best_of_n(
     assert (list(whole), whole["a"]["n_runs"], whole["b"]["gain_over_first"]["n"]) == (["a", "b"], 2, 2 * whole["a"]["n_prompts"])
     written = yaml.safe_load((tmp_path / "whole/policies/rloo/1-1/config.yaml").read_text())
     assert (written["seed"], written["optimise"]["kl"]["coefficient"], written["reward"]) == (1, 0.2, [models[2]])
+    own = PolicyRuns([run_evaluations(tmp_path / f"whole/policies/rloo/1-{seed}") for seed in (0, 1)]).summary()
+    assert (whole["b"]["fall"], whole["b"]["distance"][-1]) == (plain(own.as_dict())["fall"], own.distance[-1]), "over its own range"
+    ends = [whole[name]["distance"][-1] ** 2 for name in whole]
+    assert whole["b"]["at_matched_kl"]["kl"] == pytest.approx(min(ends))
+    assert whole["b"]["at_matched_kl"]["gain_over_first"]["n"] == 2 * whole["a"]["n_prompts"]
     page = (tmp_path / "whole/report.html").read_text()
-    assert all(text in page for text in ("Policies by rloo", "What rloo against a says", "gamed most"))
+    assert all(text in page for text in ("Policies by rloo", "What rloo against a says", "gamed most", "exact at every token"))
     update, calls = OnPolicyLoop.update, [0]
 
     def broken(self: OnPolicyLoop) -> Any:
@@ -147,6 +155,43 @@ def test_policies_by_preferences_stand_in_a_section_of_their_own(
     assert {file.stem for file in (tmp_path / "out/figures").glob("*.svg")} == {"best-of-n", "rloo", "dpo"}, "no two ways share an axis"
     with pytest.raises(ConfigError, match=r"Got kl=0\.1 with dpo, expected no penalty"):
         run(config.model_copy(update={"kl": 0.1}), tmp_path / "other")
+
+
+def test_what_a_recipe_says_of_a_section_stays_where_nothing_else_is_asked(models, pool_file: Path) -> None:
+    config = settings(
+        models[:1], pool_file, gold=models[2], methods=("grpo", "r2m", "red_ppo"), kl=0.3, policy_prompts=(str(pool_file),),
+        optimise={"kl": {"estimate": "k2"}, "redistribute": {"initial": "drop"}}, evaluate={"every": 7},
+    )  # fmt: skip
+    (grpo,), (r2m,), (red,) = (plan(config, method)[0] for method in config.methods)
+    assert (grpo.optimise.kl.place, grpo.optimise.kl.estimate, grpo.optimise.kl.coefficient) == ("loss", "k2", 0.3)
+    assert (red.optimise.redistribute.share, red.optimise.redistribute.initial) == (1.0, "drop")
+    assert (r2m.evaluate.states, r2m.evaluate.every, grpo.evaluate.states) == (True, 7, False)
+
+
+def test_recipes_that_need_more_than_a_model_are_given_it(models, pool_file: Path) -> None:
+    """MetaRM needs preferences, constraints need thresholds and further rewards: settings of one recipe alone."""
+    asked = {
+        "metarm": {"metarm": {"data": [str(pool_file)]}},
+        "mu_ppo": {
+            "reward": "$MODEL,embedded:checkable/length",
+            "weights": "1,0.5",
+            "constrained": {"thresholds": {"$MODEL": 1.0, "length": 0.5}},
+        },
+    }
+    config = settings(models[:2], pool_file, gold=models[2], methods=("rloo", *asked), align=asked, policy_prompts=(str(pool_file),))
+    ((meta,), (second,)), ((mu,), _) = (plan(config, method) for method in asked)
+    assert meta.metarm is not None
+    assert mu.constrained is not None
+    assert (meta.metarm.data, meta.reward, second.reward) == ((str(pool_file),), (models[0],), (models[1],))
+    assert (mu.reward, mu.weights) == ((models[0], "embedded:checkable/length"), (1.0, 0.5))
+    assert mu.constrained.thresholds == {"a": 1.0, "length": 0.5}
+    assert plan(config, "rloo")[0][0].metarm is None
+    with pytest.raises(ConfigError, match=r"methods=metarm: .*In stress, settings of one recipe are align\.metarm\.KEY"):
+        plan(config.model_copy(update={"align": {}}), "metarm")
+    with pytest.raises(ConfigError, match=r"expected \$MODEL among them"):
+        plan(config.model_copy(update={"align": {"mu_ppo": {"reward": ["embedded:checkable"]}}}), "mu_ppo")
+    with pytest.raises(ConfigError, match=r"align\.ppo: expected the name of a policy recipe among methods="):
+        run(config.model_copy(update={"align": {"ppo": {}}}), pool_file.parent / "none")
 
 
 def test_answers_are_sampled_live_and_kept(models, pool_file: Path, base_dir, reward_dir, tmp_path: Path, monkeypatch) -> None:
