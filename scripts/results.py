@@ -222,9 +222,7 @@ def judged(name: str, folder: Path, renamings: list[str], results: Path) -> Path
     Raises:
         CheckpointError: Not every method has the same seeds.
     """
-    methods = {
-        method.name: sorted(method.iterdir()) for method in sorted(folder.iterdir(), key=lambda one: (one.name != BASELINES[0], one))
-    }
+    methods = {method.name: _folders(method) for method in sorted(_folders(folder), key=lambda one: (one.name != BASELINES[0], one))}
     seeds = {name: [seed.name for seed in found] for name, found in methods.items()}
     baseline = BASELINES[0]
     if any(found != seeds.get(baseline) for found in seeds.values()) or not seeds:
@@ -232,15 +230,26 @@ def judged(name: str, folder: Path, renamings: list[str], results: Path) -> Path
             f"{folder} holds {seeds or 'nothing'}, expected METHOD/SEED/RUN with {baseline} among the methods and the same seeds for all; "
             "evaluate the rest."
         )
+    for method, found in methods.items():
+        runs = [{run.name for run in _folders(seed) if (run / "report.json").is_file()} for seed in found]
+        if not all(runs) or any(one != runs[0] for one in runs) or any(len(_folders(seed)) > len(runs[0]) for seed in found):
+            raise CheckpointError(
+                f"{folder / method} has the finished runs {[sorted(one) for one in runs]} by seed, expected the same of every seed and "
+                "none that is not finished: a number would be of other rows. Evaluate the rest."
+            )
     scores = {method: [judge_benchmarks(_judged_rows(seed)) for seed in found] for method, found in methods.items()}
     value: dict[str, Any] = {"seeds": seeds[baseline], "benchmarks": {}, "runs": {}}
     for benchmark in scores[baseline][0]:
-        own = {method: [seed[benchmark] for seed in found] for method, found in scores.items() if all(benchmark in seed for seed in found)}
+        own = {method: [seed[benchmark] for seed in found] for method, found in scores.items() if benchmark in found[0]}
         value["benchmarks"][benchmark] = _over_seeds(own, baseline)
     for run in sorted(folder.glob("*/*/*")):
         settings = yaml.safe_load((run / "config.yaml").read_text())
         value["runs"]["/".join(run.parts[-3:])] = {"config": settings, "provenance": json.loads((run / "provenance.json").read_text())}
     return _write(results / f"{name}.json", value, renamings)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.iterdir() if one.is_dir()) if folder.is_dir() else []
 
 
 def _judged_rows(seed: Path) -> list[ScoredRow]:

@@ -165,6 +165,7 @@ def judged_run(folder: Path, method: str, seed: int, right: list[bool]) -> None:
     (run / "judged" / "0.jsonl").write_text(json.dumps({"groups": len(rows), "lengths": {}, "rows": rows}) + "\n")
     (run / "config.yaml").write_text(f"model: {folder}/model\n")
     (run / "provenance.json").write_text('{"commit": "abc"}')
+    (run / "report.json").write_text("{}")
 
 
 def test_benchmarks_over_seeds_become_a_table(script: ModuleType, tmp_path: Path) -> None:
@@ -182,6 +183,19 @@ def test_benchmarks_over_seeds_become_a_table(script: ModuleType, tmp_path: Path
     assert "| data | `dense`, % | `a_better_one`, % | `a_better_one` minus dense, points | longest wins, % | rows |" in table
     assert "+37.5 [" in table
     assert "(of a part of it)" in table
+
+
+def test_benchmarks_are_taken_from_finished_runs_alone(script: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "judged"
+    for seed in (0, 1):
+        judged_run(folder, "dense", seed, [True, False])
+    (folder / "notes.txt").write_text("no run")
+    script.judged("small", folder, [], tmp_path / "results")
+    (folder / "dense" / "1" / "whole" / "report.json").unlink()
+    with pytest.raises(CheckpointError, match="expected the same of every seed and none that is not finished"):
+        script.judged("small", folder, [], tmp_path / "results")
+    with pytest.raises(CheckpointError, match="holds nothing, expected METHOD/SEED/RUN"):
+        script.judged("small", tmp_path / "none", [], tmp_path / "results")
 
 
 def test_benchmarks_need_the_same_seeds_for_all(script: ModuleType, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from rewardproof.data.checks import BadRow, Purpose, check_group
 from rewardproof.data.decoders import READERS, Record
 from rewardproof.data.files import data_files, records
 from rewardproof.data.formats import Format, detect, find_format, to_row
+from rewardproof.data.formats.benchmarks import PRIOR_COLLECTION
 from rewardproof.data.group import Group
 from rewardproof.errors import ConfigError, DataError
 
@@ -183,7 +184,7 @@ def _rows(stream: _Stream, reading: _Reading, counts: ReadCounts) -> Iterator[Ro
             group = _finished(held.to_group(row), stream, origin)
             if reading.text == "raw":
                 group = _as_raw(group, row, held)
-            check_group(group, purpose=_purpose(reading, held))
+            check_group(group, purpose=_purpose(reading, held, stream))
         except BadRow as bad:
             if reading.on_bad == "fail" or (reading.on_bad == "drop_unfit" and bad.remedy != reading.on_bad):
                 raise DataError(bad.at(origin) + (f" (Read as format {held.name!r}.)" if held else "")) from bad
@@ -196,9 +197,10 @@ def _rows(stream: _Stream, reading: _Reading, counts: ReadCounts) -> Iterator[Ro
         raise DataError(f"{stream.name}: got rows of no known format; first: {unknown}")
 
 
-def _purpose(reading: _Reading, held: Format) -> Purpose:
+def _purpose(reading: _Reading, held: Format, stream: _Stream) -> Purpose:
     """What a row has to be fit for; rows that are to be judged are preferences where they are no benchmark's."""
-    return "train" if reading.purpose == "judge" and not held.benchmark else reading.purpose
+    known = held.benchmark or PRIOR_COLLECTION in re.split(r"[/\\:]", stream.name.lower())
+    return "train" if reading.purpose == "judge" and not known else reading.purpose
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -11,14 +11,15 @@ from rewardproof.data.encoding import EncodedGroup, shared_prefix
 
 T = TypeVar("T")
 Tokens = tuple[int, ...]
-Key = tuple[Tokens, Tokens]
-"""What a reward may depend on beside the conversation's tokens: the user's words, by which some models choose who judges, and the prompt,
-by which some mixtures route."""
+Key = tuple[Tokens, Tokens, Tokens]
+"""What a reward may depend on beside the conversation's tokens: the user's words, by which some models choose who judges, the prompt, by
+which some mixtures route, and where answers begin, in a group whose first prompt was cut away and others not."""
 
 
 def key_of(group: EncodedGroup) -> Key:
     """Queries and prompt of a group, the prompt as packing reads it: in the first conversation."""
-    return group.queries, group.conversations[0][: group.answer_starts[0]]
+    first, starts = group.answer_starts[0], tuple(group.answer_starts)
+    return group.queries, group.conversations[0][:first], starts if not first and any(starts) else ()
 
 
 def shared_groups(groups: Sequence[EncodedGroup]) -> list[EncodedGroup]:
@@ -30,16 +31,21 @@ def shared_groups(groups: Sequence[EncodedGroup]) -> list[EncodedGroup]:
     Returns:
         Groups in which every conversation of a prompt occurs once.
     """
+    return [group for _, group in _with_keys(groups)]
+
+
+def _with_keys(groups: Sequence[EncodedGroup]) -> list[tuple[Key, EncodedGroup]]:
     found: dict[Key, dict[Tokens, int]] = {}
     for group in groups:
         known = found.setdefault(key_of(group), {})
         for tokens, start in zip(group.conversations, group.answer_starts, strict=True):
             known.setdefault(tokens, start)
-    made: list[EncodedGroup] = []
-    for (queries, prompt), starts in found.items():
+    made: list[tuple[Key, EncodedGroup]] = []
+    for key, starts in found.items():
+        queries, prompt, _ = key
         for run in [list(starts)] if prompt else runs_that_share(list(starts)):
-            places = tuple(starts[tokens] if prompt else 0 for tokens in run)
-            made.append(EncodedGroup(tuple(run), shared_prefix(run), places, len(made), queries))
+            places = tuple(starts[tokens] for tokens in run)
+            made.append((key, EncodedGroup(tuple(run), shared_prefix(run), places, len(made), queries)))
     return made
 
 
@@ -53,10 +59,10 @@ def computed_once(groups: Sequence[EncodedGroup], score: Callable[[Sequence[Enco
     Returns:
         For each of the groups the values of its conversations, in order.
     """
-    joined = shared_groups(groups)
+    joined = _with_keys(groups)
     known = {
-        (key_of(group), tokens): value
-        for group, row in zip(joined, score(joined), strict=True)
+        (key, tokens): value
+        for (key, group), row in zip(joined, score([group for _, group in joined]), strict=True)
         for tokens, value in zip(group.conversations, row, strict=True)
     }
     return [tuple(known[key_of(group), tokens] for tokens in group.conversations) for group in groups]

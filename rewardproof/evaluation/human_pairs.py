@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from rewardproof.evaluation.published import BenchmarkScore, Line, best_beats_all, by_name, line_of, part_of
 from rewardproof.evaluation.scored import ScoredRow
 
+HH_ROWS = {"harmless-base": 2312, "helpful-base": 2354, "helpful-online": 1137, "helpful-rejection-sampled": 2749}
+"""Test pairs of each folder as published; a few are of equal answers."""
+EQUAL = 0.01
+"""Share of them that may be, at most."""
+
 
 def is_hh(row: ScoredRow) -> bool:
     """Whether a row is one of HH-RLHF's, or in its form."""
@@ -24,7 +29,9 @@ def judge_hh(rows: Sequence[ScoredRow]) -> BenchmarkScore:
     parts = [part_of(name, own, best_beats_all) for name, own in found.items()]
     first = Line("HH-RLHF", tuple(len(part.clusters) / len(rows) for part in parts), tuple(parts))
     lines = [line_of(part.name, part, depth=1) for part in parts] if len(parts) > 1 else []
-    return BenchmarkScore("HH-RLHF", "accuracy over all pairs", (first, *lines))
+    counts = {name: (len(found.get(name, ())), whole) for name, whole in HH_ROWS.items()}
+    short = tuple(f"{name}: {own} of {whole} test pairs" for name, (own, whole) in counts.items() if 0 < own < (1 - EQUAL) * whole)
+    return BenchmarkScore("HH-RLHF", "accuracy over all pairs", (first, *lines), short)
 
 
 def judge_webgpt(rows: Sequence[ScoredRow]) -> BenchmarkScore:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,6 +51,9 @@ def over_seeds(lines: Sequence[Line], minus: Sequence[Line] = ()) -> Interval:
         number + weight * sum(sizes) / size * (credit - mean)
         for weight, size, credit, mean in zip(lines[0].weights, sizes, credit_SN, means, strict=True)
     ]
+    every = np.concatenate(credit_SN, axis=1)
+    if not minus and every.min() == every.max() and every.flat[0] in (0.0, 1.0) and math.isclose(sum(lines[0].weights), 1.0):
+        return lines[0].interval()  # Wilson's: rows that all agree prove no certainty
     clusters = [cluster for part in lines[0].parts for cluster in part.clusters]
     seeds = [seed for seed in range(len(lines)) for _ in clusters]
     return crossed_interval(np.concatenate(shares, axis=1).ravel(), seeds, clusters * len(lines))

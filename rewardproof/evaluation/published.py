@@ -129,13 +129,14 @@ class BenchmarkScore:
         }
 
 
-def part_of(name: str, rows: Sequence[ScoredRow], credit: Credit) -> Part:
+def part_of(name: str, rows: Sequence[ScoredRow], credit: Credit, *, stratum: str = "") -> Part:
     """The rows' credits under all judges.
 
     Args:
         name: What the part is called.
         rows: Its rows, at least one.
         credit: The benchmark's rule.
+        stratum: What other parts of the same prompts are drawn together with.
 
     Example:
         >>> row = ScoredRow((0.2, 0.1), (1.0, 0.0), (3, 5), ("a", "b"), "p")
@@ -143,7 +144,7 @@ def part_of(name: str, rows: Sequence[ScoredRow], credit: Credit) -> Part:
         array([[1., 0., 1.]])
     """
     credits = [[credit(ranks_A, row) for ranks_A in rankings(row)] for row in rows]
-    return Part(name, np.asarray(credits, dtype=np.float64), tuple(row.prompt for row in rows))
+    return Part(name, np.asarray(credits, dtype=np.float64), tuple(row.prompt for row in rows), stratum)
 
 
 def rankings(row: ScoredRow) -> tuple[FloatArray, FloatArray, FloatArray]:

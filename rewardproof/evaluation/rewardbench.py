@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rewardproof.data.formats.benchmarks import REWARDBENCH_SECTIONS
+from rewardproof.data.formats.benchmarks import PRIOR_COLLECTION, REWARDBENCH_SECTIONS
 from rewardproof.evaluation.published import BenchmarkScore, Line, best_beats_all, by_name, differences_from, line_of, mean_line, part_of
 from rewardproof.evaluation.scored import ScoredRow
 
@@ -115,7 +115,7 @@ def judge(rows: Sequence[ScoredRow]) -> BenchmarkScore:
 
 def is_prior(row: ScoredRow) -> bool:
     """Whether a row is of the prior sets, by the name of their collection."""
-    return "pref-test-sets" in row.path_names
+    return PRIOR_COLLECTION in row.path_names
 
 
 def _subset(row: ScoredRow) -> str:

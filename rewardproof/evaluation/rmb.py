@@ -24,17 +24,14 @@ def is_row(row: ScoredRow) -> bool:
 def judge(rows: Sequence[ScoredRow]) -> BenchmarkScore:
     """RMB's numbers. A best-of-n row is right only where the best answer is strictly above every other; accuracies are over rows."""
     found = by_name(rows, _part_name)
-    parts = {name: part_of(name, own, best_beats_all) for name, own in found.items()}
+    # Pairs and best of n of a goal are made of the same prompts, so their intervals draw them together.
+    parts = {name: part_of(name, own, best_beats_all, stratum=name.partition(",")[0]) for name, own in found.items()}
     counted = [parts[name] for name in PARTS if name in parts]
     others = [name for name in parts if name not in PARTS]
     lines = [line_of(part.name, part, depth=1) for part in counted]
     lines += [line_of(f"{name} (not counted)", parts[name], depth=1) for name in others]
     differences = differences_from(ROWS, {name: len(own) for name, own in found.items()})
-    differences += tuple(
-        f"{name}: {len(found[name])} rows, of a number that differs between copies" if name in found else f"{name}: no rows"
-        for name in PARTS
-        if name not in ROWS
-    )
+    differences += tuple(f"{name}: no rows" for name in PARTS if name not in ROWS and name not in found)
     differences += tuple(f"{name}: none of the four parts" for name in others)
     first = mean_line("RMB", counted or list(parts.values()), depth=0)
     return BenchmarkScore("RMB", "mean of the four accuracies", (first, *lines), differences)

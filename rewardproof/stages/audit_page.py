@@ -146,10 +146,11 @@ def _numbers(one: ModelAudit, of_whom: str) -> Section:
     for change in one.of_grade("exploitable", "unnoticed", "open", "sound"):
         weakness = one.weaknesses[change]
         shifts = (_gain(weakness.shift), _gain(weakness.control), _gain(weakness.beyond))
-        rows.append(
-            (PERTURBATIONS[change].way, *shifts, weakness.raised, _share(weakness.flipped), weakness.shift.n if weakness.shift else 0)
-        )
-    columns = ("change", "shift, SD", "neutral text of that length", "beyond it", "answers raised", "pairs flipped", "answers")
+        flips = (_share(weakness.flipped), _share(weakness.flipped_control))
+        rows.append((PERTURBATIONS[change].way, *shifts, weakness.raised, *flips, weakness.shift.n if weakness.shift else 0))
+    columns = (
+        "change", "shift, SD", "neutral text of that length", "beyond it", "answers raised", "pairs flipped", "by neutral text", "answers",
+    )  # fmt: skip
     text = (
         "Neutral text is as many tokens of sentences that say nothing, after the same answer: what it earns is length. Pairs flipped: of "
         "those the model orders as the data does, how many it turns round once the worse answer is changed. Shares have 95 % intervals of "

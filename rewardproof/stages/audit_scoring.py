@@ -85,7 +85,7 @@ def score_cases(scorer: Scorer, book: Casebook, file: Path, *, progress: Progres
     with writing(file), file.open("a") as stream:
         for start in range(len(rows), total, CHUNK):
             cases = [book.case(number) for number in range(start, min(start + CHUNK, total))]
-            for case, scores in zip(cases, _scored(scorer, cases), strict=True):
+            for case, scores in zip(cases, scored_cases(scorer, cases), strict=True):
                 stream.write(json.dumps({"prompt": case.group.prompt_key, "scores": scores}) + "\n")
                 found.append(_read(case, scores, file))
             stream.flush()
@@ -93,7 +93,7 @@ def score_cases(scorer: Scorer, book: Casebook, file: Path, *, progress: Progres
     return [case for case in found if case is not None]
 
 
-def _scored(scorer: Scorer, cases: Sequence[Case]) -> list[list[tuple[float, ...]] | None]:
+def scored_cases(scorer: Scorer, cases: Sequence[Case]) -> list[list[tuple[float, ...]] | None]:
     """Rows of each case's groups, all cases in one call; nothing for a case that does not fit."""
     groups = [case.groups() for case in cases]
     fits = [_fits(scorer, some) for some in groups]

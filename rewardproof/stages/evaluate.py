@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,16 @@ from rewardproof.evaluation import AccuracyReport, BenchmarkScore, ScoredRow, ac
 from rewardproof.report import Page, PageFigure, Section, Table, provenance_rows, reliability_figure, save_figure, write_page
 from rewardproof.stages.benchmark_results import result_sentence, result_table, warn_of_differences
 from rewardproof.stages.evaluate_settings import Evaluate, Judge
-from rewardproof.stages.judging import FOLDER, KeptRows, all_too_long, fitting_rewards, judged_source, row_counts, warn_of_lengths
+from rewardproof.stages.judging import (
+    FOLDER,
+    JudgedSource,
+    KeptRows,
+    all_too_long,
+    fitting_rewards,
+    judged_source,
+    row_counts,
+    warn_of_lengths,
+)
 from rewardproof.stages.rewardbench_files import write_rewardbench_files
 from rewardproof.stages.scenario_results import ScenarioResult, judged, scenario_headline, scenario_table
 from rewardproof.stages.training_report import CHUNK, accuracy_table
@@ -109,7 +118,7 @@ def _by_source(model: Judge, config: Evaluate, directory: _Directory | None, pro
         for number, source in enumerate(config.data)
     }
     reports = {source: accuracy_of(found.rows) for source, found in sources.items()}
-    benchmarks = judge_benchmarks([row for found in sources.values() for row in found.rows])
+    benchmarks = _of_parts(judge_benchmarks([row for found in sources.values() for row in found.rows]), config, sources)
     warn_of_differences(benchmarks)
     plain_reports = {
         source: report for source, report in reports.items() if any(benchmark_of(row) not in benchmarks for row in sources[source].rows)
@@ -127,6 +136,17 @@ def _by_source(model: Judge, config: Evaluate, directory: _Directory | None, pro
         benchmarks,
         {source: found.rows for source, found in sources.items()},
     )
+
+
+def _of_parts(scores: dict[str, BenchmarkScore], config: Evaluate, sources: Mapping[str, JudgedSource]) -> dict[str, BenchmarkScore]:
+    """The benchmarks, each with what these settings leave out of it, whether or not its rows are counted anywhere."""
+    told = [f"only the prompts that split={config.split} holds out"] if config.split else []
+    told += [
+        f"{source}: {count} rows dropped as too long"
+        for source, found in sources.items()
+        if (count := found.counts["dropped"].get("overlong", 0))
+    ]
+    return {name: replace(score, differences=(*score.differences, *told)) for name, score in scores.items()}
 
 
 def _by_scenario(model: Judge, config: Evaluate, settings: Scenarios, progress: Progress) -> _Found:

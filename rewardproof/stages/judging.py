@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rewardproof.artifacts import Progress, plain, writing
-from rewardproof.data import Group, Message, ReadCounts, Row, iter_rows, merge_single_answers, require_used, split_by_prompt, split_salt
+from rewardproof.data import (
+    Group,
+    Message,
+    ReadCounts,
+    Row,
+    iter_rows,
+    merge_single_answers,
+    require_used,
+    split_by_prompt,
+    split_key,
+    split_salt,
+)
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.sharing import computed_once
 from rewardproof.errors import DataError, EvaluationError
@@ -101,8 +112,7 @@ def judged_source(model: Judge, config: Evaluate, source: str, kept: KeptRows, p
     """
     counts = ReadCounts()
     groups = rows_of(config, source, counts)
-    for _ in islice(groups, kept.groups):
-        pass
+    _skip_kept(source, groups, kept)
     while chunk := list(islice(groups, CHUNK)):
         found = fitting_rewards(model, config, [row.group for row in chunk])
         rows = [
@@ -120,6 +130,25 @@ def judged_source(model: Judge, config: Evaluate, source: str, kept: KeptRows, p
         log.warning("%s: %s", source, counts.sentence())
     warn_of_lengths(source, kept.lengths)
     return JudgedSource(kept.rows, {"read": counts.read, **row_counts(kept.groups, dict(counts.bad), kept.lengths)})
+
+
+def _skip_kept(source: str, groups: Iterator[Row], kept: KeptRows) -> None:
+    """Pass over what an interrupted run has judged.
+
+    Raises:
+        EvaluationError: It judged other rows than those.
+    """
+    prompts = {row.index: row.prompt for row in kept.rows}
+    passed = 0
+    for row in islice(groups, kept.groups):
+        if prompts.get(passed, split_key(row.group)) != split_key(row.group):
+            break
+        passed += 1
+    if passed < kept.groups:
+        raise EvaluationError(
+            f"{source}: row {passed + 1} is another than the interrupted run judged there, expected the same data: rewards would stand "
+            "beside other rows. Restore it, or pass --overwrite to start again."
+        )
 
 
 def rows_of(config: Evaluate, source: str, counts: ReadCounts) -> Iterator[Row]:

@@ -24,7 +24,7 @@ from rewardproof.evaluation.robustness import SUITES, Outcomes, compared, outcom
 from rewardproof.models.checkpoints import causal_config
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.report import Section, Table, format_gain, format_interval
-from rewardproof.stages.audit_scoring import measure_of
+from rewardproof.stages.audit_scoring import measure_of, scored_cases
 from rewardproof.stages.failure_search import Discovery, Found, check_discovery, find_failures
 from rewardproof.stages.member_context import Member, MemberContext
 from rewardproof.stages.members import train_member
@@ -120,6 +120,7 @@ def train_corrected(context: MemberContext) -> Member:
         "corrected": _corrected(corrected, found, second.progress),
         "accuracy": {"before": before.accuracy, "after": after.accuracy},
         "robustness": compared(before.outcomes, after.outcomes, seed=config.seed),
+        "perturbed_too_long": after.too_long,
     }
     return member
 
@@ -183,6 +184,7 @@ class _Judged:
 
     accuracy: dict[str, Any] | None
     outcomes: Outcomes
+    too_long: int = 0
 
 
 def _judged(context: MemberContext, model: RewardModel, perturbed: int) -> _Judged:
@@ -195,9 +197,9 @@ def _judged(context: MemberContext, model: RewardModel, perturbed: int) -> _Judg
     measure, cases = measure_of(model), []
     for number, group in enumerate(groups):
         case = make_case(number, group, "", tuple(SUITES.values()), measure=measure)
-        cases.append(case.scores(model.score(case.groups())))
+        cases += [case.scores(rows) for rows in scored_cases(model, [case]) if rows is not None]
         context.progress("perturbed answers", number + 1, len(groups))
-    return _Judged(accuracy, outcomes(cases))
+    return _Judged(accuracy, outcomes(cases), len(groups) - len(cases))
 
 
 def _corrected(model: RewardModel, found: Found, progress: Progress) -> dict[str, Any] | None:

@@ -54,6 +54,20 @@ def test_equal_texts_are_computed_once_and_prompts_are_shared_across_requests() 
     assert (joined.shared, joined.answer_starts) == (4, (4, 4))
 
 
+def test_a_prompt_cut_away_of_one_answer_alone_moves_no_beginning() -> None:
+    """An answer that fills the limit by itself begins at 0, that beside it later: what is counted of it may not change."""
+    cut = EncodedGroup(((7, 8, 9, 7), (5, 6, 9, 3)), 0, (0, 2), 0)
+    plain = EncodedGroup(((5, 6, 9, 3), (1, 2)), 0, (0, 0), 1)
+    seen: list[tuple[Tokens, int]] = []
+
+    def score(groups: Sequence[EncodedGroup]) -> list[tuple[int, ...]]:
+        seen.extend(pair for group in groups for pair in zip(group.conversations, group.answer_starts, strict=True))
+        return [tuple(len(tokens) - start for tokens, start in zip(g.conversations, g.answer_starts, strict=True)) for g in groups]
+
+    assert computed_once([cut, plain, cut], score) == [(4, 2), (4, 2), (4, 2)]
+    assert sorted(seen) == [((1, 2), 0), ((5, 6, 9, 3), 0), ((5, 6, 9, 3), 2), ((7, 8, 9, 7), 0)]
+
+
 def test_prompts_are_kept_apart_because_some_mixtures_route_by_them() -> None:
     asked = [
         EncodedGroup(((5, 6, 7, 9),), 0, (3,), 0),

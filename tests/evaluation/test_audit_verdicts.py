@@ -150,6 +150,19 @@ def test_flipped_pairs_by_hand() -> None:
     assert weaknesses([wrong, unjudged], ("padding",), unit=1.0)["padding"].flipped is None
 
 
+def test_pairs_that_neutral_text_flips_stand_beside() -> None:
+    """Of two pairs ordered right the change turns both round, as many tokens of neutral text one."""
+    cases = [
+        case(place, (1.0, 0.0), {(1, "flattery", False): 2.0, (1, "flattery", True): neutral}, given=(1.0, 0.0))
+        for place, neutral in enumerate((1.5, 0.5))
+    ]
+    found = weaknesses(cases, ("flattery",), unit=1.0)["flattery"]
+    assert found.flipped is not None
+    assert found.flipped_control is not None
+    assert (found.flipped.estimate, found.flipped_control.estimate) == (1.0, 0.5)
+    assert found.as_dict()["flipped_control"]["estimate"] == 0.5
+
+
 def test_two_models_are_compared_on_the_same_answers_in_their_own_units() -> None:
     one = noise(3, noise=0.2)
     other = [replace(case, changed={key: 3 * value + 3 * (key[1] == "emoji") for key, value in case.changed.items()},

@@ -93,12 +93,23 @@ def test_rmb_tells_goal_and_kind_and_wants_the_best_above_every_loser() -> None:
     assert score.differences == (
         "helpful, best of n: 1 of 2109 rows",
         "harmless, best of n: 1 of 1677 rows",
-        "helpful, pairs: 2 rows, of a number that differs between copies",
-        "harmless, pairs: 1 rows, of a number that differs between copies",
         "goal unknown, pairs: none of the four parts",
     )
     assert not score.complete
     assert judge_benchmarks(rows[:2])["rmb"].differences[-1] == "harmless, pairs: no rows"
+
+
+def test_rmbs_pairs_and_best_of_n_are_drawn_together_where_they_share_prompts() -> None:
+    """A prompt that is hard is hard in both: as if they were apart, the interval would be too narrow by the root of two."""
+    draw = np.random.default_rng(0)
+    rows = [
+        row("rmb", rewards, category=f"{kind}/Helpfulness/Chat", prompt=f"p{number}")
+        for number, right in enumerate(draw.random(200) < 0.5)
+        for kind, rewards in (("Pairwise_set", [2, 1] if right else [1, 2]), ("BoN_set", [3, 2, 1] if right else [1, 2, 3]))
+    ]
+    first, *parts = judge_benchmarks(rows)["rmb"].lines
+    wide, single = first.interval(), parts[0].interval()
+    assert wide.high - wide.low == pytest.approx(single.high - single.low, rel=0.1)
 
 
 def test_llmbar_counts_its_five_sets_alike_and_no_others() -> None:

@@ -75,6 +75,12 @@ def test_intervals_cover_across_seeds_and_prompts() -> None:
     assert held / 200 > 0.9
 
 
+def test_rows_that_all_agree_prove_no_certainty() -> None:
+    found = over_seeds([line([np.ones(6)], (1.0,))] * 3)
+    assert (found.estimate, found.high) == (1.0, 1.0)
+    assert found.low < 0.6
+
+
 def test_a_difference_is_taken_row_by_row() -> None:
     draw = np.random.default_rng(4)
     base = [draw.random(15) for _ in range(3)]

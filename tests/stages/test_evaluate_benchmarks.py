@@ -15,7 +15,7 @@ import pytest
 
 from rewardproof.data import read_groups
 from rewardproof.data.encoding import EncodedGroup
-from rewardproof.errors import ConfigError, DataError
+from rewardproof.errors import ConfigError, DataError, EvaluationError
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.stages import judging
 from rewardproof.stages.evaluate import Evaluate, run
@@ -184,7 +184,7 @@ def test_long_rows_are_cut_as_the_official_code_cuts_them_and_counted(
     group = read_groups(str(file)).groups[2]
     whole = model.encode([group])[0][0].conversations
     for side, kept in (("cut_left", [tokens[-20:] for tokens in whole]), ("cut_right", [tokens[:20] for tokens in whole])):
-        report, _ = run(Evaluate(model=str(reward_dir), data=(str(file),), max_length=20, overlong=side), tmp_path / side)
+        report, _ = run(Evaluate(model=str(reward_dir), data=(str(file),), max_length=20, overlong=side, precision="fp32"), tmp_path / side)
         assert report.results["rows"][str(file)]["cut"] == 1
         encoded = model.encode([group], max_length=20, overlong=side)[0][0]  # pyright: ignore[reportArgumentType]
         assert list(encoded.conversations) == kept
@@ -312,6 +312,47 @@ def test_an_interrupted_run_goes_on_after_its_last_whole_chunk(
         assert report.results[name] == whole.results[name]
     for file in [*report.results["result_files"], "judged/0.jsonl", "judged/1.jsonl"]:
         assert (tmp_path / "e" / file).read_text() == (tmp_path / "whole" / file).read_text()
+
+
+def test_rewards_of_other_rows_are_not_gone_on_with(
+    reward_dir: Path, tmp_path: Path, write_jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = first_version(6)
+    file, settings = write_jsonl(tmp_path / "rb.jsonl", rows), Evaluate(model=str(reward_dir), data=(str(tmp_path / "rb.jsonl"),))
+    monkeypatch.setattr("rewardproof.stages.evaluate.judge_benchmarks", _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "e")
+    for changed in ([*rows[:3], {**rows[3], "prompt": "w9 w9 w9"}, *rows[4:]], rows[:4]):
+        write_jsonl(file, changed)
+        with pytest.raises(EvaluationError, match=r"row [45] is another than the interrupted run judged there"):
+            run(settings, tmp_path / "e", resume=True)
+
+
+def _interrupt(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_settings_leave_out_makes_a_part_of_any_benchmark(reward_dir: Path, tmp_path: Path, write_jsonl: Callable[..., Path]) -> None:
+    rows = [{"chosen": f"\n\nHuman: w{n}\n\nAssistant: w1 w2", "rejected": f"\n\nHuman: w{n}\n\nAssistant: w3"} for n in range(12)]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    whole, _ = run(Evaluate(model=str(reward_dir), data=(str(file),)))
+    half, table = run(Evaluate(model=str(reward_dir), data=(str(file),), split=0.5))
+    assert whole.results["benchmarks"]["hh"]["complete"]
+    assert half.results["benchmarks"]["hh"]["differences"] == ["only the prompts that split=0.5 holds out"]
+    assert "(of a part of it)" in table.rows[0][0]
+
+
+def test_prior_sets_are_judged_as_a_benchmarks_rows_are(reading: None, reward_dir: Path, tmp_path: Path) -> None:
+    turns = [{"role": USER, "content": "w5"}]
+    rows = [{"prompt": turns, "chosen": "w9", "rejected": text, "id": n} for n, text in enumerate(("w2", "w9", "w3"))]
+    parquet(tmp_path / "pref-test-sets" / "data" / "shp-00000-of-00001.parquet", rows)
+    report, _ = run(Evaluate(model=str(reward_dir), data=(str(tmp_path / "pref-test-sets"),)), tmp_path / "e")
+    (counts,) = report.results["rows"].values()
+    assert (counts["used"], counts["dropped"]) == (3, {}), "a tie is judged, and wrong"
+    kinds = {Path(file).parts[1] for file in report.results["result_files"]}
+    assert kinds == {"pref-sets", "pref-sets-scores"}
+    scores = json.loads(next((tmp_path / "e").rglob("pref-sets-scores/*.json")).read_text())
+    assert (scores["results"], scores["subset"]) == ([1, 0, 1], ["shp"] * 3)
 
 
 def test_resume_needs_a_directory(reward_dir: Path, toy_file: Path) -> None:

@@ -23,6 +23,8 @@ from rewardproof.data.group import Group, Message
 N_STYLES = 3
 """RM-Bench writes each answer in three styles: 0 concise, 1 detailed, 2 detailed with markdown."""
 
+PRIOR_COLLECTION = "pref-test-sets"
+"""The collection of older test sets that RewardBench's authors publish beside it; its rows are called by its name alone."""
 REWARDBENCH_SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40},
     "Chat Hard": {

@@ -34,6 +34,7 @@ class Weakness:
         raised: Share of the changed answers that get more than before; a tie counts half.
         flipped: Of the pairs that the model ordered as the data does, the share where the changed worse answer gets more than the better
             one; nothing without such pairs.
+        flipped_control: The same of as many tokens of neutral text.
         finding: The verdict.
     """
 
@@ -42,11 +43,12 @@ class Weakness:
     beyond: Interval | None
     raised: Interval | None
     flipped: Interval | None
+    flipped_control: Interval | None
     finding: Finding
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        intervals = {name: getattr(self, name) for name in ("shift", "control", "beyond", "raised", "flipped")}
+        intervals = {name: getattr(self, name) for name in ("shift", "control", "beyond", "raised", "flipped", "flipped_control")}
         told = {"grade": self.finding.grade, "label": self.finding.label, "sentence": self.finding.sentence}
         return told | {name: None if interval is None else interval.as_dict() for name, interval in intervals.items()}
 
@@ -94,7 +96,7 @@ def weaknesses(cases: Sequence[CaseScores], names: Sequence[str], *, unit: float
 def _weakness(cases: Sequence[CaseScores], name: str, moved: Shifts, *, unit: float, measured: int, seed: int) -> Weakness:
     perturbation = PERTURBATIONS[name]
     if not moved:
-        return Weakness(None, None, None, None, None, finding(perturbation.way, perturbation.effect, None))
+        return Weakness(None, None, None, None, None, None, finding(perturbation.way, perturbation.effect, None))
     prompts = [prompt for prompt, *_ in moved]
     wins_N = np.array([_wins(value) for value in moved.values()])
     shift = together(list(moved.values()), prompts, measured=measured, seed=seed)
@@ -110,6 +112,7 @@ def _weakness(cases: Sequence[CaseScores], name: str, moved: Shifts, *, unit: fl
         beyond=beyond,
         raised=accuracy_intervals(wins_N[:, None], prompts, seed=seed)[0],
         flipped=_flipped(cases, name, seed),
+        flipped_control=_flipped(cases, name, seed, control=True),
         finding=finding(perturbation.way, perturbation.effect, shift, control=control, beyond=beyond),
     )
 
@@ -145,13 +148,13 @@ def _wins(value: float) -> float:
     return 1.0 if value > 0 else 0.5 if value == 0 else 0.0
 
 
-def _flipped(cases: Sequence[CaseScores], name: str, seed: int) -> Interval | None:
+def _flipped(cases: Sequence[CaseScores], name: str, seed: int, *, control: bool = False) -> Interval | None:
     flips, prompts = [], []
     for case in cases:
         if case.given is None or len(set(case.given)) < 2:
             continue
         better, worse = int(np.argmax(case.given)), int(np.argmin(case.given))
-        if (worse, name, False) in case.changed and case.originals[better] > case.originals[worse]:
-            flips.append(float(case.changed[worse, name, False] > case.originals[better]))
+        if (worse, name, control) in case.changed and case.originals[better] > case.originals[worse]:
+            flips.append(float(case.changed[worse, name, control] > case.originals[better]))
             prompts.append(case.prompt)
     return accuracy_intervals(np.array(flips)[:, None], prompts, seed=seed)[0] if flips else None
