@@ -1,25 +1,45 @@
 #!/usr/bin/env bash
-# Public benchmarks of models trained on real preferences, three seeds: studies/benchmarks.sh DATA OUT
+# Public benchmarks of models trained on real preferences, three seeds: studies/benchmarks.sh DATA OUT [PART …]
 # DATA: a folder with hh-rlhf/, webgpt_comparisons/, llamafactory/, llmbar/, rm-bench/ and rmb/ in their published formats. LLMBar and RM-Bench
-# are judged whole, RMB and HH-RLHF on the fifth of prompts that training holds out. Then: scripts/results.py judged benchmarks OUT/judged
-# '$DATA=DATA' '$OUT=OUT'
+# are judged whole, RMB and HH-RLHF on the fifth of prompts that training holds out. PART: train, whole, fifth, and further for the methods that
+# train otherwise, which are judged by LLMBar and HH-RLHF; all in this order if none is named. Then:
+#   python scripts/results.py judged benchmarks OUT/judged '$DATA=DATA' '$OUT=OUT'
 set -euo pipefail
 data=$1 out=$2
+parts=("${@:3}")
+(( ${#parts[@]} )) || parts=(train whole fifth further)
 preferences=$data/hh-rlhf,$data/webgpt_comparisons,$data/llamafactory/dpo_en_demo.jsonl.gz
-judge() {  # RECIPE SEED NAME DATA…
+common=(model=embedded:smollm2-135m data="$preferences" split=0.2 layers=top:4 max_length=512 read.on_bad=drop_unfit read.overlong=drop
+  read.max_groups=2500 read.max_held_out=100 head.init=normal trainer.learning_rate=1e-4 trainer.num_train_epochs=1
+  trainer.per_device_train_batch_size=16)
+trained() {  # RECIPE SEED key=value…
+  [[ -f $out/$1/$2/report.json ]] || rewardproof train "$1" "$out/$1/$2" --overwrite "${common[@]}" seed="$((1000 * $2))" "${@:3}"
+}
+judge() {  # METHOD SEED NAME DATA…
   local run=$out/judged/$1/$2/$3 again=()
   [[ -d $run ]] && again=(--resume)
-  [[ -f $run/report.json ]] || rewardproof evaluate "$out/$1/$2/model" "${@:4}" --out "$run" "${again[@]}" layers=top:4
+  [[ -f $run/report.json ]] || rewardproof evaluate "$out/$1/$2/model" "${@:4}" --out "$run" "${again[@]}"
 }
-for seed in 0 1 2; do
-  for recipe in dense umm; do
-    experts=()
-    [[ $recipe == umm ]] && experts=(upcycle.n_experts=4 upcycle.n_active=2 merge.steps=10)
-    [[ -f $out/$recipe/$seed/report.json ]] || rewardproof train "$recipe" "$out/$recipe/$seed" --overwrite model=embedded:smollm2-135m \
-      data="$preferences" split=0.2 seed="$((1000 * seed))" layers=top:4 max_length=512 read.on_bad=drop_unfit read.overlong=drop \
-      read.max_held_out=100 head.init=normal trainer.learning_rate=1e-4 trainer.num_train_epochs=1 \
-      trainer.per_device_train_batch_size=16 "${experts[@]}"
-    judge "$recipe" "$seed" whole "$data/llmbar" "$data/rm-bench"
-    judge "$recipe" "$seed" fifth "$data/rmb" "$data/hh-rlhf" split=0.2
+policy() {  # NAME key=value…: what REFORM's failures are written by
+  [[ -f $out/$1/report.json ]] || rewardproof align dpo "$out/$1" --overwrite policy=embedded:smollm2-135m prompts="$preferences" on_bad=drop \
+    split=0.2 max_prompt_tokens=256 direct.layers=top:4 direct.steps=40 direct.learning_rate=1e-4 evaluate.every=40 evaluate.prompts=8 "${@:2}"
+}
+for part in "${parts[@]}"; do
+  for seed in 0 1 2; do
+    case $part in
+      train)
+        trained dense "$seed"
+        trained umm "$seed" upcycle.n_experts=4 upcycle.n_active=2 merge.steps=10
+        ;;
+      whole) for recipe in dense umm; do judge "$recipe" "$seed" whole "$data/llmbar" "$data/rm-bench" layers=top:4; done ;;
+      fifth) for recipe in dense umm; do judge "$recipe" "$seed" fifth "$data/rmb" "$data/hh-rlhf" split=0.2 layers=top:4; done ;;
+      further)
+        policy aligned
+        policy flipped direct.read.label_noise=1
+        trained reform "$seed" reform.aligned="$out/aligned/model" reform.flipped="$out/flipped/model" reform.max_new_tokens=48
+        judge reform "$seed" whole "$data/llmbar" layers=top:4
+        judge reform "$seed" fifth "$data/hh-rlhf" split=0.2 layers=top:4
+        ;;
+    esac
   done
 done

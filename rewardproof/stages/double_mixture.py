@@ -76,7 +76,10 @@ def check_capabilities(config: Train) -> None:
                 "Got `labels` without `capabilities`, expected both: nothing else reads them. Use recipe dmoerm, or drop labels."
             )
         return
-    others = {"upcycle": config.upcycle, "merge": config.merge, "ensemble": config.ensemble, "reuse": config.reuse}
+    others = {
+        "upcycle": config.upcycle, "merge": config.merge, "ensemble": config.ensemble, "reuse": config.reuse, "domain": config.domain,
+        "contrast": config.contrast, "policy_loss": config.policy_loss, "factors": config.factors, "loss.language": config.loss.language,
+    }  # fmt: skip
     found = [name for name, value in others.items() if value] + (["members"] if config.members != 1 else [])
     if found:
         raise ConfigError(
