@@ -118,8 +118,8 @@ def check_settings(config: Strength) -> None:
     others = {"capabilities": train.capabilities, "reform": train.reform, "activation": train.activation, "rule": train.rule}
     if found := [name for name, value in others.items() if value is not None]:
         raise ConfigError(
-            f"Got a recipe with `{found[0]}`, expected one that trains a single reward model on pairs: the judges of `strength` are trained "
-            "without it, and would not be what the recipe says. Use recipe=dense."
+            f"Got a recipe with `{found[0]}`, expected one that trains a single reward model on pairs: the judges of `strength` are "
+            "trained without it, and would not be what the recipe says. Use recipe=dense."
         )
     if not train.data:
         raise ConfigError("No data to measure, expected at least one source; name files, folders or embedded:… before OUT.")

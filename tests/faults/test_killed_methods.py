@@ -21,6 +21,8 @@ TIMES = {"seconds", "peak_memory_gb", "tokens_per_second", "train_runtime", "tra
 TRAINING = appears("checkpoints/dense/checkpoint-3/trainer_state.json")
 METHODS: dict[str, tuple[Moment, tuple[str, ...]]] = {
     "bsr": (TRAINING, ("compute.tokens_per_batch=64",)),
+    "secrets_flip": (TRAINING, ()),
+    "secrets_margin": (TRAINING, ()),
     "secrets_flip_margin": (TRAINING, ()),
     "secrets_soft_margin": (TRAINING, ()),
     "simcse": (TRAINING, ()),

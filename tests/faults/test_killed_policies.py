@@ -168,6 +168,32 @@ def test_align_by_another_recipe_killed_halfway(
     assert_same_policy(run, whole.path)
 
 
+CONSTRAINED = {
+    "grpo": (),
+    "xi_ppo": ("constrained.thresholds.first=0.02", "constrained.thresholds.second=-0.03"),
+    "nm_ppo": ("constrained.search.cap=0.5",),
+}
+
+
+@pytest.mark.parametrize("recipe", CONSTRAINED)
+def test_multipliers_and_searches_killed_halfway(
+    recipe: str, base_dir: Path, toy_file: Path, tiny, killed: Killed, finished: Callable[..., str], tmp_path: Path
+) -> None:
+    """What lies beside the policy at a checkpoint: multipliers, their momentum, the corners of a search."""
+    for seed, name in enumerate(("first", "second", "gold")):
+        RewardModel(tiny.classifier("llama", seed=3 + seed), tiny.word_tokenizer()).save(tmp_path / name / "model")
+    rewards = ",".join(str(tmp_path / name / "model") for name in ("first", "second"))
+    settings = (
+        f"policy={base_dir}", f"reward={rewards}", f"gold={tmp_path / 'gold' / 'model'}", f"prompts={toy_file}", "split=0.3",
+        "optimise.steps=6", "compute.precision=fp32", "compute.save_every=1", "weights=1,0.5", *CONSTRAINED[recipe], *SMALL,
+    )  # fmt: skip
+    whole = made(tmp_path / "whole", finished, ("align", recipe), settings)
+    runs = (tmp_path / str(attempt) for attempt in range(5))
+    run = next(run for run in runs if killed(MOMENTS["half of it"](run), "align", recipe, run, *whole.command))
+    finished("align", recipe, run, *whole.command, "--resume")
+    assert_same_policy(run, whole.path)
+
+
 @pytest.fixture(scope="module")
 def preferring(base_dir: Path, toy_file: Path, tmp_path_factory: pytest.TempPathFactory, finished) -> Undisturbed:
     """A run that learns from preferences."""

@@ -320,6 +320,10 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
     (("recipe=warm",), "a recipe of several models or with `reuse`.*Use recipe=dense"),
     (("recipe=ensemble",), "a recipe of several models"),
     (("reuse=a/b",), "a recipe of several models or with `reuse`"),
+    (("recipe=dmoerm",), "a recipe with `capabilities`, expected one that trains a single reward model on pairs"),
+    (("recipe=reform",), "a recipe with `reform`"),
+    (("recipe=activation",), "a recipe with `activation`"),
+    (("recipe=verifier",), "a recipe with `rule`"),
     (("data=",), "No data to measure, expected at least one source"),
     (("split=1",), "split=1.0: expected a fraction"),
 ]
