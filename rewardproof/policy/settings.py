@@ -145,6 +145,11 @@ def check(settings: OnPolicy) -> None:
             "whole_answers with advantages of single tokens (estimator=ppo, or token_weight), expected one ratio a token: with one for the "
             "whole answer, every token's advantage would move all tokens alike. Drop whole_answers."
         )
+    if settings.estimator == "ppo" and settings.token_weight:
+        raise ConfigError(
+            f"token_weight={settings.token_weight:g} with estimator=ppo, expected 0: its advantages are those of tokens anyway, and nothing "
+            "would read the weight. Drop it; redistribute.share says how much of a reward is the tokens'."
+        )
     if settings.kl.place == "loss" and settings.kl.estimate == "k1":
         raise ConfigError(
             "kl.estimate=k1 in the loss, expected k2 or k3: on fresh samples the gradient of k1 is 0 on average: noise, and no penalty. "

@@ -373,6 +373,8 @@ def test_what_cannot_be_redistributed_is_refused() -> None:
     ):
         refuse_others(Redistribution(share=1.0), {"model": own_reader(), "gold": CheckableGold()})
     refuse_others(Redistribution(), {"gold": CheckableGold()})
+    with pytest.raises(ConfigError, match=r"token_weight=1 with estimator=ppo, expected 0"):
+        check(OnPolicy(estimator="ppo", token_weight=1.0, redistribute=Redistribution(share=1.0)))
     with pytest.raises(ConfigError, match=r"discount=0.99 with redistribute.share=1, expected discount=1: only undiscounted"):
         check(OnPolicy(estimator="ppo", discount=0.99, redistribute=Redistribution(share=1.0)))
     check(OnPolicy(estimator="ppo", discount=0.99))
