@@ -9,11 +9,11 @@ data=$1 out=$2
 parts=("${@:3}")
 (( ${#parts[@]} )) || parts=(train whole fifth further)
 preferences=$data/hh-rlhf,$data/webgpt_comparisons,$data/llamafactory/dpo_en_demo.jsonl.gz
-common=(model=embedded:smollm2-135m data="$preferences" split=0.2 layers=top:4 max_length=512 read.on_bad=drop_unfit read.overlong=drop
-  read.max_groups=2500 read.max_held_out=100 head.init=normal trainer.learning_rate=1e-4 trainer.num_train_epochs=1
-  trainer.per_device_train_batch_size=16)
+read=(model=embedded:smollm2-135m data="$preferences" split=0.2 max_length=512 read.on_bad=drop_unfit read.overlong=drop
+  read.max_groups=2500 read.max_held_out=100)
+tuned=(layers=top:4 head.init=normal trainer.learning_rate=1e-4 trainer.num_train_epochs=1 trainer.per_device_train_batch_size=16)
 trained() {  # RECIPE SEED key=value…
-  [[ -f $out/$1/$2/report.json ]] || rewardproof train "$1" "$out/$1/$2" --overwrite "${common[@]}" seed="$((1000 * $2))" "${@:3}"
+  [[ -f $out/$1/$2/report.json ]] || rewardproof train "$1" "$out/$1/$2" --overwrite "${read[@]}" seed="$((1000 * $2))" "${@:3}"
 }
 judge() {  # METHOD SEED NAME DATA…
   local run=$out/judged/$1/$2/$3 again=()
@@ -28,17 +28,20 @@ for part in "${parts[@]}"; do
   for seed in 0 1 2; do
     case $part in
       train)
-        trained dense "$seed"
-        trained umm "$seed" upcycle.n_experts=4 upcycle.n_active=2 merge.steps=10
+        trained dense "$seed" "${tuned[@]}"
+        trained umm "$seed" "${tuned[@]}" upcycle.n_experts=4 upcycle.n_active=2 merge.steps=10
         ;;
       whole) for recipe in dense umm; do judge "$recipe" "$seed" whole "$data/llmbar" "$data/rm-bench" layers=top:4; done ;;
       fifth) for recipe in dense umm; do judge "$recipe" "$seed" fifth "$data/rmb" "$data/hh-rlhf" split=0.2 layers=top:4; done ;;
       further)
         policy aligned
         policy flipped direct.read.label_noise=1
-        trained reform "$seed" reform.aligned="$out/aligned/model" reform.flipped="$out/flipped/model" reform.max_new_tokens=48
+        trained reform "$seed" "${tuned[@]}" reform.aligned="$out/aligned/model" reform.flipped="$out/flipped/model" reform.max_new_tokens=48
         judge reform "$seed" whole "$data/llmbar" layers=top:4
         judge reform "$seed" fifth "$data/hh-rlhf" split=0.2 layers=top:4
+        trained activation "$seed"
+        judge activation "$seed" whole "$data/llmbar"
+        judge activation "$seed" fifth "$data/hh-rlhf" split=0.2
         ;;
     esac
   done
