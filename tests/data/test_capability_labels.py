@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from rewardproof.config import parse
+from rewardproof.config import load_recipe, parse
+from rewardproof.data import read_groups, split_by_prompt
 from rewardproof.data.capability_judges import ChatJudge, both_ways
 from rewardproof.data.capability_labels import Labels, category_of, column_scores, judged_pairs, point_pairs, program_scores
 from rewardproof.data.endpoint import KEY
@@ -19,6 +21,7 @@ from rewardproof.data.pairs import Pair
 from rewardproof.data.world import load_world
 from rewardproof.data.world.constraints import KINDS, satisfaction
 from rewardproof.errors import ConfigError, DataError, EvaluationError
+from rewardproof.training.double_mixture import Capabilities, part_of
 
 
 def group(*answers: str, scores: tuple[float, ...] | None = None, **columns) -> Group:
@@ -224,3 +227,17 @@ def test_nobody_is_asked_without_points_and_a_judge_has_to_exist() -> None:
         point_pairs([group("a", "b")], ["chat"], Labels(capabilities="judges:best"))
     with pytest.raises(ConfigError, match=r"labels.capabilities=no_such_module:best: No module named"):
         point_pairs([group("a", "b")], ["chat"], Labels(capabilities="no_such_module:best", points={"chat": ("humour",)}))
+
+
+def test_every_category_of_the_embedded_world_has_points_that_the_recipe_learns() -> None:
+    recipe = load_recipe("dmoerm")
+    labels, wanted = parse(Labels, recipe["labels"]), parse(Capabilities, recipe["capabilities"])
+    training, _ = split_by_prompt(read_groups("embedded:checkable/train", on_bad="drop_unfit").groups, fraction=0.2)
+    base = [group for group in training if part_of(group, wanted, split_seed=0) == "base"]
+    categories = [category_of(group, labels.category) for group in base]
+    pairs: Counter[tuple[str, str]] = Counter()
+    for category, points in zip(categories, point_pairs(base, categories, labels)[0], strict=True):
+        pairs.update({(category, point): len(own) for point, own in points.pairs.items()})
+    large = {category for (category, _), count in pairs.items() if count >= wanted.min_pairs}
+    assert large == set(categories)
+    assert len(large) == 5

@@ -301,7 +301,7 @@ def test_prompts_without_a_category_stop_are_left_out_or_are_routed(
     assert counted["route"] == report.results["rows"]["train"], "every prompt went to a category"
 
 
-def test_a_small_category_is_judged_by_one_model_of_all_where_that_is_asked_for(
+def test_a_small_category_is_judged_by_one_model_of_all_unless_that_is_refused(
     settings: Callable[..., Train], labelled_file: Path, tmp_path: Path
 ) -> None:
     lines = [json.loads(line) for line in labelled_file.read_text().splitlines()]
@@ -310,8 +310,8 @@ def test_a_small_category_is_judged_by_one_model_of_all_where_that_is_asked_for(
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
     changed = (f"data={tmp_path / 'few.jsonl'}", *UNTRAINED, "capabilities.min_pairs=40")
     with pytest.raises(DataError, match=r"Category 'black': got pairs for .*capabilities.small=fallback"):
-        run(settings(*changed), tmp_path / "fail")
-    report = run(settings(*changed, "capabilities.small=fallback", "capabilities.trainer.base.num_train_epochs=1"), tmp_path / "out")
+        run(settings(*changed, "capabilities.small=fail"), tmp_path / "fail")
+    report = run(settings(*changed, "capabilities.trainer.base.num_train_epochs=1"), tmp_path / "out")
     green = report.results["members"][0]["categories"]["green"]
     assert green["fallback"] is True
     assert green["passes"] == 2
