@@ -147,8 +147,8 @@ def check(settings: OnPolicy) -> None:
         )
     if settings.estimator == "ppo" and settings.token_weight:
         raise ConfigError(
-            f"token_weight={settings.token_weight:g} with estimator=ppo, expected 0: its advantages are those of tokens anyway, and nothing "
-            "would read the weight. Drop it; redistribute.share says how much of a reward is the tokens'."
+            f"token_weight={settings.token_weight:g} with estimator=ppo, expected 0: its advantages are those of tokens anyway, and "
+            "nothing would read the weight. Drop it; redistribute.share says how much of a reward is the tokens'."
         )
     if settings.kl.place == "loss" and settings.kl.estimate == "k1":
         raise ConfigError(
