@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Public benchmarks of models trained on real preferences, three seeds: studies/benchmarks.sh DATA OUT [PART …]
 # DATA: a folder with hh-rlhf/, webgpt_comparisons/, llamafactory/, llmbar/, rm-bench/ and rmb/ in their published formats. LLMBar and RM-Bench
-# are judged whole, RMB and HH-RLHF on the fifth of prompts that training holds out. PART: train, whole, fifth, and further for the methods that
-# train otherwise, which are judged by LLMBar and HH-RLHF; all in this order if none is named. Then:
+# are judged whole, RMB and HH-RLHF on the fifth of prompts that training holds out; reform and activation by LLMBar and HH-RLHF alone.
+# PART: train, whole, fifth, reform, activation; all in this order if none is named. Then:
 #   python scripts/results.py judged benchmarks OUT/judged '$DATA=DATA' '$OUT=OUT'
 set -euo pipefail
 data=$1 out=$2
 parts=("${@:3}")
-(( ${#parts[@]} )) || parts=(train whole fifth further)
+(( ${#parts[@]} )) || parts=(train whole fifth reform activation)
 preferences=$data/hh-rlhf,$data/webgpt_comparisons,$data/llamafactory/dpo_en_demo.jsonl.gz
 read=(model=embedded:smollm2-135m data="$preferences" split=0.2 max_length=512 read.on_bad=drop_unfit read.overlong=drop
   read.max_groups=2500 read.max_held_out=100)
@@ -22,7 +22,7 @@ judge() {  # METHOD SEED NAME DATA…
 }
 policy() {  # NAME key=value…: what REFORM's failures are written by
   [[ -f $out/$1/report.json ]] || rewardproof align dpo "$out/$1" --overwrite policy=embedded:smollm2-135m prompts="$preferences" on_bad=drop \
-    split=0.2 max_prompt_tokens=256 direct.layers=top:4 direct.steps=40 direct.learning_rate=1e-4 evaluate.every=40 evaluate.prompts=8 "${@:2}"
+    split=0.2 max_prompt_tokens=256 direct.layers=top:4 direct.steps=30 direct.learning_rate=1e-4 evaluate.every=30 evaluate.prompts=4 evaluate.answers=2 "${@:2}"
 }
 for part in "${parts[@]}"; do
   for seed in 0 1 2; do
@@ -33,12 +33,15 @@ for part in "${parts[@]}"; do
         ;;
       whole) for recipe in dense umm; do judge "$recipe" "$seed" whole "$data/llmbar" "$data/rm-bench" layers=top:4; done ;;
       fifth) for recipe in dense umm; do judge "$recipe" "$seed" fifth "$data/rmb" "$data/hh-rlhf" split=0.2 layers=top:4; done ;;
-      further)
+      reform)
         policy aligned
         policy flipped direct.read.label_noise=1
-        trained reform "$seed" "${tuned[@]}" reform.aligned="$out/aligned/model" reform.flipped="$out/flipped/model" reform.max_new_tokens=48
+        trained reform "$seed" "${tuned[@]}" reform.aligned="$out/aligned/model" reform.flipped="$out/flipped/model" \
+          reform.share=0.02 reform.max_new_tokens=32 reform.perturbed=50
         judge reform "$seed" whole "$data/llmbar" layers=top:4
         judge reform "$seed" fifth "$data/hh-rlhf" split=0.2 layers=top:4
+        ;;
+      activation)
         trained activation "$seed"
         judge activation "$seed" whole "$data/llmbar"
         judge activation "$seed" fifth "$data/hh-rlhf" split=0.2
