@@ -22,7 +22,8 @@ judge() {  # METHOD SEED NAME DATA…
 }
 policy() {  # NAME key=value…: what REFORM's failures are written by
   [[ -f $out/$1/report.json ]] || rewardproof align dpo "$out/$1" --overwrite policy=embedded:smollm2-135m prompts="$preferences" on_bad=drop \
-    split=0.2 max_prompt_tokens=256 direct.layers=top:4 direct.steps=30 direct.learning_rate=1e-4 evaluate.every=30 evaluate.prompts=4 evaluate.answers=2 "${@:2}"
+    split=0.2 max_prompt_tokens=256 direct.layers=top:4 direct.steps=30 direct.groups_per_step=16 direct.learning_rate=1e-4 direct.max_length=512 \
+    direct.read.on_bad=drop_unfit direct.read.overlong=drop direct.read.max_groups=480 evaluate.every=30 evaluate.prompts=4 evaluate.answers=2 "${@:2}"
 }
 for part in "${parts[@]}"; do
   for seed in 0 1 2; do
