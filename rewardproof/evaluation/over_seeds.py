@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -56,7 +57,10 @@ def over_seeds(lines: Sequence[Line], minus: Sequence[Line] = ()) -> Interval:
         return lines[0].interval()  # Wilson's: rows that all agree prove no certainty
     clusters = [cluster for part in lines[0].parts for cluster in part.clusters]
     seeds = [seed for seed in range(len(lines)) for _ in clusters]
-    return crossed_interval(np.concatenate(shares, axis=1).ravel(), seeds, clusters * len(lines))
+    found = crossed_interval(np.concatenate(shares, axis=1).ravel(), seeds, clusters * len(lines))
+    if minus or every.min() < 0 or every.max() > 1 or sum(lines[0].weights) > 1 + 1e-9 or not found.known:
+        return found
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))  # a share is one, whatever few seeds say of its spread
 
 
 def _credits(lines: Sequence[Line], minus: Sequence[Line], place: int) -> FloatArray:

@@ -81,6 +81,13 @@ def test_rows_that_all_agree_prove_no_certainty() -> None:
     assert found.low < 0.6
 
 
+def test_a_share_stays_one_where_seeds_are_far_apart() -> None:
+    good, bad = line([np.array([1.0] * 9 + [0.0])], (1.0,)), line([np.array([0.0] * 9 + [1.0])], (1.0,))
+    found = over_seeds([good, bad])
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert over_seeds([good, bad], [bad, good]).low < -1
+
+
 def test_a_difference_is_taken_row_by_row() -> None:
     draw = np.random.default_rng(4)
     base = [draw.random(15) for _ in range(3)]
