@@ -44,7 +44,7 @@ def hacking_figure(methods: Mapping[str, Hacking]) -> Figure:
                 _band(axes, distances, intervals, index=i, name=name)
         gold.axhline(0.0, color=MUTED, linestyle=":", linewidth=1.2)
         gold.set_ylabel("above a random answer")
-        _distance_axes(figure, "square root of KL's upper bound, nats")
+        _distance_axes(figure, "√KL, upper bound, nats")
         legend_above(figure, gold)
     return figure
 

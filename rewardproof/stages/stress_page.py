@@ -69,18 +69,18 @@ def _compared(found: BestOfN) -> Section:
                 _number(one.gold[-1]),
                 "–" if gain is None else _number(gain),
                 _number(one.fall),
-                one.peak_n,
-                f"{one.lengths[0]:.0f} → {one.lengths[-1]:.0f}",
-                f"{one.kl[one.ns.index(one.peak_n)]:.2f}",
                 _number(one.gap),
+                one.peak_n,
+                f"{one.kl[one.ns.index(one.peak_n)]:.2f}",
+                f"{one.lengths[0]:.0f} → {one.lengths[-1]:.0f}",
             )
         )
     first_name, first = next(iter(found.hacking.items()))
     rows.append(("a random answer", "–", _number(first.random_gold), *["–"] * 6))
     rows.append(("gold's own choice", "–", f"{first.ceiling[-1]:.3f}", *["–"] * 6))
     columns = (
-        "method", "seeds", f"gold of best of {first.ns[-1]}", f"gain over {first_name}", "lost since the peak", "peak at n", "characters",
-        "KL at peak, nats", "promised beyond gold, SD",
+        "method", "seeds", f"gold of best of {first.ns[-1]}", f"gain over {first_name}", "lost since the peak",
+        "promised beyond gold, SD", "peak at n", "KL at peak, nats", "characters",
     )  # fmt: skip
     text = (
         "Intervals are 95 %, over training seeds and prompts. What is lost since the peak is a little overstated, since the peak is chosen "
