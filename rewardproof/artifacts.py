@@ -182,9 +182,9 @@ class RunDirectory:
             return  # said by the interrupted run: the rows read, the seconds of a training that was finished
         if repeated:
             # What else was said from there on, of that step or a later one, is done again as well.
-            first = self._earlier.index(repeated[0])
-            beyond = [line for line in self._earlier[first:] if line.get("step", -1) >= entry.get("step", 0)]
-            self._earlier = [line for line in self._earlier if line not in repeated and line not in beyond]
+            first, step = self._earlier.index(repeated[0]), entry.get("step", 0)
+            kept = [line for line in self._earlier[first:] if line not in repeated and line.get("step", -1) < step]
+            self._earlier = [*self._earlier[:first], *kept]
             self.write_text(LOG, "".join(map(_as_line, self._earlier + self._logged)))
         if self._earlier:
             self._logged.append(entry)

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import logging
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -21,6 +22,18 @@ from rewardproof.errors import DataError, MissingExtraError
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 16
+_NAME_ENDINGS = re.compile(r"(-\d{5}-of-\d{5})?(\.(jsonl?|csv|parquet|gz|zst))*$")
+
+
+def path_names(path: str) -> tuple[str, ...]:
+    """Names of a file and of the folders that it lies in, in lower case, the nearest first; of a hub id the split comes first.
+
+    Example:
+        >>> path_names("data/LLMBar/Natural/dataset-00000-of-00001.parquet")
+        ('dataset', 'natural', 'llmbar', 'data')
+    """
+    names = [name for name in re.split(r"[/\\:]", path) if name not in ("", ".", "..")]
+    return tuple(_NAME_ENDINGS.sub("", name).lower() for name in reversed(names))
 
 
 def data_files(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from rewardproof.data import embedded
 from rewardproof.data.checks import BadRow, Purpose, check_group
 from rewardproof.data.decoders import READERS, Record
-from rewardproof.data.files import data_files, records
+from rewardproof.data.files import data_files, path_names, records
 from rewardproof.data.formats import Format, detect, find_format, to_row
 from rewardproof.data.formats.benchmarks import PRIOR_COLLECTION
 from rewardproof.data.group import Group
@@ -199,8 +199,9 @@ def _rows(stream: _Stream, reading: _Reading, counts: ReadCounts) -> Iterator[Ro
 
 def _purpose(reading: _Reading, held: Format, stream: _Stream) -> Purpose:
     """What a row has to be fit for; rows that are to be judged are preferences where they are no benchmark's."""
-    known = held.benchmark or PRIOR_COLLECTION in re.split(r"[/\\:]", stream.name.lower())
-    return "train" if reading.purpose == "judge" and not known else reading.purpose
+    if reading.purpose == "judge" and not held.benchmark and PRIOR_COLLECTION not in path_names(stream.name):
+        return "train"
+    return reading.purpose
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rewardproof.data.files import path_names
 from rewardproof.data.group import Group
 from rewardproof.data.splitting import split_key
 from rewardproof.errors import EvaluationError
@@ -19,7 +19,6 @@ from rewardproof.statistics.checks import FloatArray
 
 KEPT = ("num_correct", "domain", "generator_2")
 """Columns of the data that a benchmark's score needs."""
-_ENDINGS = re.compile(r"(-\d{5}-of-\d{5})?(\.(jsonl?|csv|parquet|gz|zst))*$")
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,7 @@ class ScoredRow:
             >>> row.path_names
             ('dataset', 'natural', 'llmbar', 'data')
         """
-        path = self.origin.rpartition(":")[0]
-        names = [name for name in re.split(r"[/\\:]", path) if name not in ("", ".", "..")]
-        return tuple(_ENDINGS.sub("", name).lower() for name in reversed(names))
+        return path_names(self.origin.rpartition(":")[0])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them back."""

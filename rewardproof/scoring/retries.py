@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rewardproof.artifacts import write_whole
+from rewardproof.artifacts import Progress, RunDirectory
 from rewardproof.scoring.scorer import Scorer
 
 
 class RetryCount:
     """A number in a file, which is there from the first repeated request on."""
 
-    def __init__(self, file: Path, scorers: Sequence[Scorer | None]) -> None:
-        """Take up what earlier processes counted."""
-        self.file, self.scorers = file, scorers
-        self.earlier = self.kept = kept_retries(file)
+    def __init__(self, directory: RunDirectory, name: str, scorers: Sequence[Scorer | None]) -> None:
+        """Take up what earlier processes of a run counted.
+
+        Args:
+            directory: The run's.
+            name: The file's, in it.
+            scorers: Whose requests are counted, those of a place behind an address alone.
+        """
+        self.directory, self.name, self.scorers = directory, name, scorers
+        self.earlier = self.kept = kept_retries(directory.path / name)
 
     def keep(self) -> int:
         """Requests repeated so far, written down."""
         total = self.earlier + sum(getattr(scorer, "retries", 0) for scorer in self.scorers)
         if total != self.kept:
-            write_whole(self.file, f"{total}\n")
+            self.directory.write_text(self.name, f"{total}\n")
             self.kept = total
         return total
+
+    @contextlib.contextmanager
+    def following(self, progress: Progress) -> Iterator[Progress]:
+        """Keep the number whenever progress is told, and at the end, however that comes."""
+
+        def told(what: str, done: int, total: int) -> None:
+            self.keep()
+            progress(what, done, total)
+
+        try:
+            yield told
+        finally:
+            self.keep()
 
 
 def kept_retries(file: Path) -> int:

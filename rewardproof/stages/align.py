@@ -159,18 +159,9 @@ def run(config: Align, out: Path | str, *, overwrite: bool = False, resume: bool
     directory = run_directory(out, config, overwrite=overwrite, resume=resume, started=started)
     directory.log({"phase": "data", **prompts.rows})
     course = PolicyCourse(config, directory, model, tokenizer, prompts, preferences, learning, gold)
-    retries = RetryCount(directory.path / "retries", [*scorers.values(), gold])
-
-    def told(what: str, done: int, total: int) -> None:
-        if is_main():
-            retries.keep()
-        progress(what, done, total)
-
-    try:
+    retries = RetryCount(directory, "retries", [*scorers.values(), gold])
+    with retries.following(progress) as told:
         course.follow(resume=resume, progress=told)
-    finally:
-        if is_main():
-            retries.keep()
     if not is_main():
         wait()
         return Report(directory.path, "", {})

@@ -101,14 +101,14 @@ def best_of_n_stress(
         scores.append(made)
         seconds.append(spent)
     keys = [group.prompt_key for group in pools.groups]
-    lengths = [[float(len(text)) for text in group.answer_texts] for group in pools.groups]
     runs = {
-        name: BestOfNRuns([scores[place] for place in places], gold, pools.ns, keys, lengths=lengths) for name, places in methods.items()
+        name: BestOfNRuns([scores[place] for place in places], gold, pools.ns, keys, lengths=pools.lengths)
+        for name, places in methods.items()
     }
     first = next(iter(runs))
     gain = {name: made.minus(runs[first]) for name, made in runs.items() if name != first}
     hacking = {name: made.summary(seed=config.seed) for name, made in runs.items()}
-    asked = {spec: kept_retries(_retries_file(directory, name)) for name, spec in (("gold", config.gold), *_numbered(config.models))}
+    asked = {spec: kept_retries(directory.path / _retries_name(name)) for name, spec in (("gold", config.gold), *_numbered(config.models))}
     return BestOfN(pools, gold, scores, methods, hacking, gain, seconds, {spec: count for spec, count in asked.items() if count})
 
 
@@ -116,8 +116,8 @@ def _numbered(models: Sequence[str]) -> list[tuple[str, str]]:
     return [(str(number), spec) for number, spec in enumerate(models)]
 
 
-def _retries_file(directory: RunDirectory, name: str) -> Path:
-    return directory.path / "scores" / f"{name}.retries"
+def _retries_name(name: str) -> str:
+    return f"scores/{name}.retries"
 
 
 def _scored(
@@ -130,16 +130,8 @@ def _scored(
     started = time.perf_counter()
     if len(kept) < len(pools):
         scorer = sharing_trunk(spec, precision=config.precision, layers=config.layers, limit_gb=config.trunk_cache_gb)
-        retries = RetryCount(_retries_file(directory, name), [scorer])
-
-        def told(_: str, done: int, total: int) -> None:
-            retries.keep()
-            progress(f"scoring with {spec}", done, total)
-
-        try:
-            kept = score_pools(scorer, file, pools, progress=told)
-        finally:
-            retries.keep()
+        with RetryCount(directory, _retries_name(name), [scorer]).following(progress) as told:
+            kept = score_pools(scorer, file, pools, progress=lambda _, done, total: told(f"scoring with {spec}", done, total))
     return kept, time.perf_counter() - started
 
 

@@ -61,6 +61,11 @@ class Pools:
     ns: tuple[int, ...]
     rows: dict[str, Any]
 
+    @property
+    def lengths(self) -> list[list[float]]:
+        """Characters of every answer."""
+        return [[float(len(text)) for text in group.answer_texts] for group in self.groups]
+
 
 def read_pools(config: PoolSettings, *, sample: int = 0) -> Pools:
     """Read what is to be picked from.
@@ -153,12 +158,13 @@ def _sampled(config: Stress, groups: Sequence[Group], first: int, progress: Prog
     model, tokenizer = load_causal(config.policy, dtype=weights_dtype(resolve_precision(config.precision, device)))
     model.to(device)  # pyright: ignore[reportArgumentType]
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed)
-    longest = max(len(Prompt.of(group, tokenizer).token_ids) for group in groups)
-    if (limit := longest_row(model)) is not None and longest + config.max_new_tokens > limit[0]:
-        raise DataError(
-            f"The longest prompt has {longest} tokens and max_new_tokens={config.max_new_tokens}: expected at most {limit[0]} together, "
-            f"since {config.policy} has {limit[0]} {limit[1]}. Lower max_new_tokens, or leave long prompts out."
-        )
+    if (limit := longest_row(model)) is not None:
+        longest = max(len(Prompt.of(group, tokenizer).token_ids) for group in groups)
+        if longest + config.max_new_tokens > limit[0]:
+            raise DataError(
+                f"The longest prompt has {longest} tokens and max_new_tokens={config.max_new_tokens}: expected at most {limit[0]} "
+                f"together, since {config.policy} has {limit[0]} {limit[1]}. Lower max_new_tokens, or leave long prompts out."
+            )
     for start in range(first, len(groups), PROMPTS_AT_ONCE):
         progress("sampling answers", start, len(groups))
         places = range(start, min(start + PROMPTS_AT_ONCE, len(groups)))

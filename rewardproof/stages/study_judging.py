@@ -52,8 +52,7 @@ def best_of_n_found(model: Path, config: Train, pools: Mapping[str, PoolSettings
         else:
             alone = _unless_known(lambda groups: [np.array([row]) for row in scorer.score(groups)], read.groups, known)
             scores = [tuple(scores_1N[0].tolist()) for scores_1N in alone]
-        lengths = [[float(len(text)) for text in group.answer_texts] for group in read.groups]
-        found[name] = {"rows": read.rows, **BestOfNRuns([scores], gold, read.ns, keys, lengths=lengths).stored()}
+        found[name] = {"rows": read.rows, **BestOfNRuns([scores], gold, read.ns, keys, lengths=read.lengths).stored()}
     return {"best_of_n": found, "forward_gflops": float(f"{_forward_gflops(scorer):.4g}")}
 
 

@@ -224,6 +224,14 @@ def test_answers_are_sampled_live_and_kept(models, pool_file: Path, base_dir, re
         run(settings(models[:1], pool_file, sample=6, policy=str(base_dir)), tmp_path / "x")
 
 
+def test_answers_longer_than_the_policy_can_read_are_refused(models, pool_file: Path, tiny: ModuleType, tmp_path: Path) -> None:
+    tiny.causal("gpt2").save_pretrained(tmp_path / "policy")
+    tiny.word_tokenizer().save_pretrained(tmp_path / "policy")
+    config = settings(models[:1], pool_file, gold=models[1], policy=str(tmp_path / "policy"), sample=3, n=(1, 2), max_new_tokens=600)
+    with pytest.raises(DataError, match=r"max_new_tokens=600: expected at most 512 together, since .*policy has 512 positions"):
+        run(config, tmp_path / "out")
+
+
 def test_scores_of_other_pools_are_not_taken(models, pool_file: Path, tmp_path: Path, write_jsonl) -> None:
     rows = [json.loads(line) for line in pool_file.read_text().splitlines()]
     file = write_jsonl(tmp_path / "pools.jsonl", rows)
