@@ -289,10 +289,14 @@ class PolicyRuns:
         return self._interval(promised_SP - (self._on_curve(self.gold_SEP, distance) - self.gold_SEP[:, 0]) / self.gold_unit)
 
     def _on_curve(self, table_SEP: FloatArray, distance: float) -> FloatArray:
-        """A quantity on each run's smoothed curve, shape `(S, P)`."""
-        place, width = np.array([distance]), BANDWIDTH * (distance or 1.0)
-        weights_SE = np.concatenate([local_linear(row, place, width) for row in self.distance_SE])
-        return np.einsum("se,sep->sp", weights_SE, table_SEP)
+        """A quantity on each run's smoothed curve at one distance, shape `(S, P)`."""
+        return self._curve(table_SEP, np.array([distance]))[:, :, 0]
+
+    def _curve(self, table_SEP: FloatArray, grid_G: FloatArray) -> FloatArray:
+        """A quantity on each run's smoothed curve, shape `(S, P, G)`; the last of the distances sets how wide it is smoothed."""
+        width = BANDWIDTH * (grid_G[-1] or 1.0)
+        weights_SGE = np.stack([local_linear(row, grid_G, width) for row in self.distance_SE])
+        return np.einsum("sge,sep->spg", weights_SGE, table_SEP)
 
     def laws(self, *, seed: int = 0) -> dict[str, MeasuredLaw]:
         """The law of RL fitted to gold and to the win rate over the initial policy's answers, above their start and as they are.
@@ -318,9 +322,8 @@ class PolicyRuns:
             seed: Of the resampling behind the law's ranges.
         """
         grid_G = np.linspace(0.0, self.reach, POINTS)
-        weights_SGE = np.stack([local_linear(row, grid_G, BANDWIDTH * (grid_G[-1] or 1.0)) for row in self.distance_SE])
-        proxy_SPG = np.einsum("sge,sep->spg", weights_SGE, self.proxy_SEP - self.proxy_SEP[:, :1])
-        gold_SPG = None if self.gold_SEP is None else np.einsum("sge,sep->spg", weights_SGE, self.gold_SEP)
+        proxy_SPG = self._curve(self.proxy_SEP - self.proxy_SEP[:, :1], grid_G)
+        gold_SPG = None if self.gold_SEP is None else self._curve(self.gold_SEP, grid_G)
         of_gold = self._of_gold(grid_G, gold_SPG, seed)
         return PolicyHacking(
             distance=tuple(grid_G.tolist()),

@@ -141,7 +141,8 @@ def _skip_kept(source: str, groups: Iterator[Row], kept: KeptRows) -> None:
     prompts = {row.index: row.prompt for row in kept.rows}
     passed = 0
     for row in islice(groups, kept.groups):
-        if prompts.get(passed, split_key(row.group)) != split_key(row.group):
+        key = split_key(row.group)
+        if prompts.get(passed, key) != key:
             break
         passed += 1
     if passed < kept.groups:
