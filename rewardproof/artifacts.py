@@ -181,15 +181,20 @@ class RunDirectory:
         if repeated and "loss" not in entry and "eval_loss" not in entry:
             return  # said by the interrupted run: the rows read, the seconds of a training that was finished
         if repeated:
-            # What else was said from there on, of that step or a later one, is done again as well.
-            first, step = self._earlier.index(repeated[0]), entry.get("step", 0)
-            kept = [line for line in self._earlier[first:] if line not in repeated and line.get("step", -1) < step]
-            self._earlier = [*self._earlier[:first], *kept]
-            self.write_text(LOG, "".join(map(_as_line, self._earlier + self._logged)))
+            self._rewrite_log([line for line in self._earlier if line not in repeated])
         if self._earlier:
             self._logged.append(entry)
         with writing(self.path / LOG), (self.path / LOG).open("a") as stream:
             stream.write(_as_line(entry))
+
+    def forget_beyond(self, step: int) -> None:
+        """Drop what an interrupted run logged of later steps, whatever its phase: all of it is done again."""
+        if any(line.get("step", -1) > step for line in self._earlier):
+            self._rewrite_log([line for line in self._earlier if line.get("step", -1) <= step])
+
+    def _rewrite_log(self, earlier: list[dict[str, Any]]) -> None:
+        self._earlier = earlier
+        self.write_text(LOG, "".join(map(_as_line, self._earlier + self._logged)))
 
     def _take_up_log(self) -> list[dict[str, Any]]:
         """What an interrupted run logged; a last line that was cut off is dropped from the file."""
@@ -246,6 +251,9 @@ class FollowedRun(RunDirectory):
 
     def log(self, record: Mapping[str, Any]) -> None:
         """The main process logs."""
+
+    def forget_beyond(self, step: int) -> None:
+        """The main process keeps the log."""
 
 
 def plain(value: object) -> Any:

@@ -97,6 +97,7 @@ class PolicyCourse:
         checkpoint = agreed(latest_whole(folder) if resume and is_main() else None)
         if checkpoint is not None:
             load_loop(loop, checkpoint)
+        if resume:
             self._forget_beyond(loop.done)
         while loop.done < loop.steps:
             progress("optimising", loop.done, loop.steps)
@@ -155,6 +156,7 @@ class PolicyCourse:
         for file in (self.directory.path / EVALUATIONS).glob("*.jsonl") if is_main() else ():
             if int(file.stem) > step:
                 file.unlink()
+        self.directory.forget_beyond(step)
         wait()
 
     def delivered(self) -> PreTrainedModel:
