@@ -11,18 +11,15 @@ from rewardproof.config import load_recipe, parse
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import Evaluation, MeasuredLaw, PolicyHacking, PolicyRuns
 from rewardproof.report import format_interval
-from rewardproof.scoring import stream_names
 from rewardproof.stages.align import GOLD, Align, check_settings, run_evaluations
 from rewardproof.stages.align import run as run_align
+from rewardproof.stages.align_against import against
 from rewardproof.stages.align_settings import Evaluations
 from rewardproof.stages.study_settings import deep_merge
 from rewardproof.statistics import Interval
 
 if TYPE_CHECKING:
     from rewardproof.stages.stress import Stress
-
-MODEL = "$MODEL"
-"""In a policy's rewards, the model that it is optimised against."""
 
 
 @dataclass(slots=True)
@@ -96,15 +93,8 @@ def plan(config: Stress, method: str) -> list[list[Align]]:
         **way,
     }
     settings = deep_merge(deep_merge(recipe, shared), config.align.get(method, {}))
-    rewards = settings.get("reward", [MODEL])
-    rewards = rewards.split(",") if isinstance(rewards, str) else list(rewards)
-    if MODEL not in rewards:
-        raise ConfigError(
-            f"Got align.{method}.reward={rewards!r}, expected {MODEL} among them, which is the model under stress. Write "
-            f"align.{method}.reward={MODEL},…."
-        )
     runs = [
-        [parse(Align, {**_against(model, settings, rewards), "seed": config.seed + seed}) for seed in range(config.seeds)]
+        [parse(Align, {**against(model, settings, key=f"align.{method}"), "seed": config.seed + seed}) for seed in range(config.seeds)]
         for model in config.models
     ]
     try:
@@ -113,20 +103,6 @@ def plan(config: Stress, method: str) -> list[list[Align]]:
     except ConfigError as error:
         raise ConfigError(f"methods={method}: {error} In stress, settings of one recipe are align.{method}.KEY=….") from error
     return runs
-
-
-def _against(model: str, settings: Mapping[str, Any], rewards: Sequence[str]) -> dict[str, Any]:
-    """Settings with the model in its place, among the rewards and where a threshold is that of its stream."""
-    named = [model if one == MODEL else one for one in rewards]
-    found = {**settings, "reward": named}
-    thresholds = (settings.get("constrained") or {}).get("thresholds") or {}
-    if MODEL in thresholds:
-        own = stream_names(named)[rewards.index(MODEL)]
-        found["constrained"] = {
-            **settings["constrained"],
-            "thresholds": {own if name == MODEL else name: value for name, value in thresholds.items()},
-        }
-    return found
 
 
 def policy_stress(

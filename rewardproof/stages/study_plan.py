@@ -15,7 +15,7 @@ from rewardproof.merging.experts import Merge
 from rewardproof.scoring import Combine
 from rewardproof.stages.align import Align
 from rewardproof.stages.align import check_settings as check_align
-from rewardproof.stages.stress_policies import MODEL
+from rewardproof.stages.align_against import against
 from rewardproof.stages.stress_pools import PoolSettings
 from rewardproof.stages.study_settings import deep_merge, first_difference, strings
 from rewardproof.stages.train import Train, check_settings
@@ -325,17 +325,12 @@ def _aligned(study: Study, cell: Cell, parent: Cell, keys: Mapping[str, Any]) ->
     settings = deep_merge(deep_merge(recipe, shared), keys)
     settings.pop("recipe")
     folder = f"$OUT/runs/{cell.setting}"
-    model, rewards = f"{folder}/{parent.method}/{cell.seed}/model", settings.get("reward", [MODEL])
-    if MODEL not in rewards:
-        raise ConfigError(
-            f"Got align.reward={rewards!r}, expected {MODEL} among them, which is the model that `of` left. Write reward: [{MODEL}, …]."
-        )
     points = tuple(study.methods[cell.method].get("points", ()))
     if points:
         seen = [f"{folder}/{method}/{cell.seed}/{number}" for method in points for number in range(_runs(study, method))]
         settings = deep_merge(settings, {"proxy_points": {"runs": seen}})
-    rewards = [model if one == MODEL else one for one in rewards]
-    align = parse(Align, {**settings, "reward": rewards, "seed": SEED_STRIDE * cell.seed})
+    settings = against(f"{folder}/{parent.method}/{cell.seed}/model", settings, key="align")
+    align = parse(Align, {**settings, "seed": SEED_STRIDE * cell.seed})
     check_align(align)
     of = {"merge": parent.merge, "combine": parent.combine, "average": parent.average}
     return replace(cell, align=align, runs=_runs(study, cell.method), points=points, parents=(*cell.parents, *points), pools={}, **of)
