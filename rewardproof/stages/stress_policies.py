@@ -14,7 +14,6 @@ from rewardproof.report import format_interval
 from rewardproof.stages.align import GOLD, Align, check_settings, run_evaluations
 from rewardproof.stages.align import run as run_align
 from rewardproof.stages.align_against import against
-from rewardproof.stages.align_settings import Evaluations
 from rewardproof.stages.study_settings import deep_merge
 from rewardproof.statistics import Interval
 
@@ -81,14 +80,13 @@ def plan(config: Stress, method: str) -> list[list[Align]]:
         way = {"direct": config.direct}
     else:
         way = {"optimise": deep_merge(config.optimise, {} if config.kl is None else {"kl": {"coefficient": config.kl}})}
-    default = Evaluations()
     shared = {
         "policy": config.policy,
         "gold": config.gold,
         "prompts": list(config.policy_prompts),
         "text": config.text,
         "on_bad": config.on_bad,
-        "evaluate": {name: value for name, value in config.evaluate if value != getattr(default, name)},
+        "evaluate": config.evaluate.model_dump(exclude_unset=True),
         "compute": {"precision": config.precision, "trunk_cache_gb": config.trunk_cache_gb},
         **way,
     }

@@ -166,6 +166,8 @@ def test_what_a_recipe_says_of_a_section_stays_where_nothing_else_is_asked(model
     assert (grpo.optimise.kl.place, grpo.optimise.kl.estimate, grpo.optimise.kl.coefficient) == ("loss", "k2", 0.3)
     assert (red.optimise.redistribute.share, red.optimise.redistribute.initial) == (1.0, "drop")
     assert (r2m.evaluate.states, r2m.evaluate.every, grpo.evaluate.states) == (True, 7, False)
+    plain = settings(models[:1], pool_file, gold=models[2], methods=("r2m",), policy_prompts=(str(pool_file),), evaluate={"states": False})
+    assert not plan(plain, "r2m")[0][0].evaluate.states, "what is said is obeyed, where it is the default too"
 
 
 def test_recipes_that_need_more_than_a_model_are_given_it(models, pool_file: Path) -> None:
