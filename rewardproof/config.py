@@ -44,6 +44,8 @@ Integers = Annotated[tuple[int, ...], BeforeValidator(_listed)]
 """A list of whole numbers; `0,1` on the command line."""
 Floats = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 """A list of numbers; `0,0.5` on the command line."""
+Range = Annotated[tuple[float, float], BeforeValidator(_split_commas)]
+"""From where to where; `0,0.5` on the command line."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -11,6 +11,7 @@ import yaml
 from rewardproof.config import (
     Floats,
     Integers,
+    Range,
     Section,
     Strings,
     apply_overrides,
@@ -74,6 +75,8 @@ class Lists(Section):
     """Whole numbers."""
     weights: Floats = ()
     """Numbers."""
+    between: Range = (0.0, 1.0)
+    """Two numbers."""
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,8 @@ class Lists(Section):
 def test_numbers_are_listed_with_commas(text: str, weights: tuple[float, ...]) -> None:
     assert parse(Lists, apply_overrides({}, [f"weights={text}"])).weights == weights
     assert parse(Lists, apply_overrides({}, ["places=0,12"])).places == (0, 12)
-    for wrong in ("weights=0,half", "places=0.5"):
+    assert parse(Lists, apply_overrides({}, ["between=0.25,1"])).between == (0.25, 1.0)
+    for wrong in ("weights=0,half", "places=0.5", "between=0.5", "between=0,0.5,1"):
         with pytest.raises(ConfigError, match="Bad value for"):
             parse(Lists, apply_overrides({}, [wrong]))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from rewardproof.artifacts import Progress, RunDirectory, writing
-from rewardproof.config import Integers, Section, Strings
+from rewardproof.config import Integers, Range, Section, Strings
 from rewardproof.data import Group, Message, merge_single_answers, read_groups, split_position
 from rewardproof.errors import ConfigError, DataError, EvaluationError
 from rewardproof.models.checkpoints import load_causal
@@ -36,7 +36,7 @@ class PoolSettings(Section):
     """Values of n; by default the powers of two below the smallest pool."""
     prompts: Annotated[int, Field(ge=0)] = 0
     """At most so many prompts, chosen by a hash of their text; 0 takes all."""
-    share: tuple[float, float] = (0.0, 1.0)
+    share: Range = (0.0, 1.0)
     """Range of the prompts taken at all, by a hash of their text in [0, 1), as training's `read.share`: disjoint ranges share none."""
     without: Strings = ()
     """Sources whose prompts are left out of the pool: what was trained on, or what another test is kept for."""

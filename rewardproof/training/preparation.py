@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from rewardproof.config import Section, Strings
+from rewardproof.config import Range, Section, Strings
 from rewardproof.data import (
     Group,
     Pair,
@@ -63,7 +63,7 @@ class Read(Section):
     """What the preference strength of training rows does to their labels and margins; of the noisy label where there is label noise."""
     pairs_per_group: Annotated[int, Field(ge=0)] = 0
     """At most so many ordered pairs a training group, chosen by a hash of the texts; 0 takes all."""
-    share: tuple[float, float] = (0.0, 1.0)
+    share: Range = (0.0, 1.0)
     """Range of training prompts taken at all, by a hash of their text in [0, 1): disjoint ranges keep a search apart from its study."""
     max_groups: Annotated[int, Field(ge=0)] = 0
     """At most so many training groups, chosen by a hash of the texts; 0 takes all."""
