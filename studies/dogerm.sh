@@ -1,12 +1,42 @@
 #!/usr/bin/env bash
-# The study of dogerm.yaml on one family of the embedded world: studies/dogerm.sh FAMILY OUT [key=value …]
-# FAMILY: case_and_punctuation, keywords, length, opening_and_closing or structure. No preference of that family trains a reward model:
-# half of its training prompts teach a language model by their best answers, the other half choose the weight of the merge.
+# The study of dogerm.yaml on one domain: studies/dogerm.sh FAMILY OUT [key=value …], or studies/dogerm.sh gsm8k OUT DATA [key=value …]
+# FAMILY of the embedded world: case_and_punctuation, keywords, length, opening_and_closing or structure. No preference of that family trains a
+# reward model: half of its training prompts teach a language model by their best answers, the other half choose the weight of the merge.
+# gsm8k: DATA has gsm8k/ and alpaca_eval/ as published. A reward model learns from AlpacaEval's verdicts, a language model from GSM8K's worked
+# solutions; the test problems' sampled solutions, right against wrong, choose the weight (a fifth of the problems) and judge (the others).
 set -euo pipefail
-family=$1 out=$2
+domain=$1 out=$2
 mkdir -p "$out"
+tuned=(--layers top:4 --rate 1e-4)
 
-[[ -f $out/validation.jsonl ]] || python - "$family" "$out" <<'PY'
+if [[ $domain == gsm8k ]]; then
+  data=$3 setting=gsm8k more=("${@:4}") general=$3/alpaca_eval/alpaca_eval_gpt4.jsonl.gz
+  [[ -f $out/heldout.jsonl ]] || python - "$data/gsm8k" "$out" <<'PY'
+import gzip
+import json
+import sys
+from pathlib import Path
+
+from rewardproof.data import read_groups, split_position, to_row
+
+solved, out = Path(sys.argv[1]), Path(sys.argv[2])
+rows = []
+for line in gzip.open(solved / "example_model_solutions.jsonl.gz", "rt"):
+    problem = json.loads(line)
+    found = [value for name, value in problem.items() if name not in ("question", "ground_truth")]
+    right = {one["solution"]: float(one["is_correct"]) for one in found if one["solution"].strip()}
+    if len(set(right.values())) == 2:
+        rows.append({"prompt": problem["question"], "answers": list(right), "scores": list(right.values())})
+(out / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+groups = read_groups(str(out / "problems.jsonl")).groups
+for name, validates in {"validation": True, "heldout": False}.items():
+    part = [group for group in groups if (split_position(group, "domain") < 0.2) == validates]
+    (out / f"{name}.jsonl").write_text("".join(json.dumps(to_row(group)) + "\n" for group in part))
+PY
+  [[ -d $out/lm ]] || python examples/domain_sft.py embedded:smollm2-135m "$out/lm" "$data/gsm8k/train.jsonl.gz" "${tuned[@]}"
+else
+  setting=embedded more=("${@:3}") general=$out/general.jsonl
+  [[ -f $out/validation.jsonl ]] || python - "$domain" "$out" <<'PY'
 import json
 import sys
 from pathlib import Path
@@ -24,8 +54,8 @@ parts = {
 for name, part in parts.items():
     (out / f"{name}.jsonl").write_text("".join(json.dumps(to_row(group)) + "\n" for group in part))
 PY
+  [[ -d $out/lm ]] || python examples/domain_sft.py embedded:smollm2-135m "$out/lm" "$out/domain.jsonl" "${tuned[@]}" --epochs 3
+fi
 
-[[ -d $out/lm ]] || python examples/domain_sft.py embedded:smollm2-135m "$out/lm" "$out/domain.jsonl" --layers top:4 --epochs 3 --rate 1e-4
-
-rewardproof study studies/dogerm.yaml "$out/study" paths.GENERAL="$out/general.jsonl" paths.VALIDATION="$out/validation.jsonl" \
-  paths.LM="$out/lm" "${@:3}"
+rewardproof study studies/dogerm.yaml "$out/study" "only=$setting/*/*" paths.GENERAL="$general" paths.VALIDATION="$out/validation.jsonl" \
+  paths.HELDOUT="$out/heldout.jsonl" paths.LM="$out/lm" "${more[@]}"
