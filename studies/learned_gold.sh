@@ -20,7 +20,7 @@ answers() {  # NAME ANSWERS RANGE PROMPTS
     prompts="$4" max_new_tokens=64
   [[ -f $out/$1.jsonl ]] || rewardproof score "$gold" "$run/pools.jsonl" "$out/$1.jsonl" --overwrite on_bad=drop
 }
-answers train 8 0.0,0.85 0
+answers train 8 0.0,0.85 400
 answers pool 64 0.85,1.0 60
 
 rewardproof study studies/learned_gold.yaml "$out/study" paths.TRAIN="$out/train.jsonl" paths.POOL="$out/pool.jsonl" "${@:3}"
