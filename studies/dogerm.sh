@@ -6,56 +6,56 @@
 # solutions; the test problems' sampled solutions, right against wrong, choose the weight (a fifth of the problems) and judge (the others).
 set -euo pipefail
 domain=$1 out=$2
-mkdir -p "$out"
-tuned=(--layers top:4 --rate 1e-4)
-
+shift 2
+setting=embedded general=$out/general.jsonl solutions=$out/domain.jsonl epochs=3 solved=""
 if [[ $domain == gsm8k ]]; then
-  data=$3 setting=gsm8k more=("${@:4}") general=$3/alpaca_eval/alpaca_eval_gpt4.jsonl.gz
-  [[ -f $out/heldout.jsonl ]] || python - "$data/gsm8k" "$out" <<'PY'
+  setting=gsm8k general=$1/alpaca_eval/alpaca_eval_gpt4.jsonl.gz solutions=$1/gsm8k/train.jsonl.gz epochs=1
+  solved=$1/gsm8k/example_model_solutions.jsonl.gz
+  shift
+fi
+mkdir -p "$out"
+
+[[ -f $out/validation.jsonl ]] || python - "$domain" "$out" "$solved" <<'PY'
 import gzip
 import json
 import sys
 from pathlib import Path
 
-from rewardproof.data import read_groups, split_position, to_row
+from rewardproof.data import Group, read_groups, split_position, to_row
 
-solved, out = Path(sys.argv[1]), Path(sys.argv[2])
-rows = []
-for line in gzip.open(solved / "example_model_solutions.jsonl.gz", "rt"):
-    problem = json.loads(line)
-    found = [value for name, value in problem.items() if name not in ("question", "ground_truth")]
-    right = {one["solution"]: float(one["is_correct"]) for one in found if one["solution"].strip()}
-    if len(set(right.values())) == 2:
-        rows.append({"prompt": problem["question"], "answers": list(right), "scores": list(right.values())})
-(out / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-groups = read_groups(str(out / "problems.jsonl")).groups
-for name, validates in {"validation": True, "heldout": False}.items():
-    part = [group for group in groups if (split_position(group, "domain") < 0.2) == validates]
+domain, out, solved = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+
+
+def of_a_family() -> dict[str, list[Group]]:
+    groups = read_groups("embedded:checkable/train", on_bad="drop_unfit").groups
+    inside = [group for group in groups if group.category == domain]
+    return {
+        "general": [group for group in groups if group.category != domain],
+        "domain": [group for group in inside if split_position(group, "domain") < 0.5],
+        "validation": [group for group in inside if split_position(group, "domain") >= 0.5],
+    }
+
+
+def of_problems() -> dict[str, list[Group]]:
+    rows = []
+    for problem in map(json.loads, gzip.open(solved, "rt")):
+        found = [value for name, value in problem.items() if name not in ("question", "ground_truth")]
+        right = {one["solution"]: float(one["is_correct"]) for one in found if one["solution"].strip()}
+        if len(set(right.values())) == 2:
+            rows.append({"prompt": problem["question"], "answers": list(right), "scores": list(right.values())})
+    (out / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    groups = read_groups(str(out / "problems.jsonl")).groups
+    return {
+        "heldout": [group for group in groups if split_position(group, "domain") >= 0.2],
+        "validation": [group for group in groups if split_position(group, "domain") < 0.2],
+    }
+
+
+for name, part in (of_problems() if solved else of_a_family()).items():
     (out / f"{name}.jsonl").write_text("".join(json.dumps(to_row(group)) + "\n" for group in part))
 PY
-  [[ -d $out/lm ]] || python examples/domain_sft.py embedded:smollm2-135m "$out/lm" "$data/gsm8k/train.jsonl.gz" "${tuned[@]}"
-else
-  setting=embedded more=("${@:3}") general=$out/general.jsonl
-  [[ -f $out/validation.jsonl ]] || python - "$domain" "$out" <<'PY'
-import json
-import sys
-from pathlib import Path
 
-from rewardproof.data import read_groups, split_position, to_row
-
-family, out = sys.argv[1], Path(sys.argv[2])
-groups = read_groups("embedded:checkable/train", on_bad="drop_unfit").groups
-inside = [group for group in groups if group.category == family]
-parts = {
-    "general": [group for group in groups if group.category != family],
-    "domain": [group for group in inside if split_position(group, "domain") < 0.5],
-    "validation": [group for group in inside if split_position(group, "domain") >= 0.5],
-}
-for name, part in parts.items():
-    (out / f"{name}.jsonl").write_text("".join(json.dumps(to_row(group)) + "\n" for group in part))
-PY
-  [[ -d $out/lm ]] || python examples/domain_sft.py embedded:smollm2-135m "$out/lm" "$out/domain.jsonl" "${tuned[@]}" --epochs 3
-fi
+[[ -d $out/lm ]] || python examples/domain_sft.py embedded:smollm2-135m "$out/lm" "$solutions" --layers top:4 --epochs "$epochs" --rate 1e-4
 
 rewardproof study studies/dogerm.yaml "$out/study" "only=$setting/*/*" paths.GENERAL="$general" paths.VALIDATION="$out/validation.jsonl" \
-  paths.HELDOUT="$out/heldout.jsonl" paths.LM="$out/lm" "${more[@]}"
+  paths.HELDOUT="$out/heldout.jsonl" paths.LM="$out/lm" "$@"
