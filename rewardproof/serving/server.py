@@ -17,6 +17,8 @@ from rewardproof.serving.settings import Limits
 
 BODY_SECONDS = 5.0
 """How long a server that stops waits for bodies that are on their way."""
+SETTLE_SECONDS = 0.05
+"""How long connections that were just accepted have to become known."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -44,7 +46,7 @@ def serve(app: Guards, listening: socket.socket, limits: Limits, *, ready: Calla
         limits: Connections at a time, and how long finishing may take.
         ready: Called when requests are answered.
     """
-    server = _Server(
+    server = Server(
         uvicorn.Config(
             app,
             http=impatient(limits.timeout),
@@ -96,17 +98,27 @@ def impatient(seconds: float) -> type[asyncio.Protocol]:
     return Impatient
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
+    """Uvicorn's server, which tells when it answers, and which forgets no connection when it stops."""
+
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None], app: Guards) -> None:
+        """Make a server of `app`, which `config` holds too; `ready` is called when it answers."""
         super().__init__(config)
         self._ready = ready
         self._app = app
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer from now on."""
         await super().startup(sockets)
         if self.started:
             self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nothing more, answer what was taken, and end."""
+        # A connection that is being accepted while uvicorn tells all it knows to end would not be told: it would be served on, or left open
+        # without an answer. So nothing more is accepted, and what was is given the time to become known.
+        for listening in sockets or ():
+            asyncio.get_running_loop().remove_reader(listening)
+        await asyncio.sleep(SETTLE_SECONDS)
         self._app.hurry(BODY_SECONDS)
         await super().shutdown(sockets)

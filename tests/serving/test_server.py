@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import random
@@ -16,13 +17,16 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from rewardproof.data import Group, Message
 from rewardproof.errors import ConfigError
 from rewardproof.scoring import AnyModel
 from rewardproof.serving.refused import Refused
+from rewardproof.serving.app import create_app
 from rewardproof.serving.served import Catalogue, Served
+from rewardproof.serving.server import Server, impatient, listen
 from rewardproof.serving.settings import Limits
 from rewardproof.serving.telemetry import JsonLines, Metrics
 from rewardproof.serving.worker import Job, Worker
@@ -321,3 +325,38 @@ def test_two_models_of_one_name(models: dict[str, AnyModel]) -> None:
         Catalogue([one, one])
     with pytest.raises(ConfigError, match="Got 2 names for 1 models, expected one each"):
         Catalogue.load(["runs/a"], Limits(), names=["a", "b"])
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_connection_that_comes_as_the_server_stops_is_not_forgotten(models: dict[str, AnyModel], steps: int) -> None:
+    bounds = Limits()
+    app = create_app(Catalogue([Served.of("dense", models["dense"], bounds, spec="runs/dense/model")]), bounds)
+    listening = listen("127.0.0.1", 0)
+    config = uvicorn.Config(app, http=impatient(bounds.timeout), log_config=None, access_log=False, timeout_graceful_shutdown=3)
+
+    async def stopped() -> float:
+        config.load()
+        server = Server(config, lambda: None, app)
+        server.lifespan = config.lifespan_class(config)
+        await server.startup([listening])
+        with socket.create_connection(listening.getsockname()) as client:
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            for _ in range(steps):  # from not accepted at all to answered, a turn of the loop each
+                await asyncio.sleep(0)
+            started = time.monotonic()
+            await server.shutdown([listening])
+            took = time.monotonic() - started
+            client.settimeout(1)
+            try:
+                while client.recv(4096):
+                    pass
+            except ConnectionResetError:
+                pass  # closed before it was taken
+            return took
+
+    gc.disable()  # what is forgotten would be closed by chance
+    try:
+        assert asyncio.run(stopped()) < 2
+    finally:
+        gc.enable()
+        listening.close()
