@@ -23,8 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from rewardproof.data import Group, Message
 from rewardproof.errors import ConfigError
 from rewardproof.scoring import AnyModel
-from rewardproof.serving.refused import Refused
 from rewardproof.serving.app import create_app
+from rewardproof.serving.refused import Refused
 from rewardproof.serving.served import Catalogue, Served
 from rewardproof.serving.server import Server, impatient, listen
 from rewardproof.serving.settings import Limits
