@@ -11,7 +11,7 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -120,13 +120,16 @@ def lowest_losses(gaps: Sequence[float], share: float, *, limit: int = 0) -> lis
 
 
 def fresh(variants: Sequence[Written]) -> tuple[list[Written], Fates]:
-    """Variants that say something of their own, each once, and how many do not."""
+    """Variants that say something of their own, each once a pair, and how many do not.
+
+    A text that was written for two pairs of one prompt stays for both: it may be on the wrong side of one's other answer alone.
+    """
     counts: Fates = Counter()
     seen: set[Hashable] = set()
     kept: list[Written] = []
     for variant in variants:
         text = _squeezed(variant.text)
-        name = (variant.pair.group.prompt_key, variant.kind, text)
+        name = (variant.pair.key, variant.kind, text)
         if not text:
             counts[variant.kind, "empty"] += 1
         elif text in {_squeezed(own) for own in variant.pair.key[1:]}:
@@ -157,10 +160,12 @@ def failing(variants: Sequence[Written], rewards: Sequence[Sequence[float]]) -> 
             wrong.append(failure)
         else:
             counts[variant.kind, "no_failure"] += 1
-    said = Counter((one.written.pair.group.prompt_key, _squeezed(one.written.text)) for one in wrong)
+    kinds: dict[tuple[str, str], set[Class]] = defaultdict(set)
+    for one in wrong:
+        kinds[one.written.pair.group.prompt_key, _squeezed(one.written.text)].add(one.written.kind)
     found: list[Failure] = []
     for one in wrong:
-        alone = said[one.written.pair.group.prompt_key, _squeezed(one.written.text)] == 1
+        alone = len(kinds[one.written.pair.group.prompt_key, _squeezed(one.written.text)]) == 1
         counts[one.written.kind, "failures" if alone else "contradictory"] += 1
         found += [one] if alone else []
     return found, counts

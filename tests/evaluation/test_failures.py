@@ -50,19 +50,31 @@ def test_confident_pairs_are_told_apart_where_their_losses_round_to_0() -> None:
 
 
 def test_empty_copied_and_repeated_variants_are_left_out() -> None:
-    pair, twin = pair_of("a"), pair_of("a", "good", "worse")
+    pair = pair_of("a")
     given = [
         written(pair, "preferred", " \n"),
         written(pair, "preferred", "good "),
         written(pair, "non_preferred", "bad"),
         written(pair, "preferred", "new  text"),
-        written(twin, "preferred", "new text"),
+        written(pair, "preferred", "new text"),
         written(pair, "non_preferred", "new text"),
         written(pair_of("b"), "preferred", "new text"),
     ]
     kept, counts = fresh(given)
     assert kept == [given[3], given[5], given[6]], "the same text may be sought for another class or prompt"
     assert counts == {("preferred", "empty"): 1, ("preferred", "copied"): 1, ("non_preferred", "copied"): 1, ("preferred", "repeated"): 1}
+
+
+def test_a_text_for_two_pairs_of_a_prompt_is_proved_on_each() -> None:
+    """What the argmin writes for a prompt and a class does not depend on the pair; whether it is on the wrong side does."""
+    pair, twin = pair_of("a"), pair_of("a", "good", "better than it scores")
+    kept, counts = fresh([written(pair, "preferred", "new text"), written(twin, "preferred", "new text")])
+    assert not counts
+    found, counts = failing(kept, [(3.0, 0.0, 1.0), (3.0, 2.0, 1.0)])
+    assert [one.written.pair for one in found] == [twin]
+    assert counts == {("preferred", "no_failure"): 1, ("preferred", "failures"): 1}
+    both, counts = failing(kept, [(3.0, 2.0, 1.0), (3.0, 2.0, 1.0)])
+    assert [one.written.pair for one in both] == [pair, twin], "to fail twice as one class is no contradiction"
 
 
 def test_only_true_failures_are_kept() -> None:
