@@ -71,12 +71,13 @@ def law_with_range(
         above_start: Take off what gold is at the start, which the law says is 0; else it is fitted to gold as it is.
 
     Returns:
-        Nothing twice where fewer than three points can be used.
+        Nothing twice where fewer than three points of all seeds together can be used.
     """
     above_SPL = gold_SPL - gold_SPL[:, :, :1] if above_start else gold_SPL
     kl_SPL = np.broadcast_to(kl_SPL, gold_SPL.shape)
     distance_SL, weight_SL = _distance(kl_SPL), _weights(above_SPL)
-    if (distance_SL > (NEAR_ZERO if law == "rl" else 0.0)).sum(axis=1).min() < 3:
+    nearest = NEAR_ZERO if law == "rl" else 0.0
+    if (distance_SL > nearest).sum() < 3:
         return MeasuredLaw(None, None)
     found = fit_law(distance_SL.ravel(), above_SPL.mean(axis=1).ravel(), law, weights_L=weight_SL.ravel())
     draw = np.random.default_rng(seed)
@@ -89,7 +90,7 @@ def law_with_range(
         rows = np.concatenate([by_prompt[place] for place in draw.integers(len(names), size=len(names))])
         runs = np.concatenate([by_model[place] for place in draw.integers(len(by_model), size=len(by_model))])
         drawn_SL = _distance(kl_SPL[runs][:, rows])
-        if (drawn_SL > (NEAR_ZERO if law == "rl" else 0.0)).sum() < 3:
+        if (drawn_SL > nearest).sum() < 3:
             continue
         gold_SL = above_SPL[runs][:, rows].mean(axis=1)
         fitted.append(fit_law(drawn_SL.ravel(), gold_SL.ravel(), law, weights_L=weight_SL[runs].ravel()))

@@ -201,6 +201,7 @@ class PolicyRuns:
             "steps": list(self.steps),
             "prompts": " ".join(key[:KEY] for key in self.prompts),
             "gold_unit": self.gold_unit,
+            "implicit": self.implicit,
             "kl_estimator": self.kl_estimator,
             **{name: None if table is None else [as_text(run) for run in table] for name, table in tables.items()},
         }
@@ -228,7 +229,7 @@ class PolicyRuns:
         made.gold_SEP = np.array([of_text(run) for part in parts for run in part["gold"]]) if judged else None
         compared = all(part.get("wins") is not None for part in parts)
         made.wins_SEP = np.array([of_text(run) for part in parts for run in part["wins"]]) if compared else None
-        made.implicit = False
+        made.implicit = any(part.get("implicit", False) for part in parts)
         estimators = {part.get("kl_estimator", "") for part in parts}
         made.kl_estimator = estimators.pop() if len(estimators) == 1 else "mixed"
         made.gold_unit = float(np.sqrt(np.mean([part["gold_unit"] ** 2 for part in parts])))

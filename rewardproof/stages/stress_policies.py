@@ -128,6 +128,7 @@ def policy_stress(
     together = {
         name: PolicyRuns(
             [evaluations for place in places for evaluations in found[place]],
+            weights=runs[places[0]][0].weights,
             gold=GOLD,
             models=[place for place in places for _ in found[place]],
         )

@@ -70,7 +70,10 @@ class PackedRewardModule(nn.Module):
     def forward(self, stream: Stream, *, terms: bool = True) -> PackedRewards:
         """Rewards of the stream's conversations, and with `terms` what the further terms found on the same pass."""
         output = self.passed(stream)
-        return output._replace(auxiliary=tuple(term(output, stream) for term in (self.terms if terms else ())))
+        if not self.terms:
+            return output
+        with _numbers_of_their_own(output.rewards_C.device, drawn=self.training):
+            return output._replace(auxiliary=tuple(term(output, stream) for term in (self.terms if terms else ())))
 
     def passed(self, stream: Stream) -> PackedRewards:
         """The pass alone, which the further terms read."""
@@ -89,6 +92,18 @@ class PackedRewardModule(nn.Module):
         if self.trunk is not None and stream.trunk_TD is not None:
             return self.trunk.feeding(stream.trunk_TD)
         return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _numbers_of_their_own(device: torch.device, *, drawn: bool) -> Iterator[None]:
+    """Random numbers of a seed that is `drawn` from the stream's, whatever is done with them: the next pass has the same with or without."""
+    if not drawn:
+        yield
+        return
+    seed = int(torch.randint(2**31, ()))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class RewardTrainer(Trainer):

@@ -177,6 +177,11 @@ def test_the_law_is_told_with_the_start_taken_off_and_without() -> None:
     assert told["peak"][0] == pytest.approx(np.exp(ALPHA / BETA - 1))
     assert told["range"]["alpha"][0] <= ALPHA <= told["range"]["alpha"][1]
     assert PolicyRuns([made([0.0, 1.0])]).laws() == {}
+    near = [0.01 * step for step in range(len(FAR))]
+    found = PolicyRuns([made(FAR), made(near)]).laws()["gold, above its start"].law
+    assert found is not None, "a run that stays near the start takes the law from nobody"
+    assert (found.alpha, found.beta) == (pytest.approx(ALPHA), pytest.approx(BETA))
+    assert PolicyRuns([made(near)]).laws() == {}
     assert PolicyRuns([made(FAR)], gold="").laws() == {}
 
 
@@ -207,8 +212,9 @@ def test_an_implicit_reward_keeps_its_own_unit() -> None:
     """It is 0 for all answers at the start, so there is no spread to count in, and nothing that gold could be compared with."""
     runs = PolicyRuns([[Evaluation(one.step, tuple(_implicit(row) for row in one.rows)) for one in made([0.0, 1.0, 2.0])]])
     assert (runs.proxy_name, runs.proxy_unit) == ("implicit reward", "β nats")
-    assert runs.gain()[0].estimate == pytest.approx(0.4)
-    assert runs.summary().gap is None
+    for one in (runs, PolicyRuns.joined([runs.stored()])):
+        assert one.gain()[0].estimate == pytest.approx(0.4, rel=1e-4)
+        assert one.summary().gap is None
 
 
 def _implicit(row: Any) -> dict[str, Any]:

@@ -135,6 +135,18 @@ def test_policies_are_judged_beside_best_of_n(
     assert calls[0] == 8 + 6, "two runs were whole; the third had kept no checkpoint yet"
 
 
+def test_a_sum_of_rewards_is_judged_by_its_weights(models, pool_file: Path, base_dir: Path, reward_dir: Path, tmp_path: Path) -> None:
+    config = settings(
+        models[1:2], pool_file, methods=("rloo",), gold=str(reward_dir), policy=str(base_dir), policy_prompts=(str(pool_file),),
+        optimise={"steps": 1, "prompts_per_step": 3, "max_new_tokens": 5, "learning_rate": 3e-3},
+        evaluate={"every": 1, "prompts": 4, "answers": 3}, align={"rloo": {"reward": f"$MODEL,{models[2]}", "weights": "1,0.1"}},
+    )  # fmt: skip
+    found = run(config, tmp_path / "out").results["policies"]["rloo"]["a"]
+    evaluations = [run_evaluations(tmp_path / "out/policies/rloo/0-0")]
+    own, even = (PolicyRuns(evaluations, weights=weights).summary() for weights in ((1.0, 0.1), (1.0, 1.0)))
+    assert found["proxy"] == plain(own.as_dict())["proxy"] != plain(even.as_dict())["proxy"]
+
+
 def test_policies_by_preferences_stand_in_a_section_of_their_own(
     models, pool_file: Path, base_dir: Path, reward_dir: Path, tmp_path: Path
 ) -> None:

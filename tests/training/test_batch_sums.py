@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rewardproof.models.factor_head import Factors, install_factors
 from rewardproof.models.families import family_of
 from rewardproof.models.heads import Head
 from rewardproof.models.upcycling import Upcycle, upcycle
 from rewardproof.training.batches import TrainingGroup, TrainingSet
+from rewardproof.training.factor_divergence import FactorDivergence
 from rewardproof.training.fit import Compute
 from rewardproof.training.objective import Loss
 from tests.training.test_fit import assert_same_gradients, train
@@ -137,15 +139,21 @@ def test_a_second_pass_is_run_only_where_a_stream_does_not_know_the_sum(
     assert (streams > 1) == (compute is MANY_STREAMS)
 
 
-@pytest.mark.parametrize("experts", [{"expert_dropout": 0.5}, {"mixing": "random"}], ids=["dropout", "random routing"])
+@pytest.mark.parametrize("noise", ["dropout", "random routing", "sampled rewards, and a term that draws too"])
 def test_the_second_pass_sees_the_rewards_that_were_added_up(
-    experts: dict[str, Any], tiny: ModuleType, random_set: Callable[..., TrainingSet], tmp_path: Path
+    noise: str, tiny: ModuleType, random_set: Callable[..., TrainingSet], tmp_path: Path
 ) -> None:
-    model = tiny.classifier("llama")
-    upcycle(model, Upcycle(n_experts=4, n_active=3, **experts))
+    model, changes = tiny.classifier("llama"), {}
+    if noise.startswith("sampled"):
+        install_factors(model, factors := Factors(n_factors=8, dropout=0.3), seed=0)
+        changes["auxiliaries"] = lambda model: [FactorDivergence(model, factors)]
+    else:
+        experts: dict[str, Any] = {"expert_dropout": 0.5} if noise == "dropout" else {"mixing": "random"}
+        upcycle(model, Upcycle(n_experts=4, n_active=3, **experts))
     records: list[dict[str, Any]] = []
     trainer = {"per_device_train_batch_size": 8, "logging_steps": 1}
-    train(model, random_set(8, sizes=(2,)), tmp_path, loss=bsr(), compute=MANY_STREAMS, trainer=trainer, record=records.append)
+    data = random_set(8, sizes=(2,))
+    train(model, data, tmp_path, loss=bsr(), compute=MANY_STREAMS, trainer=trainer, record=records.append, **changes)
     logged = next(record for record in records if "loss" in record)
     assert logged["bsr/second_pass"] == 1
     # Value and slope are of the two passes: they agree with the squared mean of the pass that trains only if both drew the same numbers.
