@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Public benchmarks of models trained on real preferences, three seeds: studies/benchmarks.sh DATA OUT [PART …]
 # DATA: a folder with hh-rlhf/, webgpt_comparisons/, llamafactory/, llmbar/, rm-bench/ and rmb/ in their published formats. LLMBar and RM-Bench
-# are judged whole, RMB and HH-RLHF on the fifth of prompts that training holds out; reform and activation by LLMBar and HH-RLHF alone.
-# PART: train, whole, fifth, reform, activation; all in this order if none is named. Then:
+# are judged whole, RMB and HH-RLHF on the fifth of prompts that training holds out; reform and activation, beside dense, by LLMBar and
+# HH-RLHF alone.
+# PART: train, whole, fifth (dense and umm), few (dense, reform, activation); all in this order if none is named. Then:
 #   python scripts/results.py judged benchmarks OUT/judged '$DATA=DATA' '$OUT=OUT'
+#   python scripts/results.py judged benchmarks_few OUT/judged_few '$DATA=DATA' '$OUT=OUT'
 set -euo pipefail
 data=$1 out=$2
 parts=("${@:3}")
-(( ${#parts[@]} )) || parts=(train whole fifth reform activation)
+(( ${#parts[@]} )) || parts=(train whole fifth few)
 preferences=$data/hh-rlhf,$data/webgpt_comparisons,$data/llamafactory/dpo_en_demo.jsonl.gz
 read=(model=embedded:smollm2-135m data="$preferences" split=0.2 max_length=512 read.on_bad=drop_unfit read.overlong=drop
   read.max_groups=2500 read.max_held_out=100)
@@ -15,10 +17,10 @@ tuned=(layers=top:4 head.init=normal trainer.learning_rate=1e-4 trainer.num_trai
 trained() {  # RECIPE SEED key=value…
   [[ -f $out/$1/$2/report.json ]] || rewardproof train "$1" "$out/$1/$2" --overwrite "${read[@]}" seed="$((1000 * $2))" "${@:3}"
 }
-judge() {  # METHOD SEED NAME DATA…
-  local run=$out/judged/$1/$2/$3 again=()
+judge() {  # FOLDER METHOD SEED NAME DATA…
+  local run=$out/$1/$2/$3/$4 again=()
   [[ -d $run ]] && again=(--resume)
-  [[ -f $run/report.json ]] || rewardproof evaluate "$out/$1/$2/model" "${@:4}" --out "$run" "${again[@]}"
+  [[ -f $run/report.json ]] || rewardproof evaluate "$out/$2/$3/model" "${@:5}" --out "$run" "${again[@]}"
 }
 policy() {  # NAME key=value…: what REFORM's failures are written by
   [[ -f $out/$1/report.json ]] || rewardproof align dpo "$out/$1" --overwrite policy=embedded:smollm2-135m prompts="$preferences" on_bad=drop \
@@ -32,20 +34,21 @@ for part in "${parts[@]}"; do
         trained dense "$seed" "${tuned[@]}"
         trained umm "$seed" "${tuned[@]}" upcycle.n_experts=4 upcycle.n_active=2 merge.steps=10
         ;;
-      whole) for recipe in dense umm; do judge "$recipe" "$seed" whole "$data/llmbar" "$data/rm-bench" layers=top:4; done ;;
-      fifth) for recipe in dense umm; do judge "$recipe" "$seed" fifth "$data/rmb" "$data/hh-rlhf" split=0.2 layers=top:4; done ;;
-      reform)
+      whole) for recipe in dense umm; do judge judged "$recipe" "$seed" whole "$data/llmbar" "$data/rm-bench" layers=top:4; done ;;
+      fifth) for recipe in dense umm; do judge judged "$recipe" "$seed" fifth "$data/rmb" "$data/hh-rlhf" split=0.2 layers=top:4; done ;;
+      few)
         policy aligned
         policy flipped direct.read.label_noise=1
+        trained dense "$seed" "${tuned[@]}"
         trained reform "$seed" "${tuned[@]}" reform.aligned="$out/aligned/model" reform.flipped="$out/flipped/model" \
           reform.share=0.02 reform.max_new_tokens=32 reform.perturbed=50
-        judge reform "$seed" whole "$data/llmbar" layers=top:4
-        judge reform "$seed" fifth "$data/hh-rlhf" split=0.2 layers=top:4
-        ;;
-      activation)
         trained activation "$seed"
-        judge activation "$seed" whole "$data/llmbar"
-        judge activation "$seed" fifth "$data/hh-rlhf" split=0.2
+        for recipe in dense reform activation; do
+          kept=(layers=top:4)
+          [[ $recipe == activation ]] && kept=()
+          judge judged_few "$recipe" "$seed" whole "$data/llmbar" "${kept[@]}"
+          judge judged_few "$recipe" "$seed" fifth "$data/hh-rlhf" split=0.2 "${kept[@]}"
+        done
         ;;
     esac
   done

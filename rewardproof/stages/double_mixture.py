@@ -42,6 +42,7 @@ from rewardproof.stages.training_report import scored
 from rewardproof.training.arguments import check_trainer_keys
 from rewardproof.training.batches import TrainingSet
 from rewardproof.training.double_mixture import (
+    PHASES,
     Capabilities,
     CategorySets,
     Phase,
@@ -90,6 +91,13 @@ def check_capabilities(config: Train) -> None:
         raise ConfigError("layers=top:0 with `capabilities`, expected layers that experts can be adapters on; write layers=top:1 or more.")
     for settings in config.capabilities.trainer.values():
         check_trainer_keys(settings)
+    unjudged = [phase for phase in PHASES if config.capabilities.trainer_of(phase, config.trainer).get("eval_strategy") == "no"]
+    if unjudged and config.capabilities.validation:
+        raise ConfigError(
+            f"Got eval_strategy=no for {', '.join(unjudged)} with capabilities.validation={config.capabilities.validation}, expected epoch "
+            "or steps: every phase keeps the state that does best on the prompts held out for that. Drop eval_strategy, or write "
+            "capabilities.validation=0 to keep the last states."
+        )
 
 
 @dataclass(slots=True)
@@ -357,7 +365,7 @@ class _Course:
         """How one part is trained: the run's settings and the phase's own."""
         config = self.context.config
         plan = self.context.plan(model, self.context.directory.path / "checkpoints" / part, config.seed, what or part)
-        trainer = {**config.trainer, **self.settings.trainer.get(phase, {})}
+        trainer = self.settings.trainer_of(phase, config.trainer)
         if not len(validation):  # in so small a part nothing is held out to evaluate on: the last state is kept
             trainer["eval_strategy"] = "no"
         head = config.head.model_copy(update={"init": "keep"}) if phase == "router" else config.head

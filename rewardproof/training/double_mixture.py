@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from rewardproof.training.batches import Stream, TrainingGroup, TrainingSet, kee
 from rewardproof.training.preparation import Prepared
 
 Phase = Literal["router", "base", "experts", "mixer"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 Part = Literal["validation", "base", "mix"]
 
 
@@ -59,6 +60,10 @@ class Capabilities(Section):
     """Rewards in units of their category's own spread about its mean over training answers; else in units that differ by category."""
     baseline: bool = True
     """Also train one model a category on all that its experts and their network get to see, to compare with; it is not delivered."""
+
+    def trainer_of(self, phase: Phase, run: Mapping[str, Any]) -> dict[str, Any]:
+        """The `trainer` settings of a phase: those of the run, and over them its own."""
+        return {**run, **self.trainer.get(phase, {})}
 
 
 class QueryLabels(AuxiliaryTerm):

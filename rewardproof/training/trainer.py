@@ -96,7 +96,7 @@ class PackedRewardModule(nn.Module):
 
 @contextlib.contextmanager
 def _numbers_of_their_own(device: torch.device, *, drawn: bool) -> Iterator[None]:
-    """Random numbers of a seed that is `drawn` from the stream's, whatever is done with them: the next pass has the same with or without."""
+    """Random numbers from a seed that is `drawn`: the pass that comes next finds the same, whatever is done with these."""
     if not drawn:
         yield
         return

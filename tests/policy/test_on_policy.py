@@ -203,7 +203,7 @@ def test_an_update_moves_the_policy_alone_and_says_how_far(estimator: str) -> No
     loop, metrics = longer_texts({"estimator": estimator, "epochs": 2, "minibatches": 2})
     assert metrics[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert metrics[2]["kl_k3"] > 0
-    assert metrics[2]["kl_k3"] > 0
+    assert metrics[2]["kl"] != 0
     assert 1 <= metrics[0]["answer_tokens"] <= 7
     assert metrics[0]["seconds"]["all"] >= sum(value for name, value in metrics[0]["seconds"].items() if name != "all") - 0.01
     reference = language_model(words=40, layers=3)

@@ -382,6 +382,8 @@ REFUSED = {
     "loss.language=0.1": "Got `capabilities` with loss.language, expected it alone",
     "layers=top:0": "layers=top:0 with `capabilities`, expected layers that experts can be adapters on",
     "capabilities.trainer.mixer.learning_rat=1": "Unknown key 'trainer.learning_rat'",
+    "trainer.eval_strategy=no": "Got eval_strategy=no for router, base, experts, mixer with capabilities.validation=0.1",
+    "capabilities.trainer.mixer.eval_strategy=no": "Got eval_strategy=no for mixer with",
     "capabilities.share=1": "Unknown key 'capabilities.share'",
 }
 

@@ -19,6 +19,7 @@ from rewardproof.artifacts import Report
 from rewardproof.cli.main import app
 from rewardproof.config import apply_overrides, load_recipe, parse
 from rewardproof.errors import CheckpointError, ConfigError, ModelError
+from rewardproof.stages.domain import Domain, check_domain
 from rewardproof.stages.evaluate import Evaluate
 from rewardproof.stages.evaluate import run as evaluate
 from rewardproof.stages.merge import MergeModels
@@ -190,6 +191,15 @@ def test_a_language_model_that_does_not_fit_is_refused_before_any_training(
             run(settings(f"domain.model={spec}"), tmp_path / str(number), progress=lambda what, *_: pytest.fail(what))
     with pytest.raises(ModelError, match="Got 9 entries that only one of the two models has"):
         run(settings("depth=2"), tmp_path / "shallow", progress=lambda what, *_: pytest.fail(what))
+
+
+def test_a_weight_that_is_chosen_off_the_domain_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    check_domain(Domain(model="lm", weight=0.3))
+    check_domain(Domain(model="lm", data=("validation.jsonl",)))
+    check_domain(Domain(model="lm", categories=("coding",)))
+    assert not caplog.records
+    check_domain(Domain(model="lm"))
+    assert "the weight is chosen on preferences of all kinds" in caplog.text
 
 
 def test_a_run_never_deletes_its_language_model(settings: Callable[..., Train], lm_dir: Path) -> None:
