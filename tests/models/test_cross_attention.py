@@ -56,14 +56,6 @@ def test_texts_one_by_one_are_the_texts_together() -> None:
         torch.testing.assert_close(attention(own[place : place + 1], states[place : place + 1])[0], together[place], atol=1e-14, rtol=1e-13)
 
 
-def test_what_is_left_out_of_a_text_like_a_pad_does_not_enter() -> None:
-    """Pads are not masked: a text has none. Its own tokens alone decide, in whatever stream it lay."""
-    attention, (own, states) = made(), texts()
-    padded = torch.nn.utils.rnn.pad_sequence(states, batch_first=True, padding_value=1e6)
-    kept = [row[:length] for row, length in zip(padded, LENGTHS, strict=True)]
-    assert torch.equal(attention(own, kept), attention(own, states))
-
-
 def test_it_has_the_stated_number_of_parameters() -> None:
     assert sum(one.numel() for one in made().parameters()) == 2 * 8 * (6 + 10)
 

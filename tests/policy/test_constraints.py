@@ -14,6 +14,7 @@ import torch
 from rewardproof.config import load_recipe, parse
 from rewardproof.data.group import Group
 from rewardproof.errors import CheckpointError
+from rewardproof.policy import on_policy
 from rewardproof.policy.constraints import (
     Constraints,
     Multipliers,
@@ -161,6 +162,10 @@ def test_defect_10_staying_near_a_threshold_is_another_reward_than_being_held_be
     source = NearThresholds(_Fixed(table), Thresholds({"fixed": 0.6}, {"fixed": UNIT}))  # pyright: ignore[reportArgumentType]
     found = source.rewards(_Rows(2), Moment(0, 1, list)).sum(dim=2)[0]  # pyright: ignore[reportArgumentType]
     assert found.tolist() == pytest.approx([-0.16, 0.0, -0.09], abs=1e-6)
+    two = NearThresholds(_Fixed(table, -table), Thresholds({"fixed": 0.6, "negative": 0.1}, dict.fromkeys(("fixed", "negative"), UNIT)))  # pyright: ignore[reportArgumentType]
+    own = two.rewards(_Rows(2), Moment(0, 1, list)).sum(dim=2)  # pyright: ignore[reportArgumentType]
+    mixed = torch.einsum("s,sb->b", torch.tensor(two.weights()), own)
+    assert mixed.tolist() == pytest.approx([-((r - 0.6) ** 2) - 0.25 * (-r - 0.1) ** 2 for r in rewards.tolist()], abs=1e-6)
     told = source.learn(_Rows(2), found, Moment(0, 1, list))  # pyright: ignore[reportArgumentType]
     assert told["constraint/fixed/value"] == pytest.approx(float(rewards.mean()))
     senses = {
@@ -170,18 +175,17 @@ def test_defect_10_staying_near_a_threshold_is_another_reward_than_being_held_be
 
 
 class _Fixed:
-    """Scored answers with a table of rewards."""
+    """Scored answers with tables of rewards."""
 
-    names = ("fixed",)
-
-    def __init__(self, table_BT: torch.Tensor) -> None:
-        self.table_BT = table_BT
+    def __init__(self, *tables_BT: torch.Tensor) -> None:
+        self.tables_BT = tables_BT
+        self.names = ("fixed", "negative")[: len(tables_BT)]
 
     def rewards(self, rollouts: Any, moment: Any) -> torch.Tensor:
-        return self.table_BT[None]
+        return torch.stack(self.tables_BT)
 
     def weights(self) -> tuple[float, ...]:
-        return (1.0,)
+        return (1.0, 0.25)[: len(self.tables_BT)]
 
     def learn(self, rollouts: Any, rewards_SBT: torch.Tensor, moment: Any) -> dict[str, float]:
         return {}
@@ -201,12 +205,14 @@ SCORERS: dict[str, Any] = {"length": Length(), "even": Even()}
 TEXTS: dict[str, Any] = {"max_new_tokens": 6, "answers": 3, "learning_rate": 3e-3, "epochs": 2, "aggregate": "token"}
 
 
-def texts(order: Sequence[str], *, steps: int = 4, **settings: Any) -> tuple[OnPolicyLoop, list[dict[str, Any]]]:
+def texts(
+    order: Sequence[str], *, steps: int = 4, updates: int | None = None, **settings: Any
+) -> tuple[OnPolicyLoop, list[dict[str, Any]]]:
     thresholds = {"even": 0.7, "length": 5.0}
     source = constrained({name: SCORERS[name] for name in order}, thresholds, **settings)
     chosen = parse(OnPolicy, {**OPTIMISE, **TEXTS, "steps": steps})
     loop = LOOP.loop_of(LOOP.language_model(words=40), source, chosen, LOOP.prompts_of(*PROMPTS))
-    return loop, [loop.update() for _ in range(steps)]
+    return loop, [loop.update() for _ in range(steps if updates is None else updates)]
 
 
 def test_the_order_of_the_streams_says_nothing() -> None:
@@ -251,6 +257,27 @@ def test_defect_1_each_constraint_is_judged_by_its_own_value_head() -> None:
     assert torch.equal(plain.returns_SBT[:2], divergence.returns_SBT[:2])
     assert not torch.equal(plain.advantages_BT, length.advantages_BT)
     assert torch.equal(plain.returns_SBT[1], length.returns_SBT[1])
+
+
+def test_defect_1_values_that_a_step_reads_come_from_each_stream_s_own_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The release read one head for all streams at rollout: here a whole step is taken, with the divergence's head moved."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def watched(rewards_SBT: torch.Tensor, values_SBT: torch.Tensor, *rest: Any, **settings: Any) -> Any:
+        found = by_values(rewards_SBT, values_SBT, *rest, **settings)
+        seen.append((values_SBT, found.returns_SBT))
+        return found
+
+    monkeypatch.setattr(on_policy, "by_values", watched)
+    for moved in (0.0, 7.0):
+        loop, _ = texts(["length", "even"], steps=1, updates=0)
+        assert loop.policy.values is not None
+        loop.policy.values.bias.data[-1] += moved
+        loop.update()
+    (values, returns), (other_values, other_returns) = seen
+    assert torch.equal(values[:2], other_values[:2])
+    assert torch.equal(returns[:2], other_returns[:2])
+    torch.testing.assert_close(other_values[2].max() - values[2].max(), torch.tensor(7.0))
 
 
 def test_defect_3_an_episode_is_worth_the_same_in_any_batch_and_order() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rewardproof.config import load_recipe, parse
 from rewardproof.errors import ConfigError
+from rewardproof.losses import dpo, log_ratio_gap
 from rewardproof.policy.direct_alignment import DIRECT_LOSSES, DirectAlignment, baseline_losses, check_direct, preference_losses
 from rewardproof.training.answer_pairs import AnswerPairs, Answers
 
@@ -77,10 +78,17 @@ def test_losses_and_gradients_are_the_papers(changes: dict[str, Any]) -> None:
 
 
 def test_rpo_without_its_term_is_dpo_to_the_last_bit() -> None:
+    rpo = DirectAlignment(**{**load_recipe("rpo", verb="align")["direct"], "eta": 0.0, "beta": 0.3})
+    assert DirectAlignment(**load_recipe("rpo", verb="align")["direct"]).eta > 0
+
+    def plain(pairs: AnswerPairs) -> Tensor:
+        gaps = log_ratio_gap(*(side.log_prob_P for side in pairs), *(side.reference_P for side in pairs))
+        return dpo(gaps, beta=0.3, reduction="none")
+
     found = []
-    for settings in (DirectAlignment(eta=0.0, beta=0.3), DirectAlignment(beta=0.3)):
+    for loss in (lambda pairs: loss_of(rpo, pairs), plain):
         pairs = some_pairs()
-        losses = loss_of(settings, pairs)
+        losses = loss(pairs)
         losses.sum().backward()
         found.append((losses.detach(), pairs.chosen.log_prob_P.grad, pairs.rejected.log_prob_P.grad))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -17,6 +17,20 @@ def test_token_rewards_move_tokens_and_leave_the_answer() -> None:
     torch.testing.assert_close(told.advantages_BT - plain.advantages_BT, torch.tensor([[-0.5, 1.0, -0.5], [0.0, 0.0, 0.0]]))
 
 
+def test_the_penalty_of_a_token_is_centred_with_its_reward() -> None:
+    """A token earns by the sum of all streams, the divergence's among them, less that sum's mean over its answer (RED, eq. 8)."""
+    draw = torch.Generator().manual_seed(0)
+    mask = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
+    reward, penalty = (torch.randn(2, 4, generator=draw) * mask for _ in range(2))
+    streams = torch.stack((reward, penalty))
+    plain, told = (by_comparison(streams, mask, torch.ones(2), answers=2, scaled=None, token_weight=weight) for weight in (0.0, 1.0))
+    for row, length in enumerate((4, 2)):
+        whole = (reward + penalty)[row, :length]
+        expected = torch.zeros(4)
+        expected[:length] = whole - whole.mean()
+        torch.testing.assert_close((told.advantages_BT - plain.advantages_BT)[row], expected)
+
+
 def test_a_penalty_is_steered_to_its_target() -> None:
     near, far = (Coefficient(KLPenalty(coefficient=0.1, target=4.0)) for _ in range(2))
     near.steer(3.9)
