@@ -185,6 +185,18 @@ def test_the_law_is_told_with_the_start_taken_off_and_without() -> None:
     assert PolicyRuns([made(FAR)], gold="").laws() == {}
 
 
+def test_ranges_of_a_law_know_how_far_runs_and_reward_models_disagree() -> None:
+    def width(runs: list[list[Evaluation]], **changes: Any) -> float:
+        found = PolicyRuns(runs, **changes).laws()["gold, above its start"].range
+        assert found is not None
+        return found.alpha[1] - found.alpha[0]
+
+    alike = [made(FAR, seed=seed, noise=0.05) for seed in range(8)]
+    apart = [made(FAR, seed=seed, noise=0.05, shift=shift) for seed, shift in enumerate([-0.2] * 4 + [0.2] * 4)]
+    assert width(apart) > 3 * width(alike)
+    assert width(apart, models=[0] * 4 + [1] * 4) > 1.2 * width(apart), "two reward models are two draws, whatever the number of runs"
+
+
 def test_laws_of_stored_runs_are_those_of_the_runs() -> None:
     runs = PolicyRuns([made(FAR, noise=0.1)])
     again = PolicyRuns.joined([runs.stored()])

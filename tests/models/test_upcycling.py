@@ -64,6 +64,31 @@ def test_upcycling_preserves_the_function(family: str, mixing: str, experts: str
                     _check_weights(routing, n_active=n_active)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_changes_neither_rewards_nor_routing(side: str) -> None:
+    """By the stock forward of rows, as consumers of an unmerged mixture run it."""
+    model = mixture("llama", router_scale=4.0)
+    for block in moe_blocks(model).values():
+        move_apart(block)
+    model.config.pad_token_id = 0
+    texts = [[5, 6, 7, 8, 9, 10, 11], [6, 9, 5], [12, 7]]
+    width = max(map(len, texts))
+    rows = [[0] * (width - len(text)) + text if side == "left" else text + [0] * (width - len(text)) for text in texts]
+    ids = torch.tensor(rows)
+    selected: list[Tensor] = []
+    block = next(iter(moe_blocks(model).values()))
+    block.router.register_forward_hook(lambda _, inputs, output: selected.append(inputs[0].detach().reshape(-1, HIDDEN)))
+    with torch.no_grad():
+        together = model(input_ids=ids, attention_mask=(ids != 0).long()).logits[:, 0]
+        (padded,) = selected
+        for place, text in enumerate(texts):
+            selected.clear()
+            alone = model(input_ids=torch.tensor([text])).logits[0, 0]
+            torch.testing.assert_close(together[place], alone, atol=1e-5, rtol=1e-4)
+            own = padded.view(len(texts), width, HIDDEN)[place][ids[place] != 0]
+            torch.testing.assert_close(own, selected[0], atol=1e-5, rtol=1e-4)
+
+
 def _check_weights(routing: Routing, *, n_active: int) -> None:
     torch.testing.assert_close(routing.shared_T + routing.weights_TE.sum(-1), torch.ones_like(routing.shared_T), atol=2e-6, rtol=0)
     assert (routing.shared_T > 0).all()

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rewardproof.data.group import Group, Message
 from rewardproof.errors import ConfigError, EvaluationError, TrainingError
 from rewardproof.models.precision import computing_in
+from rewardproof.policy.evaluation import evaluate_policy
 from rewardproof.policy.kl_penalty import KLPenalty
 from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.policy.policy import Policy, divergence
@@ -21,7 +22,7 @@ from rewardproof.policy.rollouts import Prompt, Rollouts, roll_out
 from rewardproof.policy.sampling import Sampling
 from rewardproof.policy.settings import OnPolicy
 from rewardproof.policy.streams import Passes
-from rewardproof.scoring import Scale
+from rewardproof.scoring import Combine, Ensemble, Scale
 from rewardproof.training.freezing import freeze_all_but
 
 WORDS = 12
@@ -288,6 +289,62 @@ def test_the_exact_divergence_is_the_mean_of_its_estimates() -> None:
     assert (own - other).mean().item() == pytest.approx(exact[0].item(), abs=4 * (own - other).std().item() / 600**0.5)
     assert (-own).mean().item() == pytest.approx(entropy[0].item(), abs=4 * own.std().item() / 600**0.5)
     assert divergence(policy, policy, stream.batch)[0].abs().max() == 0
+
+
+def test_divergences_of_an_evaluation_are_sums_over_the_answer_s_own_tokens() -> None:
+    """By the stock forward of each answer alone: the end token counts, the prompt and the other rows of the batch do not."""
+    policy, reference = Policy(language_model(seed=0)), Policy(language_model(seed=3))
+    tokenizer: Any = Digits()
+    prompts = prompts_of((5, 6), (7, 8, 9, 10, 11))
+    rows = evaluate_policy(
+        policy, reference, policy.sampler("fp32"), tokenizer, prompts, {}, answers=6, sampling=Sampling(max_new_tokens=9, seed=2),
+        passes=PASSES, exact=True, step=0, steps=1,
+    )  # fmt: skip
+    lengths = set()
+    for prompt, row in zip(prompts, rows, strict=True):
+        for place, text in enumerate(row["answers"]):
+            tokens = [int(word) for word in text.split()] + [1] * row["finished"][place]
+            lengths.add(len(tokens))
+            ids = torch.tensor([[*prompt.token_ids, *tokens]])
+            with torch.no_grad():
+                own, other = (
+                    torch.log_softmax(one.model(input_ids=ids).logits[0, len(prompt.token_ids) - 1 : -1].double(), dim=-1)
+                    for one in (policy, reference)
+                )
+            ratio = (own - other).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+            assert row["tokens"][place] == len(tokens)
+            assert row["kl"][place] == pytest.approx(ratio.sum().item(), abs=1e-4)
+            assert row["kl_k3"][place] == pytest.approx((torch.exp(-ratio) - 1 + ratio).sum().item(), rel=1e-3, abs=1e-4)
+            assert row["kl_exact"][place] == pytest.approx((own.exp() * (own - other)).sum().item(), rel=1e-3, abs=1e-4)
+    assert len(lengths) > 3
+
+
+def test_every_pass_over_a_step_s_answers_compares_with_who_sampled_them() -> None:
+    """Were the old log-probabilities read anew, no ratio of the second pass would be far enough from 1 to be clipped."""
+    settings = {"estimator": "rloo", "learning_rate": 0.05, "clip": 0.05}
+    clipped = [longer_texts({**settings, "epochs": epochs}, updates=1)[1][0]["clipped"] for epochs in (1, 2)]
+    assert clipped[0] == 0 < clipped[1]
+
+
+def test_an_ensemble_judges_a_policy_as_it_judges_a_pool() -> None:
+    """Uncertainty-weighted, member by member in its unit: the same program rewards answers here and picks them in best of n."""
+    members = {"length": Lengths(), "last": ByLastToken()}
+    ensemble = Ensemble(members, {"length": Scale(3.0, 2.0), "last": Scale(5.0, 3.0)}, Combine(combination="uncertainty", penalty=0.7))
+    source = ScoredAnswers({"reward": ensemble}, {"reward": Scale(0.0, 1.0)})
+    tokenizer: Any = Digits()
+    rollouts = roll_out(language_model(), tokenizer, prompts_of((5, 6), (7,)), [0, 1], answers=5, sampling=Sampling(max_new_tokens=6))
+    found_B = source.rewards(rollouts, Moment(0, 1, list))[0].sum(dim=1)
+    table_MB = torch.tensor([[value for row in one.score(rollouts.groups) for value in row] for one in members.values()])
+    table_MB = (table_MB - torch.tensor([[3.0], [5.0]])) / torch.tensor([[2.0], [3.0]])
+    torch.testing.assert_close(found_B.double(), (table_MB.mean(0) - 0.7 * table_MB.var(0, unbiased=False)).double(), atol=1e-5, rtol=1e-5)
+    assert table_MB.var(0).max() > 0.1
+
+
+class ByLastToken:
+    """Rewards an answer by the number that it ends with."""
+
+    def score(self, groups: Sequence[Group], context: object = None) -> list[tuple[float, ...]]:
+        return [tuple(float((text.split() or ["0"])[-1]) for text in group.answer_texts) for group in groups]
 
 
 class Constant:

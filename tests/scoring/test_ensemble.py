@@ -75,14 +75,15 @@ def test_disagreement_is_the_variance_of_standardised_members() -> None:
 
 def test_gold_goes_along_with_the_ensembles_own_choice() -> None:
     curves = {}
-    for name in ("mean", "worst_case"):
+    for name in ("mean", "worst_case", "uncertainty"):
         proxy = Ensemble.measured(members(), REFERENCE, Combine(combination=name)).score(POOLS)
         same = best_of_n_columns(proxy, proxy, [1, 2, 4, 8])
         np.testing.assert_allclose(same[:, 0], same[:, 1])
         gold = Program(9).score(POOLS)
         curves[name] = best_of_n_columns(proxy, gold, [1, 2, 4, 8])[:, 0].mean(axis=0)
-    assert curves["mean"][0] == pytest.approx(curves["worst_case"][0])
-    assert not np.allclose(curves["mean"][1:], curves["worst_case"][1:])
+    assert [curve[0] for curve in curves.values()] == pytest.approx([flat(Program(9).score(POOLS)).mean()] * 3), "one answer is no choice"
+    for name in ("worst_case", "uncertainty"):
+        assert not np.allclose(curves["mean"][1:], curves[name][1:])
 
 
 def test_equal_answers_keep_scores_of_their_own_place() -> None:
