@@ -17,10 +17,14 @@ tuned=(layers=top:4 head.init=normal trainer.learning_rate=1e-4 trainer.num_trai
 trained() {  # RECIPE SEED key=value…
   [[ -f $out/$1/$2/report.json ]] || rewardproof train "$1" "$out/$1/$2" --overwrite "${read[@]}" seed="$((1000 * $2))" "${@:3}"
 }
-judge() {  # FOLDER METHOD SEED NAME DATA…
-  local run=$out/$1/$2/$3/$4 again=()
+judge() {  # MODEL FOLDER/METHOD/SEED/NAME DATA…
+  local run=$out/$2 again=()
   [[ -d $run ]] && again=(--resume)
-  [[ -f $run/report.json ]] || rewardproof evaluate "$out/$2/$3/model" "${@:5}" --out "$run" "${again[@]}"
+  [[ -f $run/report.json ]] || rewardproof evaluate "$out/$1" "${@:3}" --out "$run" "${again[@]}"
+}
+few() {  # MODEL METHOD key=value…
+  judge "$1" "judged_few/$2/$seed/whole" "$data/llmbar" "${@:3}"
+  judge "$1" "judged_few/$2/$seed/fifth" "$data/hh-rlhf" split=0.2 "${@:3}"
 }
 policy() {  # NAME key=value…: what REFORM's failures are written by
   [[ -f $out/$1/report.json ]] || rewardproof align dpo "$out/$1" --overwrite policy=embedded:smollm2-135m prompts="$preferences" on_bad=drop \
@@ -34,21 +38,17 @@ for part in "${parts[@]}"; do
         trained dense "$seed" "${tuned[@]}"
         trained umm "$seed" "${tuned[@]}" upcycle.n_experts=4 upcycle.n_active=2 merge.steps=10
         ;;
-      whole) for recipe in dense umm; do judge judged "$recipe" "$seed" whole "$data/llmbar" "$data/rm-bench" layers=top:4; done ;;
-      fifth) for recipe in dense umm; do judge judged "$recipe" "$seed" fifth "$data/rmb" "$data/hh-rlhf" split=0.2 layers=top:4; done ;;
+      whole) for recipe in dense umm; do judge "$recipe/$seed/model" "judged/$recipe/$seed/whole" "$data/llmbar" "$data/rm-bench" layers=top:4; done ;;
+      fifth) for recipe in dense umm; do judge "$recipe/$seed/model" "judged/$recipe/$seed/fifth" "$data/rmb" "$data/hh-rlhf" split=0.2 layers=top:4; done ;;
       few)
         policy aligned
         policy flipped direct.read.label_noise=1
-        trained dense "$seed" "${tuned[@]}"
         trained reform "$seed" "${tuned[@]}" reform.aligned="$out/aligned/model" reform.flipped="$out/flipped/model" \
           reform.share=0.02 reform.max_new_tokens=32 reform.perturbed=50
         trained activation "$seed"
-        for recipe in dense reform activation; do
-          kept=(layers=top:4)
-          [[ $recipe == activation ]] && kept=()
-          judge judged_few "$recipe" "$seed" whole "$data/llmbar" "${kept[@]}"
-          judge judged_few "$recipe" "$seed" fifth "$data/hh-rlhf" split=0.2 "${kept[@]}"
-        done
+        few "reform/$seed/members/0/model" dense layers=top:4  # the model that was searched: trained as dense is
+        few "reform/$seed/model" reform layers=top:4
+        few "activation/$seed/model" activation
         ;;
     esac
   done
