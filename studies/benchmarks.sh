@@ -3,13 +3,13 @@
 # DATA: a folder with hh-rlhf/, webgpt_comparisons/, llamafactory/, llmbar/, rm-bench/ and rmb/ in their published formats. LLMBar and RM-Bench
 # are judged whole, RMB and HH-RLHF on the fifth of prompts that training holds out; reform and activation, beside dense, by LLMBar and
 # HH-RLHF alone.
-# PART: train, whole, fifth (dense and umm), few (dense, reform, activation); all in this order if none is named. Then:
+# PART: train, whole, fifth (dense and umm), reform (and the model that it searched), activation; all in this order if none is named. Then:
 #   python scripts/results.py judged benchmarks OUT/judged '$DATA=DATA' '$OUT=OUT'
 #   python scripts/results.py judged benchmarks_few OUT/judged_few '$DATA=DATA' '$OUT=OUT'
 set -euo pipefail
 data=$1 out=$2
 parts=("${@:3}")
-(( ${#parts[@]} )) || parts=(train whole fifth few)
+(( ${#parts[@]} )) || parts=(train whole fifth reform activation)
 preferences=$data/hh-rlhf,$data/webgpt_comparisons,$data/llamafactory/dpo_en_demo.jsonl.gz
 read=(model=embedded:smollm2-135m data="$preferences" split=0.2 max_length=512 read.on_bad=drop_unfit read.overlong=drop
   read.max_groups=2500 read.max_held_out=100)
@@ -40,14 +40,16 @@ for part in "${parts[@]}"; do
         ;;
       whole) for recipe in dense umm; do judge "$recipe/$seed/model" "judged/$recipe/$seed/whole" "$data/llmbar" "$data/rm-bench" layers=top:4; done ;;
       fifth) for recipe in dense umm; do judge "$recipe/$seed/model" "judged/$recipe/$seed/fifth" "$data/rmb" "$data/hh-rlhf" split=0.2 layers=top:4; done ;;
-      few)
+      reform)
         policy aligned
         policy flipped direct.read.label_noise=1
         trained reform "$seed" "${tuned[@]}" reform.aligned="$out/aligned/model" reform.flipped="$out/flipped/model" \
           reform.share=0.02 reform.max_new_tokens=32 reform.perturbed=50
-        trained activation "$seed"
         few "reform/$seed/members/0/model" dense layers=top:4  # the model that was searched: trained as dense is
         few "reform/$seed/model" reform layers=top:4
+        ;;
+      activation)
+        trained activation "$seed"
         few "activation/$seed/model" activation
         ;;
     esac
