@@ -55,7 +55,7 @@ KEPT = (
     "precision",
     "seconds",
 )
-DROPPED = ("calibration", "examples")
+DROPPED = ("calibration", "examples", "widest")
 
 
 def collect(study: Path, results: Path) -> list[Path]:
