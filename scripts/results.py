@@ -198,7 +198,7 @@ def published(run: Path) -> dict[str, Any]:
 def _without(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without(entry) for key, entry in value.items() if key not in DROPPED}
-    return value
+    return [_without(entry) for entry in value] if isinstance(value, list) else value
 
 
 def publish(name: str, run: Path, renamings: list[str], results: Path) -> Path:

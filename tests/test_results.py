@@ -109,13 +109,14 @@ def test_a_table_that_cannot_be_is_named(options: str, message: str, script: Mod
 def test_a_single_run_is_published_without_this_machines_folders(script: ModuleType, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / "report.json").write_text('{"headline": "good", "accuracy": {"overall": 1, "calibration": []}, "peak_memory_gb": 1, "x": 2}')
+    report = {"headline": "good", "accuracy": {"overall": 1, "calibration": []}, "peak_memory_gb": 1, "x": 2}
+    (run / "report.json").write_text(json.dumps(report | {"members": [{"failures": 3, "widest": ["a text of the data"]}]}))
     (run / "provenance.json").write_text('{"commit": "abc"}')
     (run / "config.yaml").write_text(f"data: {tmp_path}/pairs.jsonl\n")
     target = script.publish("one", run, [f"$DATA={tmp_path}"], tmp_path / "results")
     assert json.loads(target.read_text()) == {
-        "headline": "good", "accuracy": {"overall": 1}, "peak_memory_gb": 1, "config": {"data": "$DATA/pairs.jsonl"},
-        "provenance": {"commit": "abc"},
+        "headline": "good", "accuracy": {"overall": 1}, "members": [{"failures": 3}], "peak_memory_gb": 1,
+        "config": {"data": "$DATA/pairs.jsonl"}, "provenance": {"commit": "abc"},
     }  # fmt: skip
 
 
