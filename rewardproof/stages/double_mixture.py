@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from rewardproof.artifacts import is_main
 from rewardproof.data import Group
 from rewardproof.data.capability_labels import Labels, Points, category_of, point_pairs
-from rewardproof.errors import ConfigError, DataError
+from rewardproof.errors import DataError
 from rewardproof.models.checkpoints import load_reward_model
 from rewardproof.models.double_mixture import (
     CapabilityExperts,
@@ -39,10 +39,8 @@ from rewardproof.scoring import DoubleMixture, Scale
 from rewardproof.scoring.double_mixture import BASE, EXPERTS, ROUTER, CategoryEntry, DoubleMixtureFile, load_category, write_file
 from rewardproof.stages.member_context import Member, MemberContext, fitted
 from rewardproof.stages.training_report import scored
-from rewardproof.training.arguments import check_trainer_keys
 from rewardproof.training.batches import TrainingSet
 from rewardproof.training.double_mixture import (
-    PHASES,
     Capabilities,
     CategorySets,
     Phase,
@@ -56,48 +54,13 @@ from rewardproof.training.fit import Fit
 from rewardproof.training.processes import agreed, wait
 
 if TYPE_CHECKING:
-    from rewardproof.stages.train import Train
+    pass
 
 LABELS = "capability_labels.jsonl"
 GENERAL = "general"
 """Folder of the model that judges categories too small for experts."""
 REFERENCE_GROUPS = 200
 """Training groups, chosen by a hash of their tokens, over which a category gets its zero and its unit."""
-
-
-def check_capabilities(config: Train) -> None:
-    """Refuse settings that mean nothing with experts by capability, before any work is done.
-
-    Raises:
-        ConfigError: Names the keys.
-    """
-    if config.capabilities is None:
-        if config.labels is not None:
-            raise ConfigError(
-                "Got `labels` without `capabilities`, expected both: nothing else reads them. Use recipe dmoerm, or drop labels."
-            )
-        return
-    others = {
-        "upcycle": config.upcycle, "merge": config.merge, "ensemble": config.ensemble, "reuse": config.reuse, "domain": config.domain,
-        "contrast": config.contrast, "policy_loss": config.policy_loss, "factors": config.factors, "loss.language": config.loss.language,
-    }  # fmt: skip
-    found = [name for name, value in others.items() if value] + (["members"] if config.members != 1 else [])
-    if found:
-        raise ConfigError(
-            f"Got `capabilities` with {', '.join(found)}, expected it alone: one run trains one router with its categories' experts. Train "
-            "several runs, and name their models in an ensemble.yaml."
-        )
-    if config.layers == "top:0":
-        raise ConfigError("layers=top:0 with `capabilities`, expected layers that experts can be adapters on; write layers=top:1 or more.")
-    for settings in config.capabilities.trainer.values():
-        check_trainer_keys(settings)
-    unjudged = [phase for phase in PHASES if config.capabilities.trainer_of(phase, config.trainer).get("eval_strategy") == "no"]
-    if unjudged and config.capabilities.validation:
-        raise ConfigError(
-            f"Got eval_strategy=no for {', '.join(unjudged)} with capabilities.validation={config.capabilities.validation}, expected epoch "
-            "or steps: every phase keeps the state that does best on the prompts held out for that. Drop eval_strategy, or write "
-            "capabilities.validation=0 to keep the last states."
-        )
 
 
 @dataclass(slots=True)

@@ -30,9 +30,10 @@ from rewardproof.models.upcycling import Upcycle, check
 from rewardproof.report import format_interval
 from rewardproof.scoring import Combine
 from rewardproof.stages.activation import Activation, check_activation, make_activation
+from rewardproof.stages.capability_settings import check_capabilities
 from rewardproof.stages.delivery import deliver, save_delivered, save_scale
 from rewardproof.stages.domain import Domain, check_domain
-from rewardproof.stages.double_mixture import check_capabilities, train_double_mixture
+from rewardproof.stages.double_mixture import train_double_mixture
 from rewardproof.stages.member_context import MemberContext
 from rewardproof.stages.members import drop_checkpoints, train_member
 from rewardproof.stages.policy_head import check_policy_loss
