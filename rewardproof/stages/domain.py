@@ -62,7 +62,7 @@ class Domain(Section):
 
 
 def check_domain(settings: Domain) -> None:
-    """Refuse settings that cannot mean anything, before any work is done.
+    """Refuse settings that cannot mean anything, and warn of a weight chosen off the domain, before any work is done.
 
     Raises:
         ConfigError: Names the key.
@@ -78,15 +78,15 @@ def check_domain(settings: Domain) -> None:
             f"Got weights={','.join(map(str, settings.weights))}, expected one or more different numbers from 0 (the reward model alone) "
             "to 1: each is a merge to try; correct them."
         )
-    if settings.weight == "choose" and not (settings.data or settings.categories):
-        log.warning(
-            "domain.weight=choose without domain.data or domain.categories: the weight is chosen on preferences of all kinds, which may "
-            "leave the domain out; name the domain's own"
-        )
     if settings.weight != "choose" and settings.weights != SWEEP:
         raise ConfigError(
             f"Got weight={settings.weight} and weights={','.join(map(str, settings.weights))}, expected one of them: a weight that is "
             "given is not chosen. Drop one."
+        )
+    if settings.weight == "choose" and not (settings.data or settings.categories):
+        log.warning(
+            "domain.weight=choose without domain.data or domain.categories: the weight is chosen on preferences of all kinds, which may "
+            "leave the domain out; name the domain's own"
         )
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -52,9 +52,6 @@ from rewardproof.training.double_mixture import (
 )
 from rewardproof.training.fit import Fit
 from rewardproof.training.processes import agreed, wait
-
-if TYPE_CHECKING:
-    pass
 
 LABELS = "capability_labels.jsonl"
 GENERAL = "general"

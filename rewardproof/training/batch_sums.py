@@ -7,6 +7,7 @@ several parts a pass without gradients adds their rewards up first; where one pa
 # C conversations of a stream, P pairs of a stream.
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -19,6 +20,11 @@ from rewardproof.losses import Total, over_processes, zero_sum_part
 from rewardproof.models.packed import PackedRewards
 from rewardproof.training.batches import StepBatch
 from rewardproof.training.objective import Loss, PairIndex, StepTotals
+
+
+def numbers_kept(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Random numbers of the CPU and of a device are afterwards what they were, whatever is drawn inside."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 class BatchSum(NamedTuple):
@@ -72,7 +78,7 @@ class BatchSums:
     def _summed(self, model: nn.Module, ahead: Sequence[StepBatch], passes: Sequence[int]) -> BatchSum:
         device, over_step = self.accelerator.device, self.settings.bsr_scope == "step"
         sums = torch.zeros(2, device=device)
-        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.no_grad(), numbers_kept(device):
             for batch, count in zip(ahead, passes, strict=True):
                 # As in training, processes run the same number of passes; the last is repeated for nothing where there are too few.
                 for number in range(count):

@@ -33,7 +33,7 @@ from rewardproof.models.precision import Precision, computing_in
 from rewardproof.models.routing import Router
 from rewardproof.models.trunk import FrozenTrunk
 from rewardproof.training.auxiliary import AuxiliaryTerm
-from rewardproof.training.batch_sums import BatchSums
+from rewardproof.training.batch_sums import BatchSums, numbers_kept
 from rewardproof.training.batches import Collator, StepBatch, Stream, TrainingGroup, TrainingSet
 from rewardproof.training.checkpoints import STATE, WEIGHTS, load_trained_state, trained_state
 from rewardproof.training.objective import Loss, RoutingTotals, StepTotals, step_loss
@@ -70,9 +70,7 @@ class PackedRewardModule(nn.Module):
     def forward(self, stream: Stream, *, terms: bool = True) -> PackedRewards:
         """Rewards of the stream's conversations, and with `terms` what the further terms found on the same pass."""
         output = self.passed(stream)
-        if not self.terms:
-            return output
-        with _numbers_of_their_own(output.rewards_C.device, drawn=self.training):
+        with _numbers_of_their_own(output.rewards_C.device, drawn=self.training and bool(self.terms)):
             return output._replace(auxiliary=tuple(term(output, stream) for term in (self.terms if terms else ())))
 
     def passed(self, stream: Stream) -> PackedRewards:
@@ -101,7 +99,7 @@ def _numbers_of_their_own(device: torch.device, *, drawn: bool) -> Iterator[None
         yield
         return
     seed = int(torch.randint(2**31, ()))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with numbers_kept(device):
         torch.manual_seed(seed)
         yield
 
