@@ -94,6 +94,11 @@ class SettingRows:
             found.append(float(value))
         return math.fsum(found) / len(found)
 
+    def operations(self, method: str) -> float:
+        """Mean operations of training over seeds, TFLOP; 0 where a row does not have them."""
+        known = all("tflops" in row["training"] for row in self.rows[method].values())
+        return self.mean(method, "training", "tflops") if known else 0.0
+
 
 def _spread(runs: Sequence[tuple[Any, int]]) -> list[Any]:
     return [value for value, count in runs for _ in range(count)]
@@ -123,7 +128,7 @@ def load_settings(rows: Path, pairs: Path) -> dict[str, SettingRows]:
 
 
 def setting_table(setting: SettingRows, methods: Sequence[str] = (), columns: Sequence[str] = ()) -> Table:
-    """One row a method: accuracy overall and by subset, differences to the baselines, spread, relative time of training.
+    """One row a method: accuracy overall and by subset, differences to the baselines, spread, relative time and operations of training.
 
     Args:
         setting: The rows.
@@ -172,6 +177,8 @@ def _record(setting: SettingRows, method: str, baselines: Sequence[str]) -> dict
     if baselines:
         own, dense = setting.mean(method, "training", "seconds"), setting.mean(baselines[0], "training", "seconds")
         record[f"training time over {baselines[0]}"] = f"{own / dense:.2f}" if own and dense else "–"
+        if (own := setting.operations(method)) and (dense := setting.operations(baselines[0])):
+            record[f"training, × {baselines[0]}"] = f"{own / dense:.2f}"
     record["seeds"] = str(len(seeds))
     return record
 

@@ -337,13 +337,18 @@ def test_tables_compare_on_the_same_pairs(made: Path) -> None:
     few = load_settings(made / "cells", made / "pairs")["few"]
     table = setting_table(few, ["dense", "umm"])
     assert table.columns == (
-        "method", "accuracy, %", "minus dense, points", "minus warm, points", "reward spread", "training time over dense", "seeds",
+        "method", "accuracy, %", "minus dense, points", "minus warm, points", "reward spread", "training time over dense", "training, × dense",
+        "seeds",
     )  # fmt: skip
     assert [row[0] for row in table.rows] == ["`dense`", "`umm`", "the longer answer wins"]
     dense, umm = (few.rows[name][0]["accuracy"]["overall"]["estimate"] for name in ("dense", "umm"))
     assert few.difference("umm", "dense").estimate == pytest.approx(umm - dense)  # pyright: ignore[reportOptionalMemberAccess]
     assert table.rows[2][1] == f"{100 * few.rows['dense'][0]['accuracy']['length_only']['estimate']:.1f}" + str(table.rows[2][1])[4:]
     assert setting_table(few, ["umm"], ["seeds"]).rows[0] == ("`umm`", "1")
+    spent = {name: few.rows[name][0]["training"]["tflops"] for name in ("dense", "umm")}
+    assert setting_table(few, ["umm"], ["training, × dense"]).rows[0][1] == f"{spent['umm'] / spent['dense']:.2f}"
+    del few.rows["umm"][0]["training"]["tflops"]
+    assert setting_table(few, ["dense", "umm"], ["training, × dense"]).rows[1][1] == "–"
     few.rows["umm"][0]["pairs"] = "others"
     assert few.difference("umm", "dense") is None
 
