@@ -38,6 +38,7 @@ from rewardproof.stages.member_context import MemberContext
 from rewardproof.stages.members import drop_checkpoints, train_member
 from rewardproof.stages.policy_head import check_policy_loss
 from rewardproof.stages.reform import Reform, check_reform, reform_headline, train_corrected
+from rewardproof.stages.strength_origin import warn_of_held_out_judges
 from rewardproof.stages.training_report import CHUNK, scored, write_training_report
 from rewardproof.stages.verifier import check_rule, verdict_accuracy, verdict_headline
 from rewardproof.training.arguments import check_trainer_keys
@@ -183,6 +184,8 @@ def check_settings(config: Train) -> None:
     check_activation(config)
     check_trainer_keys(config.trainer)
     check_loss(config.loss, zero_head=config.head.init == "zero")
+    if config.read.strength.treatment != "none" and not config.eval_data:
+        warn_of_held_out_judges(config.data, split=config.split, split_seed=config.split_seed)
     limited = config.read.max_groups or config.read.share != (0.0, 1.0)
     if config.scenarios is not None and (config.eval_data or limited):
         raise ConfigError(

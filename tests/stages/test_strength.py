@@ -16,12 +16,14 @@ from rewardproof.config import apply_overrides, load_recipe, parse
 from rewardproof.data import read_groups
 from rewardproof.data.pairs import ordered_pairs, with_label_noise
 from rewardproof.data.splitting import split_by_prompt, split_position
+from rewardproof.data.strength import StrengthTreatment
 from rewardproof.errors import CheckpointError, ConfigError, DataError, EvaluationError
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.trunk import group_key
 from rewardproof.scoring import Scale
 from rewardproof.stages.strength import Strength, run, settings_of
 from rewardproof.stages.train import Train
+from rewardproof.stages.train import check_settings as check_train
 from rewardproof.stages.train import run as train
 
 Rows = list[dict[str, Any]]
@@ -158,6 +160,24 @@ def test_a_flip_recovers_wrong_labels(measured: Report, base_dir: Path, tmp_path
     rows, groups = rows_in(measured.path), read_groups(str(measured.path)).groups
     true = np.mean([(one > other) == (row["truth"] == [1, 0]) for row, (one, other) in zip(rows, model.score(groups), strict=True)])
     assert true > 0.97
+
+
+def test_strengths_that_held_out_prompts_had_a_part_in_are_said(
+    measured: Report, settings: Settings, base_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    judges = settings().train
+    run = judges.model_copy(
+        update={"data": (str(measured.path),), "read": judges.read.model_copy(update={"strength": StrengthTreatment(treatment="flip")})}
+    )
+    check_train(run)
+    check_train(run.model_copy(update={"split": run.split / 2}))
+    check_train(run.model_copy(update={"split": 0.9, "eval_data": ("elsewhere.jsonl",)}))
+    check_train(run.model_copy(update={"split": 0.9, "read": judges.read}))
+    assert not caplog.records
+    for changed in ({"split": run.split + 0.1}, {"split_seed": 1}):
+        caplog.clear()
+        check_train(run.model_copy(update=changed))
+        assert "held-out prompts have trained the models that judge the training rows" in caplog.text
 
 
 def test_noise_in_training_is_measured_as_its_rows_record_it(settings: Settings, toy_file: Path, tmp_path: Path) -> None:

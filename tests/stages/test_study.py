@@ -337,8 +337,8 @@ def test_tables_compare_on_the_same_pairs(made: Path) -> None:
     few = load_settings(made / "cells", made / "pairs")["few"]
     table = setting_table(few, ["dense", "umm"])
     assert table.columns == (
-        "method", "accuracy, %", "minus dense, points", "minus warm, points", "reward spread", "training time over dense", "training, × dense",
-        "seeds",
+        "method", "accuracy, %", "minus dense, points", "minus warm, points", "reward spread", "training time over dense",
+        "training, × dense", "seeds",
     )  # fmt: skip
     assert [row[0] for row in table.rows] == ["`dense`", "`umm`", "the longer answer wins"]
     dense, umm = (few.rows[name][0]["accuracy"]["overall"]["estimate"] for name in ("dense", "umm"))
