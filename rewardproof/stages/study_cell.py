@@ -242,8 +242,17 @@ def _tail(cell: Cell) -> dict[str, Any]:
 
 def _members(report: Mapping[str, Any]) -> dict[str, Any]:
     """What the members report of their training and merging; of a single one, directly."""
-    members = report.get("members", [])
+    members = [_without_answers(member) for member in report.get("members", [])]
     return dict(members[0]) if len(members) == 1 else {"members": members} if members else {}
+
+
+def _without_answers(member: Mapping[str, Any]) -> dict[str, Any]:
+    """A member's summary without the answers that its factors respond to: rows are published, and their data is not."""
+    if "factors" not in member:
+        return dict(member)
+    factors = member["factors"]
+    strongest = [{name: value for name, value in one.items() if name not in ("highest", "lowest")} for one in factors["strongest"]]
+    return {**member, "factors": {**factors, "strongest": strongest}}
 
 
 def digest(pairs: Mapping[str, Any]) -> str:

@@ -317,6 +317,15 @@ def test_the_command_goes_on_and_fails_as_its_cells_do(made: Path, copy: Path, b
     assert CliRunner().invoke(app, call[:-1]).exit_code == 2
 
 
+def test_a_row_tells_of_factors_without_the_answers_that_they_respond_to(study: Made, tmp_path: Path) -> None:
+    methods = {"bnrm": {"recipe": "bnrm", "factors": {"n_factors": 4}, "trainer": {"max_steps": 2}}}
+    run(study(methods=methods, only="few/bnrm/0"), tmp_path / "out")
+    ((name, row),) = rows(tmp_path / "out").items()
+    assert name == "few--bnrm--0"
+    assert row["factors"]["strongest"]
+    assert not any("highest" in one or "lowest" in one for one in row["factors"]["strongest"])
+
+
 def test_the_split_of_a_cell_is_that_of_merge_and_evaluate(
     reward_dir: Path, toy_file: Path, study: Made, tmp_path: Path, tiny: ModuleType
 ) -> None:
