@@ -55,7 +55,7 @@ KEPT = (
     "precision",
     "seconds",
 )
-DROPPED = ("calibration", "examples", "widest")
+DROPPED = ("calibration", "examples", "widest", "highest", "lowest")
 
 
 def collect(study: Path, results: Path) -> list[Path]:

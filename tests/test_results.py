@@ -110,12 +110,15 @@ def test_a_single_run_is_published_without_this_machines_folders(script: ModuleT
     run = tmp_path / "run"
     run.mkdir()
     report = {"headline": "good", "accuracy": {"overall": 1, "calibration": []}, "peak_memory_gb": 1, "x": 2}
-    (run / "report.json").write_text(json.dumps(report | {"members": [{"failures": 3, "widest": ["a text of the data"]}]}))
+    factor = {"number": 0, "highest": [{"text": "a text of the data"}], "lowest": [{"text": "a text of the data"}]}
+    members = [{"failures": 3, "widest": ["a text of the data"], "factors": {"strongest": [factor]}}]
+    (run / "report.json").write_text(json.dumps(report | {"members": members}))
     (run / "provenance.json").write_text('{"commit": "abc"}')
     (run / "config.yaml").write_text(f"data: {tmp_path}/pairs.jsonl\n")
     target = script.publish("one", run, [f"$DATA={tmp_path}"], tmp_path / "results")
     assert json.loads(target.read_text()) == {
-        "headline": "good", "accuracy": {"overall": 1}, "members": [{"failures": 3}], "peak_memory_gb": 1,
+        "headline": "good", "accuracy": {"overall": 1}, "peak_memory_gb": 1,
+        "members": [{"failures": 3, "factors": {"strongest": [{"number": 0}]}}],
         "config": {"data": "$DATA/pairs.jsonl"}, "provenance": {"commit": "abc"},
     }  # fmt: skip
 

@@ -28,10 +28,9 @@ def warn_of_held_out_judges(data: Sequence[str], *, split: float, split_seed: in
         settings = RowFile.at(Path(source)).report / "config.yaml"
         found = yaml.safe_load(settings.read_text()) if settings.is_file() else None
         judges = found.get("train") if isinstance(found, dict) and "folds" in found else None
-        if judges is None or not split:
+        if judges is None:
             continue
-        apart = not judges["eval_data"] and judges["split_seed"] == split_seed and judges["split"] >= split
-        if not apart:
+        if judges["eval_data"] or judges["split_seed"] != split_seed or judges["split"] < split:
             held = f"eval_data={','.join(judges['eval_data'])}" if judges["eval_data"] else f"split={judges['split']}"
             log.warning(
                 "%s: its strengths were measured with %s split_seed=%s, and this run holds out split=%s split_seed=%s: held-out prompts "

@@ -184,7 +184,7 @@ def check_settings(config: Train) -> None:
     check_activation(config)
     check_trainer_keys(config.trainer)
     check_loss(config.loss, zero_head=config.head.init == "zero")
-    if config.read.strength.treatment != "none" and not config.eval_data:
+    if config.read.strength.treatment != "none" and config.split and not config.eval_data:
         warn_of_held_out_judges(config.data, split=config.split, split_seed=config.split_seed)
     limited = config.read.max_groups or config.read.share != (0.0, 1.0)
     if config.scenarios is not None and (config.eval_data or limited):
