@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> Any:
     options.add_argument("model")
     options.add_argument("out")
     options.add_argument("data", nargs="+")
-    defaults = {"category": "", "layers": "all", "epochs": 1.0, "rate": 2e-5, "batch": 16, "length": 1024, "seed": 0}
+    defaults = {"category": "", "layers": "all", "epochs": 1.0, "rate": 2e-5, "batch": 16, "length": 1024, "steps": -1, "seed": 0}
     for name, default in defaults.items():
         options.add_argument(f"--{name}", type=type(default), default=default)
     given = options.parse_args(arguments)
@@ -104,9 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> Any:
     freeze_all_but(model, select_layers(given.layers, len(family_of(model).layer_list(model))))
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
-            folder, num_train_epochs=given.epochs, learning_rate=given.rate, per_device_train_batch_size=given.batch, seed=given.seed,
-            warmup_steps=0.05, lr_scheduler_type="cosine", save_strategy="no", report_to=[], remove_unused_columns=False, logging_steps=10,
-            bf16=resolve_precision("auto", default_device()) == "bf16", use_cpu=default_device().type == "cpu",
+            folder, num_train_epochs=given.epochs, max_steps=given.steps, learning_rate=given.rate, seed=given.seed,
+            per_device_train_batch_size=given.batch, warmup_steps=0.05, lr_scheduler_type="cosine", save_strategy="no", report_to=[],
+            remove_unused_columns=False, logging_steps=10, bf16=resolve_precision("auto", default_device()) == "bf16",
+            use_cpu=default_device().type == "cpu",
         )  # fmt: skip
         pad = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
         result = Trainer(model, settings, train_dataset=data, data_collator=lambda rows: collate(rows, pad)).train()

@@ -3,9 +3,11 @@
 # DATA: a folder with hh-rlhf/, webgpt_comparisons/, llamafactory/, llmbar/, rm-bench/ and rmb/ in their published formats. LLMBar and RM-Bench
 # are judged whole, RMB and HH-RLHF on the fifth of prompts that training holds out; reform and activation, beside dense, by LLMBar and
 # HH-RLHF alone.
-# PART: train, whole, fifth (dense and umm), reform (and the model that it searched), activation; all in this order if none is named. Then:
+# PART: train, whole, fifth (dense and umm), reform (and the model that it searched), activation (and dense); all in this order if none is
+# named. Then:
 #   python scripts/results.py judged benchmarks OUT/judged '$DATA=DATA' '$OUT=OUT'
 #   python scripts/results.py judged benchmarks_few OUT/judged_few '$DATA=DATA' '$OUT=OUT'
+#   python scripts/results.py judged benchmarks_activation OUT/judged_activation '$DATA=DATA' '$OUT=OUT'
 set -euo pipefail
 data=$1 out=$2
 parts=("${@:3}")
@@ -22,9 +24,9 @@ judge() {  # MODEL FOLDER/METHOD/SEED/NAME DATA…
   [[ -d $run ]] && again=(--resume)
   [[ -f $run/report.json ]] || rewardproof evaluate "$out/$1" "${@:3}" --out "$run" "${again[@]}"
 }
-few() {  # MODEL METHOD key=value…
-  judge "$1" "judged_few/$2/$seed/whole" "$data/llmbar" "${@:3}"
-  judge "$1" "judged_few/$2/$seed/fifth" "$data/hh-rlhf" split=0.2 "${@:3}"
+few() {  # MODEL FOLDER METHOD key=value…
+  judge "$1" "$2/$3/$seed/whole" "$data/llmbar" "${@:4}"
+  judge "$1" "$2/$3/$seed/fifth" "$data/hh-rlhf" split=0.2 "${@:4}"
 }
 policy() {  # NAME key=value…: what REFORM's failures are written by
   [[ -f $out/$1/report.json ]] || rewardproof align dpo "$out/$1" --overwrite policy=embedded:smollm2-135m prompts="$preferences" on_bad=drop \
@@ -45,12 +47,14 @@ for part in "${parts[@]}"; do
         policy flipped direct.read.label_noise=1
         trained reform "$seed" "${tuned[@]}" reform.aligned="$out/aligned/model" reform.flipped="$out/flipped/model" \
           reform.share=0.02 reform.max_new_tokens=32 reform.perturbed=50
-        few "reform/$seed/members/0/model" dense layers=top:4  # the model that was searched: trained as dense is
-        few "reform/$seed/model" reform layers=top:4
+        few "reform/$seed/members/0/model" judged_few dense layers=top:4  # the model that was searched: trained as dense is
+        few "reform/$seed/model" judged_few reform layers=top:4
         ;;
       activation)
+        trained dense "$seed" "${tuned[@]}"
         trained activation "$seed"
-        few "activation/$seed/model" activation
+        few "dense/$seed/model" judged_activation dense layers=top:4
+        few "activation/$seed/model" judged_activation activation
         ;;
     esac
   done

@@ -2,14 +2,15 @@
 # The study of dogerm.yaml on one domain: studies/dogerm.sh FAMILY OUT [key=value …], or studies/dogerm.sh gsm8k OUT DATA [key=value …]
 # FAMILY of the embedded world: case_and_punctuation, keywords, length, opening_and_closing or structure. No preference of that family trains a
 # reward model: half of its training prompts teach a language model by their best answers, the other half choose the weight of the merge.
-# gsm8k: DATA has gsm8k/ and alpaca_eval/ as published. A reward model learns from AlpacaEval's verdicts, a language model from GSM8K's worked
-# solutions; the test problems' sampled solutions, right against wrong, choose the weight (a fifth of the problems) and judge (the others).
+# gsm8k: DATA has gsm8k/ and alpaca_eval/ as published. A reward model learns from AlpacaEval's verdicts, a language model from a quarter of
+# GSM8K's worked solutions; the test problems' sampled solutions, right against wrong, choose the weight (a fifth of the problems) and judge
+# (the others).
 set -euo pipefail
 domain=$1 out=$2
 shift 2
-setting=embedded general=$out/general.jsonl solutions=$out/domain.jsonl epochs=3 solved=""
+setting=embedded general=$out/general.jsonl solutions=$out/domain.jsonl schedule=(--epochs 3) solved=""
 if [[ $domain == gsm8k ]]; then
-  setting=gsm8k general=$1/alpaca_eval/alpaca_eval_gpt4.jsonl.gz solutions=$1/gsm8k/train.jsonl.gz epochs=1
+  setting=gsm8k general=$1/alpaca_eval/alpaca_eval_gpt4.jsonl.gz solutions=$1/gsm8k/train.jsonl.gz schedule=(--steps 120)
   solved=$1/gsm8k/example_model_solutions.jsonl.gz
   shift
 fi
@@ -55,7 +56,7 @@ for name, part in (of_problems() if solved else of_a_family()).items():
     (out / f"{name}.jsonl").write_text("".join(json.dumps(to_row(group)) + "\n" for group in part))
 PY
 
-[[ -d $out/lm ]] || python examples/domain_sft.py embedded:smollm2-135m "$out/lm" "$solutions" --layers top:4 --epochs "$epochs" --rate 1e-4
+[[ -d $out/lm ]] || python examples/domain_sft.py embedded:smollm2-135m "$out/lm" "$solutions" --layers top:4 "${schedule[@]}" --rate 1e-4
 
 rewardproof study studies/dogerm.yaml "$out/study" "only=$setting/*/*" paths.GENERAL="$general" paths.VALIDATION="$out/validation.jsonl" \
   paths.HELDOUT="$out/heldout.jsonl" paths.LM="$out/lm" "$@"
