@@ -59,7 +59,7 @@ DROPPED = ("calibration", "examples", "widest", "highest", "lowest")
 
 
 def collect(study: Path, results: Path) -> list[Path]:
-    """Copy a study's rows and the held-out pairs they are of; the files that are new.
+    """Copy a study's rows and the held-out pairs they are of; the files that are new. Pairs without categories give way to the same with.
 
     Raises:
         CheckpointError: `results` has another row of the same name, or the study has none.
@@ -69,19 +69,24 @@ def collect(study: Path, results: Path) -> list[Path]:
         raise CheckpointError(f"{study} has no rows in cells/, expected the directory of a study; run `rewardproof study` first.")
     target = results / json.loads(rows[0].read_text())["study"]
     wanted = {f"pairs/{row['pairs']}.json" for row in (json.loads(file.read_text()) for file in rows) if "pairs" in row}
-    files = {target / file.name: file for file in rows} | {target / name: study / name for name in sorted(wanted)}
-    for place, file in files.items():
+    cells, pairs = {target / file.name: file for file in rows}, {target / name: study / name for name in sorted(wanted)}
+    for place, file in cells.items():
         found = first_difference(json.loads(place.read_text()), json.loads(file.read_text())) if place.exists() else None
         if found:
             raise CheckpointError(
                 f"{place} has {found.key}={str(found.old)[:80]!r} where {file} has {str(found.new)[:80]!r}, expected equal rows: a row "
                 "is never overwritten. Give the method or setting a new name, or delete the row that is wrong."
             )
-    new = [place for place in files if not place.exists()]
-    for place in new:
+    new = {place: file for place, file in cells.items() if not place.exists()}
+    new |= {place: file for place, file in pairs.items() if not place.exists() or len(_read(place)) < len(_read(file))}
+    for place, file in new.items():
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(files[place].read_text())
-    return new
+        place.write_text(file.read_text())
+    return list(new)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())
 
 
 def built(text: str, results: Path) -> str:

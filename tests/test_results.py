@@ -83,6 +83,26 @@ def test_tables_are_built_from_the_results_alone(script: ModuleType, out: Path, 
     assert script.built(text, tmp_path / "results") == text
 
 
+def test_columns_of_a_category_are_there_for_who_names_them(script: ModuleType, out: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    script.collect(out, results)
+    named = document('study=small setting=mixed columns="maths, %;maths minus dense, points"')
+    with pytest.raises(EvaluationError, match="No column 'maths, %', expected some of method, accuracy, %, harmless, %"):
+        script.built(named, results)
+    pairs = out / "pairs" / f"{digest(PAIRS)}.json"
+    pairs.write_text(json.dumps(PAIRS | {"categories": [["maths", 1], ["", 1], ["maths", 2]]}))
+    assert script.collect(out, results) == [results / "small" / "pairs" / pairs.name]
+    assert script.collect(out, results) == []
+    lines = [line for line in script.built(named, results).splitlines() if line.startswith("| ")]
+    rows = [[cell.strip().split()[0] for cell in line.split("|")[1:-1]] for line in lines]
+    assert rows[0] == ["method", "maths,", "maths"]
+    # groups of 1, 1, 1 and 2 pairs, the second without a category
+    assert {name: cells for name, *cells in rows[1:]} == {
+        "`dense`": ["83.3", "–"], "`umm`": ["100.0", "+16.7"], "`warm`": ["91.7", "+8.3"], "the": ["41.7", "–"],
+    }  # fmt: skip
+    assert "maths" not in script.built(document("study=small setting=mixed"), results)
+
+
 def test_columns_are_chosen(script: ModuleType, out: Path, tmp_path: Path) -> None:
     script.collect(out, tmp_path / "results")
     text = script.built(document('study=small setting=mixed columns="accuracy, %;minus warm, points"'), tmp_path / "results")

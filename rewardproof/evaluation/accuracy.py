@@ -173,6 +173,7 @@ class PairOutcomes:
         longer: The same of the rule "the longer answer wins".
         prompts: The beginning of the prompt's key, one a group.
         subsets: The subset, one a group.
+        categories: The category, one a group.
         sizes: Pairs of each group; they follow one another in `correct`.
     """
 
@@ -180,6 +181,7 @@ class PairOutcomes:
     longer: str
     prompts: tuple[str, ...]
     subsets: tuple[str, ...]
+    categories: tuple[str, ...]
     sizes: tuple[int, ...]
 
 
@@ -206,6 +208,7 @@ def pair_outcomes(groups: Sequence[Group], rewards: Sequence[Sequence[float] | F
         longer=_letters(pairs.longer_P),
         prompts=tuple(row.prompt[:8] for row in kept),
         subsets=tuple(row.subset for row in kept),
+        categories=tuple(row.category for row in kept),
         sizes=tuple(np.bincount(pairs.group_P).tolist()),
     )
 

@@ -213,13 +213,16 @@ def _found(cell: Cell, place: Place, report: Mapping[str, Any], outcomes: dict[s
             "longer": outcomes["longer"],
         }
     )
+    name = digest(pairs)
+    if any(categories := outcomes.get("categories", ())):  # a name of pairs is older than their categories
+        pairs["categories"] = _runs(categories)
     accuracy = dict(report["accuracy"])
     accuracy.pop("calibration", None)
     row = {
         "study": place.study,
         **_head(cell, report["headline"]),
         "accuracy": accuracy,
-        "pairs": digest(pairs),
+        "pairs": name,
         "correct": correct,
         "training": _training(cell, place, report),
         "seconds": report["seconds"],

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +33,31 @@ class Outcomes:
         seeds: The seed of each group.
         prompts: The prompt of each group.
         subsets: The subset of each group.
+        categories: The category of each group; empty where the held-out pairs have none.
     """
 
     value_G: FloatArray
     seeds: tuple[int, ...]
     prompts: tuple[str, ...]
     subsets: tuple[str, ...]
+    categories: tuple[str, ...]
 
-    def interval(self, subset: str | None = None) -> Interval:
+    def mean(self, subset: str | None = None, category: str | None = None) -> Interval:
+        """Mean over seeds and prompts, of one subset or category where that is named."""
+        places = self._places(subset, category)
+        return crossed_interval(self.value_G[places], [self.seeds[place] for place in places], [self.prompts[place] for place in places])
+
+    def interval(self, subset: str | None = None, category: str | None = None) -> Interval:
         """Accuracy over seeds and prompts; Wilson's interval over prompts where every outcome is the same."""
-        places = [place for place, name in enumerate(self.subsets) if subset is None or name == subset]
-        values = self.value_G[places]
-        found = crossed_interval(values, [self.seeds[place] for place in places], [self.prompts[place] for place in places])
+        values, found = self.value_G[self._places(subset, category)], self.mean(subset, category)
         if values.min() == values.max() and values[0] in (0.0, 1.0):
             honest = wilson(found.n_clusters * float(values[0]), found.n_clusters)
             return Interval(found.estimate, honest.low, honest.high, found.n, found.n_clusters)
         return Interval(found.estimate, max(found.low, 0.0), min(found.high, 1.0), found.n, found.n_clusters) if found.known else found
+
+    def _places(self, subset: str | None, category: str | None) -> list[int]:
+        own = zip(self.subsets, self.categories, strict=True)
+        return [place for place, (first, second) in enumerate(own) if subset in (None, first) and category in (None, second)]
 
 
 @dataclass(slots=True)
@@ -65,6 +74,7 @@ class SettingRows:
         seeds_G: list[int] = []
         prompts_G: list[str] = []
         subsets_G: list[str] = []
+        categories_G: list[str] = []
         for seed in seeds:
             row = self.rows[method][seed]
             pairs = self.pairs[row["pairs"]]
@@ -74,15 +84,18 @@ class SettingRows:
             seeds_G += [seed] * len(prompts)
             prompts_G += prompts
             subsets_G += _spread(pairs["subsets"])
-        return Outcomes(np.concatenate(values), tuple(seeds_G), tuple(prompts_G), tuple(subsets_G))
+            categories_G += _spread(pairs.get("categories", [["", len(prompts)]]))
+        return Outcomes(np.concatenate(values), tuple(seeds_G), tuple(prompts_G), tuple(subsets_G), tuple(categories_G))
 
-    def difference(self, method: str, baseline: str) -> Interval | None:
+    def difference(self, method: str, baseline: str, category: str | None = None) -> Interval | None:
         """Accuracy minus a baseline's over the seeds of both, pair by pair; `None` where a seed's held-out pairs differ."""
         seeds = sorted(set(self.rows[method]) & set(self.rows[baseline]))
         if not seeds or any(self.rows[method][seed]["pairs"] != self.rows[baseline][seed]["pairs"] for seed in seeds):
             return None
         mine, other = self.outcomes(method, seeds), self.outcomes(baseline, seeds)
-        return crossed_interval(mine.value_G - other.value_G, mine.seeds, mine.prompts)
+        if category is not None and category not in mine.categories:
+            return None
+        return replace(mine, value_G=mine.value_G - other.value_G).mean(category=category)
 
     def mean(self, method: str, *path: str) -> float:
         """Mean of a number of the rows over seeds."""
@@ -133,7 +146,8 @@ def setting_table(setting: SettingRows, methods: Sequence[str] = (), columns: Se
     Args:
         setting: The rows.
         methods: Which methods, in which order; all if empty.
-        columns: Which columns, by their names, in which order; all if empty.
+        columns: Which columns, by their names, in which order; if empty all but those of a category, `CATEGORY, %` and `CATEGORY minus
+            BASELINE, points`, which have to be named.
 
     Raises:
         EvaluationError: A method has no row, or there is no such column.
@@ -143,8 +157,11 @@ def setting_table(setting: SettingRows, methods: Sequence[str] = (), columns: Se
         if method not in setting.rows:
             raise EvaluationError(f"No row of the method {method!r}, expected one of {', '.join(setting.rows)}; run it or name another.")
     baselines = [name for name in BASELINES if name in setting.rows]
-    records = [_record(setting, method, baselines) for method in shown]
-    records.append(_length_record(setting, max(shown, key=lambda method: len(setting.rows[method]))))
+    longest = max(shown, key=lambda method: len(setting.rows[method]))
+    known = set(setting.outcomes(longest, sorted(setting.rows[longest])).categories) - {""}
+    categories = sorted(known) if columns else []
+    records = [_record(setting, method, baselines, categories) for method in shown]
+    records.append(_length_record(setting, longest, categories))
     return chosen_columns(records, columns)
 
 
@@ -166,13 +183,15 @@ def chosen_columns(records: Sequence[Mapping[str, Cell]], columns: Sequence[str]
     return Table(tuple(kept), tuple(tuple(record.get(name, "–") for name in kept) for record in records))
 
 
-def _record(setting: SettingRows, method: str, baselines: Sequence[str]) -> dict[str, Cell]:
+def _record(setting: SettingRows, method: str, baselines: Sequence[str], categories: Sequence[str]) -> dict[str, Cell]:
     seeds = sorted(setting.rows[method])
-    record: dict[str, Cell] = {"method": f"`{method}`", **_accuracies(setting.outcomes(method, seeds))}
+    record: dict[str, Cell] = {"method": f"`{method}`", **_accuracies(setting.outcomes(method, seeds), categories)}
     for baseline in baselines:
-        found = None if method == baseline else setting.difference(method, baseline)
-        missing = "–" if method == baseline else OTHER_PAIRS
-        record[f"minus {baseline}, points"] = points(found) if found else missing
+        for category in (None, *categories):
+            found = None if method == baseline else setting.difference(method, baseline, category)
+            missing = "–" if method == baseline else OTHER_PAIRS
+            name = f"minus {baseline}, points" if category is None else f"{category} minus {baseline}, points"
+            record[name] = points(found) if found else missing
     record["reward spread"] = f"{setting.mean(method, 'accuracy', 'reward_std'):.2f}"
     if baselines:
         own, dense = setting.mean(method, "training", "seconds"), setting.mean(baselines[0], "training", "seconds")
@@ -183,15 +202,16 @@ def _record(setting: SettingRows, method: str, baselines: Sequence[str]) -> dict
     return record
 
 
-def _length_record(setting: SettingRows, method: str) -> dict[str, Cell]:
+def _length_record(setting: SettingRows, method: str, categories: Sequence[str]) -> dict[str, Cell]:
     seeds = sorted(setting.rows[method])
-    return {"method": LENGTH_RULE, **_accuracies(setting.outcomes(method, seeds, "longer"))}
+    return {"method": LENGTH_RULE, **_accuracies(setting.outcomes(method, seeds, "longer"), categories)}
 
 
-def _accuracies(outcomes: Outcomes) -> dict[str, Cell]:
+def _accuracies(outcomes: Outcomes, categories: Sequence[str]) -> dict[str, Cell]:
     subsets = sorted(set(outcomes.subsets))
     parts = {f"{subset or '(none)'}, %": _percent(outcomes.interval(subset)) for subset in subsets} if len(subsets) > 1 else {}
-    return {"accuracy, %": _percent(outcomes.interval()), **parts}
+    kinds = {f"{category}, %": _percent(outcomes.interval(category=category)) for category in categories if category in outcomes.categories}
+    return {"accuracy, %": _percent(outcomes.interval()), **parts, **kinds}
 
 
 def _percent(interval: Interval) -> str:
