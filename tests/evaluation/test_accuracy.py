@@ -10,7 +10,7 @@ import pytest
 from rewardproof.data.group import Group, Message
 from rewardproof.data.pairs import Pair, ordered_pairs
 from rewardproof.errors import EvaluationError
-from rewardproof.evaluation import agreement, correct_shares, pair_accuracy
+from rewardproof.evaluation import agreement, correct_shares, pair_accuracy, pair_outcomes
 
 
 def group(prompt: str, answers: list[str], scores: list[float] | None, **columns: Any) -> Group:
@@ -63,6 +63,17 @@ def test_parts_are_reported_where_there_is_more_than_one() -> None:
     report = pair_accuracy(groups, [[1, 0]] * 3 + [[0, 1]] * 2 + [[1, 0]])
     assert {name: part.estimate for name, part in report.by_subset.items()} == {"(none)": 1.0, "easy": 1.0, "hard": 0.0}
     assert report.by_category == {}
+
+
+def test_outcomes_of_pairs_keep_what_the_groups_with_an_order_are_of() -> None:
+    groups = [
+        group("p", ["a", "b"], [1.0, 0.0], subset="s", category="maths"),
+        group("q", ["a", "b"], [1.0, 1.0], subset="t", category="law"),
+        group("r", ["a", "bb", "c"], [0.0, 2.0, 1.0]),
+    ]
+    found = pair_outcomes(groups, [[1.0, 2.0], [0.0, 0.0], [0.0, 1.0, 1.0]])
+    assert (found.correct, found.sizes) == ("01=1", (1, 3))
+    assert (found.subsets, found.categories) == (("s", ""), ("maths", ""))
 
 
 def test_unanimity_is_not_certainty() -> None:

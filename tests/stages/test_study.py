@@ -25,6 +25,7 @@ from rewardproof.stages.evaluate import run as evaluate
 from rewardproof.stages.merge import MergeModels
 from rewardproof.stages.merge import run as run_merge
 from rewardproof.stages.study import run
+from rewardproof.stages.study_cell import digest
 from rewardproof.stages.study_plan import Study, unfold
 from rewardproof.stages.study_tables import load_settings, setting_table
 from rewardproof.stages.upcycle import UpcycleModel
@@ -103,6 +104,7 @@ def test_a_row_says_what_it_is_of(made: Path, base_dir: Path, toy_file: Path) ->
         )
         share = (row["correct"].count("1") + 0.5 * row["correct"].count("=")) / len(row["correct"])
         assert share == pytest.approx(row["accuracy"]["overall"]["estimate"])
+        assert row["pairs"] == digest({key: value for key, value in pairs.items() if key != "categories"})
         assert row["config"]["train"]["data"] == ["$TOY"]
         text = json.dumps(row)
         assert not any(str(path) in text for path in (made, base_dir, toy_file))
