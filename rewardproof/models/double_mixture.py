@@ -59,14 +59,15 @@ class QueryRouter:
         return position_table(self.model)
 
     def logits(self, queries: Sequence[tuple[int, ...]]) -> Tensor:
-        """Logits of the categories, shape `(N, V)`."""
+        """Logits of the categories, shape `(N, V)`; of a query that is too long it reads the end."""
         device = self.model.device
         self.model.eval()
         # Rotary factors that depend on the longest text of a stream must not let one query change another's category.
         budget = 1 if position_boundary(self.model) is not None else default_budget(device)
         found: list[Tensor] = []
         with torch.inference_mode(), computing_in(self.precision, device):
-            for run in fill((query_group(tokens, number) for number, tokens in enumerate(queries)), tokens_per_batch=budget):
+            groups = (query_group(tokens, number, limit=self.longest) for number, tokens in enumerate(queries))
+            for run in fill(groups, tokens_per_batch=budget):
                 states_CD = end_states(self.model, pack(run).to(device))
                 found.append(category_logits(self.model, states_CD).cpu())
         return torch.cat(found) if found else torch.empty(0, len(self.categories))
@@ -107,9 +108,10 @@ class QueryRouter:
         return cls(model.eval(), categories, precision=precision)
 
 
-def query_group(tokens: tuple[int, ...], index: int) -> EncodedGroup:
-    """A user's queries as a group of one conversation."""
-    return EncodedGroup((tokens,), 0, (len(tokens) - 1,), index)
+def query_group(tokens: tuple[int, ...], index: int, *, limit: int | None = None) -> EncodedGroup:
+    """A user's queries, or their last `limit` tokens, as a group of one conversation."""
+    read = tokens[-limit:] if limit else tokens
+    return EncodedGroup((read,), 0, (len(read) - 1,), index)
 
 
 def category_logits(model: PreTrainedModel, states_CD: Tensor) -> Tensor:
@@ -229,6 +231,7 @@ class CapabilityExperts(nn.Module):
     Attributes:
         points: Capability points in the order in which their experts' states are joined.
         mixer: The network.
+        learned_tokens: Tokens through the experts so far while the network learned; states that were kept are not computed again.
     """
 
     def __init__(self, model: PreTrainedModel, points: Sequence[str], *, seed: int = 0) -> None:
@@ -240,6 +243,7 @@ class CapabilityExperts(nn.Module):
             torch.manual_seed(seed)
             self.mixer = nn.Sequential(nn.Linear(len(self.points) * width, width), nn.PReLU(), nn.Linear(width, 1))
         self.mixer.to(model.device)
+        self.learned_tokens = 0
         self._kept: dict[str, Tensor] | None = None
         self._kept_bytes = 0
 
@@ -250,6 +254,7 @@ class CapabilityExperts(nn.Module):
         joined = self._remembered(groups) if self._kept is not None else None
         if joined is None:
             joined = self.states(model, batch, backend=backend).flatten(1)
+            self.learned_tokens += batch.n_tokens if self.training else 0
             self._remember(groups, batch, joined)
         rewards_C = self.mixer(joined.to(next(self.mixer.parameters()).dtype))[:, 0].float()
         return PackedRewards(rewards_C, (), joined)

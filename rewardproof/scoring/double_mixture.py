@@ -179,8 +179,7 @@ class DoubleMixture:
                     f"{(origins[place] if origins else '') or f'answer group {group.index}'}: got a group without what its user said, "
                     "expected a prompt: the router chooses by it who judges. Encode groups that have one with this model's own encode."
                 )
-        limit = self.router.longest
-        return self.router.route([group.queries[-limit:] if limit else group.queries for group in groups])
+        return self.router.route([group.queries for group in groups])
 
     def score_encoded(self, groups: Iterable[EncodedGroup], *, origins: Sequence[str] = ()) -> list[tuple[float, ...]]:
         """Rewards of encoded groups, in order; as `RewardModel.score_encoded`."""

@@ -31,6 +31,7 @@ from rewardproof.models.double_mixture import (
     switch_to,
 )
 from rewardproof.models.families import family_of
+from rewardproof.models.packed import position_table
 from rewardproof.models.precision import default_device
 from rewardproof.models.saving import save_reward_model
 from rewardproof.models.trunk import group_key
@@ -39,6 +40,7 @@ from rewardproof.scoring import DoubleMixture, Scale
 from rewardproof.scoring.double_mixture import BASE, EXPERTS, ROUTER, CategoryEntry, DoubleMixtureFile, load_category, write_file
 from rewardproof.stages.member_context import Member, MemberContext, fitted
 from rewardproof.stages.training_report import scored
+from rewardproof.training.arguments import TRAINER_DEFAULTS
 from rewardproof.training.batches import TrainingSet
 from rewardproof.training.double_mixture import (
     Capabilities,
@@ -47,6 +49,7 @@ from rewardproof.training.double_mixture import (
     QueryLabels,
     category_sets,
     enough,
+    n_pairs,
     part_of,
     query_set,
 )
@@ -168,6 +171,7 @@ class _Course:
                     prepared.training,
                     prepared.training_tokens,
                     [index in label_of and held == wanted for index, held in enumerate(validation)],
+                    limit=position_table(model),
                 )
                 for wanted in (False, True)
             )
@@ -252,10 +256,11 @@ class _Course:
         return entry.model_copy(update={"mean": scale.mean, "std": scale.std})
 
     def general(self, sets: Mapping[str, CategorySets]) -> None:
-        """Train, once, the model that judges the categories without experts: on the first part of every category's preferences."""
+        """Train, once, the model that judges the categories without experts: on all that every category learns from."""
         if GENERAL not in self.summary:
             train, validation = (
-                TrainingSet([group for some in sets.values() for group in some.human[part].groups]) for part in ("base", "validation")
+                TrainingSet([group for some in sets.values() for group in part(some).groups])
+                for part in (lambda found: found.both, lambda found: found.human["validation"])
             )
             self.summary[GENERAL] = self.base(GENERAL, train, validation, GENERAL)
 
@@ -299,8 +304,7 @@ class _Course:
             switch_to(model, number)
             what = f"{entry.name}: {point}"
             plan = self.plan(model, part, "experts", own.points[point], own.point_validation[point], what=what)
-            head = config.head.model_copy(update={"init": "keep"})
-            found[number] = fitted(replace(plan, lora={}, head=head, trainable=_parameters_of(number)))
+            found[number] = fitted(replace(plan, lora={}, trainable=_parameters_of(number)))
             if is_main():
                 save_expert(adapted, number, self.target / entry.folder / EXPERTS)
             self.finish(part, found[number] or {})
@@ -326,9 +330,13 @@ class _Course:
         config = self.context.config
         plan = self.context.plan(model, self.context.directory.path / "checkpoints" / part, config.seed, what or part)
         trainer = self.settings.trainer_of(phase, config.trainer)
-        if not len(validation):  # in so small a part nothing is held out to evaluate on: the last state is kept
+        if (len(validation) if phase == "router" else n_pairs(validation)) < self.settings.min_validation:
+            validation = TrainingSet([])
             trainer["eval_strategy"] = "no"
-        head = config.head.model_copy(update={"init": "keep"}) if phase == "router" else config.head
+        own: dict[str, Any] = {"init": "keep"} if phase in ("router", "experts") else {}
+        if phase == "experts":  # the network reads states: a head that ran ahead of its adapter would leave them as they were
+            own["learning_rate"] = trainer.get("learning_rate", TRAINER_DEFAULTS["learning_rate"])
+        head = config.head.model_copy(update=own)
         return replace(plan, train=train, held_out=validation, trainer=trainer, head=head, patience=self.settings.patience)
 
     def fresh_base(self) -> PreTrainedModel:

@@ -41,6 +41,8 @@ class Capabilities(Section):
     """Fraction of a category's prompts for its first model; the network over the experts learns on the others."""
     validation: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """Fraction of the training prompts that no phase trains on, by whose loss each keeps its best state; 0 keeps the last."""
+    min_validation: Annotated[int, Field(ge=1)] = 20
+    """Pairs, prompts for the router, that a phase needs to choose its best state by: fewer choose by chance, and the last state is kept."""
     patience: Annotated[int, Field(ge=1)] = 20
     """Evaluations without a lower loss on those that end a phase."""
     points_on: Literal["base", "all"] = "base"
@@ -91,8 +93,8 @@ def part_of(group: Group, settings: Capabilities, *, split_seed: int) -> Part:
     return "base" if split_position(group, split_salt(split_seed, "capabilities-base")) < settings.base_share else "mix"
 
 
-def query_set(groups: Sequence[Group], encoded: Sequence[EncodedGroup], wanted: Sequence[bool]) -> TrainingSet:
-    """The queries of the wanted groups, each prompt once; a group's `index` is that of the encoded group.
+def query_set(groups: Sequence[Group], encoded: Sequence[EncodedGroup], wanted: Sequence[bool], *, limit: int | None = None) -> TrainingSet:
+    """The queries of the wanted groups, or their last `limit` tokens, each prompt once; a group's `index` is that of the encoded group.
 
     Raises:
         DataError: A prompt has no text to route by.
@@ -107,7 +109,7 @@ def query_set(groups: Sequence[Group], encoded: Sequence[EncodedGroup], wanted: 
                 f"{group.origin or group.id}: got a group without a prompt, expected what the user said: the router chooses by it who "
                 "judges. Leave such rows out, or train a recipe without a router."
             )
-        found[group.prompt_key] = TrainingGroup(query_group(entry.queries, entry.index), ())
+        found[group.prompt_key] = TrainingGroup(query_group(entry.queries, entry.index, limit=limit), ())
     return TrainingSet(list(found.values()))
 
 

@@ -263,7 +263,8 @@ def _optimise(run: Fit, module: PackedRewardModule, collator: Collator, trainabl
     speed = float(np.median(speeds)) if speeds else 0.0
     epochs = trainer.state.epoch or 0.0
     tokens = round(epochs * sum(entry.group.n_tokens for entry in run.train.groups))
-    tflops = (tokens * _operations_per_token(run) + sum(term.operations(run, epochs) for term in module.terms)) / 1e12
+    computed = tokens if run.experts is None else run.experts.learned_tokens
+    tflops = (computed * _operations_per_token(run) + sum(term.operations(run, epochs) for term in module.terms)) / 1e12
     last = records[-1] if records else {}
     best_step = best.best_step if best is not None else None
     return FitResult(trainer.state.global_step, seconds, speed, trainable, tokens, tflops, last, best_step=best_step)

@@ -184,8 +184,12 @@ def test_states_kept_while_the_network_trains_are_computed_once(tiny: ModuleType
     torch.testing.assert_close(
         torch.cat([again.split([len(group.conversations) for group in reordered])[place] for place in (1, 3, 4, 0, 2)]), first
     )
+    assert experts.learned_tokens == pack(groups).n_tokens, "what is kept costs nothing"
     experts(model, pack(groups), groups=groups)
     assert runs[2] == 6, "outside nothing is kept"
+    experts.eval()
+    experts(model, pack(groups), groups=groups)
+    assert experts.learned_tokens == 2 * pack(groups).n_tokens, "to judge is not to learn"
 
 
 def test_defect_5_adapters_are_not_nested(tiny: ModuleType) -> None:
@@ -259,6 +263,15 @@ def test_a_query_is_routed_by_the_heads_logits_at_its_last_token(tiny: ModuleTyp
         torch.testing.assert_close(logits, weight @ state + bias, rtol=1e-4, atol=1e-4)
     assert router.route(queries) == [router.categories[place] for place in found.argmax(dim=1)]
     assert router.route([]) == []
+
+
+def test_of_a_query_beyond_the_position_table_the_end_is_read(tiny: ModuleType) -> None:
+    router = router_of(tiny, "gpt2")
+    limit = router.longest
+    assert limit is not None
+    query = tuple(4 + number % 70 for number in range(limit + 5))
+    torch.testing.assert_close(router.logits([query]), router.logits([query[-limit:]]))
+    assert router_of(tiny).longest is None
 
 
 def test_defect_1_a_saved_router_is_a_stock_classifier_with_its_trained_weights(tiny: ModuleType, tmp_path: Path) -> None:

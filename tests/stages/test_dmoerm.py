@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +84,7 @@ def overrides(base_dir: Path, labelled_file: Path) -> list[str]:
         f"model={base_dir}", f"data={labelled_file}", "split=0.25", "compute.precision=fp32", "labels.capabilities=caps",
         "trainer.learning_rate=5e-3", "head.learning_rate=1e-2", "trainer.num_train_epochs=2", "trainer.per_device_train_batch_size=8",
         "trainer.save_strategy=no", "capabilities.trainer.experts.learning_rate=5e-3", "capabilities.trainer.mixer.num_train_epochs=4",
-        "capabilities.lora.r=4", "layers=top:2", "read.on_bad=drop_unfit",
+        "capabilities.lora.r=4", "layers=top:2", "read.on_bad=drop_unfit", "capabilities.min_validation=5",
     ]  # fmt: skip
 
 
@@ -227,6 +228,24 @@ def test_acceptance_1_and_defect_1_router_and_first_models_start_from_the_pretra
     assert len(places) == len(names), "layers in common are in memory once"
 
 
+def test_every_expert_learns_by_the_recipes_own_settings(base_dir: Path, labelled_file: Path, tmp_path: Path) -> None:
+    own = [f"model={base_dir}", f"data={labelled_file}", "labels.capabilities=caps", "layers=top:2", "compute.precision=fp32",
+           "read.max_groups=60", "capabilities.min_pairs=10", "capabilities.baseline=false", "trainer.save_strategy=no"]  # fmt: skip
+    report = run(parse(Train, apply_overrides(load_recipe("dmoerm"), own)), tmp_path / "out")
+    for number, name in enumerate(NAMES):
+        folder = report.path / "model" / "categories" / str(number)
+        base_head = load_file(folder / "base" / "model.safetensors")["score.weight"]
+        found = report.results["members"][0]["categories"][name]
+        assert list(found["experts"]) == list(POINTS)
+        for place, point in enumerate(POINTS):
+            expert = load_file(folder / "experts" / f"point_{place:03d}" / "adapter_model.safetensors")
+            moved = [float(tensor.abs().max()) for key, tensor in expert.items() if "lora_B" in key]
+            assert min(moved) > 1e-3, "more than a step or two at a vanishing rate"
+            head = next(tensor for key, tensor in expert.items() if "score" in key)
+            assert 0 < float((head - base_head).abs().max()) < 10 * max(moved), "the head does not run ahead of its adapter"
+            assert "best_step" not in found["experts"][point], "a handful of pairs chooses no state"
+
+
 class Stopped(Exception):
     """Stands for the machine going down."""
 
@@ -322,6 +341,8 @@ def test_a_small_category_is_judged_by_one_model_of_all_unless_that_is_refused(
     log = [json.loads(line) for line in (report.path / "log.jsonl").read_text().splitlines()]
     trained = [entry["step"] for entry in log if entry["phase"] == "general: base" and "train_runtime" in entry]
     assert len(trained) == 1, "one model judges both small categories"
+    parts = [category["rows"] for category in report.results["members"][0]["categories"].values()]
+    assert trained == [math.ceil(sum(part["base"]["groups"] + part["mix"]["groups"] for part in parts) / 8)], "it learns from all of them"
     assert whole.categories["green"] is whole.categories["black"]
 
 

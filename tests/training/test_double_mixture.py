@@ -147,6 +147,8 @@ def test_the_router_reads_every_prompt_once_and_the_users_words_alone(prepared: 
     for entry in found.groups:
         assert entry.pairs == ()
         assert entry.group.conversations == (encode_queries(prepared.training[entry.group.index], tiny.word_tokenizer()),)
+    short = query_set(prepared.training, prepared.training_tokens, wanted, limit=3)
+    assert [entry.group.conversations[0] for entry in short.groups] == [entry.group.conversations[0][-3:] for entry in found.groups]
 
 
 def test_a_group_without_a_prompt_cannot_be_routed(prepared: Prepared) -> None:
