@@ -36,8 +36,15 @@ def path_names(path: str) -> tuple[str, ...]:
     return tuple(_NAME_ENDINGS.sub("", name).lower() for name in reversed(names))
 
 
+_COPIES = (
+    (re.compile(r"filtered-\d{5}-of-\d{5}\."), re.compile(r"(raw|train)-\d{5}-of-\d{5}\.")),
+    (re.compile(r"\w+_filtered\.json"), re.compile(r"total_dataset\.json")),
+)
+"""Names that published folders give to what is to be read (RewardBench, RM-Bench), and to further forms of the same rows beside it."""
+
+
 def data_files(folder: Path) -> list[Path]:
-    """Every data file below a folder, sorted; hidden files and folders are left out.
+    """Every data file below a folder, sorted; hidden files and folders are left out, and what a published folder holds in another form.
 
     Raises:
         DataError: When there is none.
@@ -51,7 +58,16 @@ def data_files(folder: Path) -> list[Path]:
         )
     if len(known) < len(paths):
         logger.info("%s: %d files are not data and were left out", folder, len(paths) - len(known))
-    return known
+    copies = {path for path in known if _is_copy(path, known)}
+    if copies:
+        names = ", ".join(sorted(path.name for path in copies))
+        logger.warning("%s: left out %s, further forms of rows that are read; name a file to read it", folder, names)
+    return [path for path in known if path not in copies]
+
+
+def _is_copy(path: Path, paths: list[Path]) -> bool:
+    beside = [other.name for other in paths if other.parent == path.parent]
+    return any(copy.match(path.name) and any(map(original.match, beside)) for original, copy in _COPIES)
 
 
 def records(path: Path) -> Iterator[Record]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rewardproof.evaluation.published import BenchmarkScore, Line, best_beats_all, by_name, line_of, part_of
 from rewardproof.evaluation.scored import ScoredRow
@@ -29,9 +29,16 @@ def judge_hh(rows: Sequence[ScoredRow]) -> BenchmarkScore:
     parts = [part_of(name, own, best_beats_all) for name, own in found.items()]
     first = Line("HH-RLHF", tuple(len(part.clusters) / len(rows) for part in parts), tuple(parts))
     lines = [line_of(part.name, part, depth=1) for part in parts] if len(parts) > 1 else []
-    counts = {name: (len(found.get(name, ())), whole) for name, whole in HH_ROWS.items()}
-    short = tuple(f"{name}: {own} of {whole} test pairs" for name, (own, whole) in counts.items() if 0 < own < (1 - EQUAL) * whole)
-    return BenchmarkScore("HH-RLHF", "accuracy over all pairs", (first, *lines), short)
+    return BenchmarkScore("HH-RLHF", "accuracy over all pairs", (first, *lines), tuple(_hh_differences(found)))
+
+
+def _hh_differences(found: Mapping[str, Sequence[ScoredRow]]) -> Iterator[str]:
+    for name, rows in found.items():
+        whole = HH_ROWS.get(name)
+        if whole is None:
+            yield f"{name or 'no folder'}: none of {', '.join(HH_ROWS)}"
+        elif not (1 - EQUAL) * whole <= len(rows) <= whole:
+            yield f"{name}: {len(rows)} of {whole} test pairs"
 
 
 def judge_webgpt(rows: Sequence[ScoredRow]) -> BenchmarkScore:

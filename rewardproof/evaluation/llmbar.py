@@ -37,5 +37,5 @@ def judge(rows: Sequence[ScoredRow]) -> BenchmarkScore:
 
 
 def _set(row: ScoredRow) -> str:
-    """The set that a row is of, by the name of its file or folder."""
-    return next((name for place in row.path_names for name in ROWS if name.lower() in place), row.subset or "set unknown")
+    """The set that a row is of, by the name of its file or of the folder that holds that."""
+    return next((name for place in row.path_names[:2] for name in ROWS if name.lower() in place), row.subset or "set unknown")

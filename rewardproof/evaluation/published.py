@@ -90,7 +90,8 @@ class BenchmarkScore:
         title: The benchmark's name.
         number: What the leaderboard's number is.
         lines: The leaderboard's number first, then what it is made of.
-        differences: Where the rows are not those of the whole benchmark; empty where the number may be compared with published ones.
+        differences: Where the rows are not those of the whole benchmark, as far as their number and names say. WebGPT and AlpacaEval have
+            no number of their own and none is ever told.
         further: Other numbers that the benchmark, or a reader of it, asks for.
     """
 

@@ -71,6 +71,23 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Extreme:
+    """An answer as it was given, of those that the model likes best or least.
+
+    Attributes:
+        name: Which of the two, in words.
+        group: The prompt with this answer alone.
+        reward: Of it, in standard deviations about the model's mean.
+        tokens: How its score grows, in the model's own units; nothing where it cannot say.
+    """
+
+    name: str
+    group: Group
+    reward: float
+    tokens: TokenScores | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelAudit:
     """What an audit finds of one model.
 
@@ -82,6 +99,7 @@ class ModelAudit:
         accuracy: On the answers as they were given, where the data orders them.
         serving: By check.
         examples: Of what a policy would exploit, and of damage that goes unnoticed.
+        extremes: The answers that it likes best and least.
         unread: Prompts left out because a text was longer than the model reads.
         changed: Changed answers scored, controls included.
     """
@@ -93,6 +111,7 @@ class ModelAudit:
     accuracy: AccuracyReport | None
     serving: dict[str, Served]
     examples: list[Example]
+    extremes: list[Extreme]
     unread: int
     changed: int
 
@@ -167,6 +186,7 @@ def audit_model(scorer: Scorer, book: Casebook, file: Path, *, name: str, seed: 
     found = weaknesses(cases, book.names, unit=unit, seed=seed)
     groups, rewards = list(originals.values()), [case.originals for case in cases]
     ordered = any(group.scores is not None and len(set(group.scores)) > 1 for group in groups)
+    shown = _with_tokens(scorer, examples(book, cases, found, scale), extremes(groups, rewards, scale))
     return ModelAudit(
         cases=cases,
         scale=scale,
@@ -174,7 +194,8 @@ def audit_model(scorer: Scorer, book: Casebook, file: Path, *, name: str, seed: 
         slopes=_slopes(groups, cases, scale, seed),
         accuracy=pair_accuracy(groups, rewards, seed=seed) if ordered else None,
         serving=serving_checks(scorer, groups, unit=unit),
-        examples=_with_tokens(scorer, examples(book, cases, found, scale)),
+        examples=shown[0],
+        extremes=shown[1],
         unread=len(book.groups) - len(cases),
         changed=sum(len(case.changed) for case in cases),
     )
@@ -216,9 +237,23 @@ def _example(case: Case, scores: CaseScores, name: str, place: int, scale: Scale
     return Example(name, pair, (float(rewards[0]), float(rewards[1])))
 
 
-def _with_tokens(scorer: Scorer, found: list[Example]) -> list[Example]:
-    """The examples with how their scores grow, from a scorer that can say."""
-    if not found or not reads_tokens(scorer):
-        return found
-    scores = scorer.score_tokens([example.pair for example in found])
-    return [dataclasses.replace(example, tokens=(before, after)) for example, (before, after) in zip(found, scores, strict=True)]
+def extremes(groups: Sequence[Group], rewards: Sequence[Sequence[float]], scale: Scale) -> list[Extreme]:
+    """The answers of highest and of lowest reward, as they were given."""
+    ranked = sorted((reward, number, place) for number, row in enumerate(rewards) for place, reward in enumerate(row))
+    made: list[Extreme] = []
+    for name, (reward, number, place) in (("highest reward", ranked[-1]), ("lowest reward", ranked[0])):
+        alone = dataclasses.replace(groups[number], answers=(groups[number].answers[place],), scores=None)
+        made.append(Extreme(name, alone, float(scale.standardised([reward])[0])))
+    return made
+
+
+def _with_tokens(scorer: Scorer, pairs: list[Example], single: list[Extreme]) -> tuple[list[Example], list[Extreme]]:
+    """Examples and extremes with how their scores grow, from a scorer that can say."""
+    if not reads_tokens(scorer):
+        return pairs, single
+    scores = scorer.score_tokens([*(one.pair for one in pairs), *(one.group for one in single)])
+    of_pairs, of_single = scores[: len(pairs)], scores[len(pairs) :]
+    return (
+        [dataclasses.replace(one, tokens=(before, after)) for one, (before, after) in zip(pairs, of_pairs, strict=True)],
+        [dataclasses.replace(one, tokens=tokens) for one, (tokens,) in zip(single, of_single, strict=True)],
+    )

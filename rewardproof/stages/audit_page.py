@@ -169,7 +169,8 @@ def _share(interval: Interval | None) -> str:
 
 def _examples(one: ModelAudit, of_whom: str) -> list[Section]:
     if not one.examples:
-        return [Section(f"Examples{of_whom}", ("No change is paid for or overlooked beyond chance, so there is none to show.",))]
+        text = "No change is paid for or overlooked beyond chance, so there is none to show."
+        return [Section(f"Examples{of_whom}", (text,)), _words(one, of_whom)]
     pairs = [
         side_by_side(
             f"{PERTURBATIONS[example.name].way}: {example.pair.prompt_text}",
@@ -188,6 +189,11 @@ def _words(one: ModelAudit, of_whom: str) -> Section:
     for example in one.examples:
         first.setdefault(example.name, example)
     told = [
+        (f"{extreme.name}, {extreme.reward:+.2f} SD: {extreme.group.prompt_text}", extreme.group.answers[0][-1].content, extreme.tokens)
+        for extreme in one.extremes
+        if extreme.tokens is not None
+    ]
+    told += [
         (f"{label}, {PERTURBATIONS[name].way}: {example.pair.prompt_text}", text, scores)
         for name, example in first.items()
         for label, text, scores in zip(("as given", "changed"), example.texts, example.tokens or (), strict=False)
@@ -195,8 +201,8 @@ def _words(one: ModelAudit, of_whom: str) -> Section:
     if not told:
         return Section(heading, ("Skipped: this scorer gives whole answers a number and cannot say how it grows.",))
     text = (
-        "Each piece is coloured by how far it moves the score of what stands there so far. A reward model is trained on whole answers; "
-        "what it says before their end may be noise."
+        "The answers that the model likes best and least, then the examples. Each piece is coloured by how far it moves the score of what "
+        "stands there so far. A reward model is trained on whole answers; what it says before their end may be noise."
     )
     return Section(heading, (text,), heat_maps=heat_maps(told, mean=one.scale.mean, std=one.scale.std, unit="standard deviations"))
 

@@ -43,7 +43,9 @@ def warn_of_differences(scores: Mapping[str, BenchmarkScore]) -> None:
     """Say of which benchmarks other rows were judged than the whole."""
     for score in scores.values():
         if not score.complete:
-            log.warning("%s: not the whole benchmark, its number is of what is there: %s", score.title, "; ".join(score.differences))
+            log.warning(
+                "%s: not the whole benchmark or more than it, its number is of what is there: %s", score.title, "; ".join(score.differences)
+            )
 
 
 def _part_of_it(score: BenchmarkScore) -> str:

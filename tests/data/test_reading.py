@@ -188,6 +188,24 @@ def test_a_folder_is_read_in_order_and_names_the_subsets(tmp_path: Path) -> None
     assert [group.subset for group in groups] == ["a", "own", "b", "own"]
 
 
+@pytest.mark.parametrize(
+    ("own", "copies"),
+    [
+        ("filtered-00000-of-00001.jsonl", ("raw-00000-of-00001.jsonl", "train-00000-of-00001.jsonl")),
+        ("chat_filtered.json", ("total_dataset.json",)),
+    ],
+)
+def test_published_folders_are_read_once(own: str, copies: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for place, name in enumerate((own, *copies)):
+        (tmp_path / name).write_bytes(json_lines([dict(ROWS[0], subset=name)] * (place + 1)))
+    assert [group.subset for group in read_groups(str(tmp_path)).groups] == [own]
+    assert f"left out {', '.join(copies)}, further forms of rows that are read" in caplog.text
+    (alone,) = {group.subset for group in read_groups(str(tmp_path / copies[0])).groups}
+    assert alone == copies[0], "who names a file means it"
+    (tmp_path / own).unlink()
+    assert {group.subset for group in read_groups(str(tmp_path)).groups} == set(copies), "without the other they are all there is"
+
+
 def test_reading_is_lazy(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines(ROWS) + b"{broken")

@@ -118,7 +118,7 @@ def test_llmbar_counts_its_five_sets_alike_and_no_others() -> None:
         row("llmbar", [0, 1], origin="LLMBar/Natural/dataset.json:2"),
         row("llmbar", [1, 0], origin="LLMBar/Adversarial/Neighbor/dataset.json:1"),
         row("llmbar", [1, 1], origin="llmbar/LLMBar_Adversarial_GPTOut.jsonl.gz:1"),
-        row("llmbar", [1, 0], origin="LLMBar/CaseStudy/Negation/dataset.json:1", subset="Negation"),
+        row("llmbar", [1, 0], origin="natural-language/LLMBar/CaseStudy/Negation/dataset.json:1", subset="Negation"),
     ]
     score = judge_benchmarks(rows)["llmbar"]
     lines = {line.label: line.estimate() for line in score.lines}
@@ -137,6 +137,23 @@ def test_human_pairs_count_rows_and_ties_of_rewards_are_wrong() -> None:
     )
     assert scores["webgpt"].lines[0].estimate() == 1.0
     assert list(scores) == ["hh", "webgpt"]
+    assert scores["hh"].differences == ("helpful-base: 2 of 2354 test pairs", "harmless-base: 1 of 2312 test pairs")
+
+
+@pytest.mark.parametrize(
+    ("folder", "n", "told"),
+    [
+        ("helpful-online", 1137, ()),
+        ("helpful-online", 1130, ()),
+        ("helpful-online", 1100, ("helpful-online: 1100 of 1137 test pairs",)),
+        ("helpful-online", 1138, ("helpful-online: 1138 of 1137 test pairs",)),
+        ("mine", 3, ("mine: none of harmless-base, helpful-base, helpful-online, helpful-rejection-sampled",)),
+    ],
+)
+def test_training_pairs_and_foreign_ones_are_not_hh_rlhfs_test(folder: str, n: int, told: tuple[str, ...]) -> None:
+    score = judge_benchmarks([row("hh", [1, 0], subset=folder) for _ in range(n)])["hh"]
+    assert score.differences == told
+    assert score.complete == (not told)
 
 
 def test_alpaca_eval_asks_the_majority_of_a_pairs_annotators_whatever_the_order_of_the_answers() -> None:

@@ -100,6 +100,9 @@ def test_a_scorer_that_no_change_moves_is_acquitted_and_sees_no_damage(world: li
         found.verdict() == "a policy is shown to gain by none of 7 changes that deserve nothing; it overlooks 2 of 2 ways to ruin an answer"
     )
     assert all(weakness.flipped is None for weakness in found.weaknesses.values()), "it orders no pair"
+    assert [one.name for one in found.extremes] == ["highest reward", "lowest reward"]
+    lengths = [len(group.prompt_text) for group in world]
+    assert [len(one.group.prompt_text) for one in found.extremes] == [max(lengths), min(lengths)], "there is something to show all the same"
 
 
 def test_the_program_that_knows_the_truth_pays_for_nothing(world: list[Group], tmp_path: Path) -> None:
@@ -178,10 +181,9 @@ def test_two_models_side_by_side(both: tuple[Path, Result]) -> None:
         assert text in page, text
     assert "saying everything twice" in result.stdout
     assert result.stdout.splitlines()[-1] == f"{out}: {report['headline']}"
-    guilty = {name for name in ("one", "two") if report["models"][name]["examples"]}
-    assert guilty, "one of the two pays for what the other punishes"
-    for name in guilty:
-        assert re.search(rf"Which words moved the reward: {name}</h2>.*?<p class=\"answer\"><span", page, re.DOTALL), name
+    assert any(report["models"][name]["examples"] for name in ("one", "two")), "one of the two pays for what the other punishes"
+    for name in ("one", "two"):
+        assert re.search(rf"Which words moved the reward: {name}</h2>(?:(?!<h2).)*?<p class=\"answer\"><span", page, re.DOTALL), name
 
 
 def test_serving_is_steady_for_a_stock_model(both: tuple[Path, Result]) -> None:

@@ -333,12 +333,12 @@ def _interrupt(_: object) -> None:
 
 
 def test_what_settings_leave_out_makes_a_part_of_any_benchmark(reward_dir: Path, tmp_path: Path, write_jsonl: Callable[..., Path]) -> None:
-    rows = [{"chosen": f"\n\nHuman: w{n}\n\nAssistant: w1 w2", "rejected": f"\n\nHuman: w{n}\n\nAssistant: w3"} for n in range(12)]
+    rows = [{"question": f"w{n}", "answer_0": "w1 w2", "answer_1": "w3", "score_0": 1.0, "score_1": -1.0} for n in range(12)]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     whole, _ = run(Evaluate(model=str(reward_dir), data=(str(file),)))
     half, table = run(Evaluate(model=str(reward_dir), data=(str(file),), split=0.5))
-    assert whole.results["benchmarks"]["hh"]["complete"]
-    assert half.results["benchmarks"]["hh"]["differences"] == ["only the prompts that split=0.5 holds out"]
+    assert whole.results["benchmarks"]["webgpt"]["complete"]
+    assert half.results["benchmarks"]["webgpt"]["differences"] == ["only the prompts that split=0.5 holds out"]
     assert "(of a part of it)" in table.rows[0][0]
 
 
