@@ -85,7 +85,7 @@ class RewardGuide:
         """
         self.model, self.prompts, self.guidance = model, prompts, guidance
         self.direction: Direction = direction
-        self.ends_E = torch.tensor(sorted(ends), device=model.device)
+        self.ends_E = torch.tensor(sorted(ends), dtype=torch.long, device=model.device)
         self.length = max(map(len, prompts), default=0) + max_new_tokens + guidance.top_k
         self.vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
 

@@ -124,7 +124,7 @@ def iterate(
 def end_tokens(model: PreTrainedModel) -> set[int]:
     """The tokens with which a model ends its answers."""
     eos = model.config.eos_token_id if model.generation_config is None else model.generation_config.eos_token_id
-    return set(eos if isinstance(eos, list) else [eos])
+    return set(eos if isinstance(eos, list) else [] if eos is None else [eos])
 
 
 class _Drawing:

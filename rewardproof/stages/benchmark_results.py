@@ -43,9 +43,8 @@ def warn_of_differences(scores: Mapping[str, BenchmarkScore]) -> None:
     """Say of which benchmarks other rows were judged than the whole."""
     for score in scores.values():
         if not score.complete:
-            log.warning(
-                "%s: not the whole benchmark or more than it, its number is of what is there: %s", score.title, "; ".join(score.differences)
-            )
+            told = "; ".join(score.differences)
+            log.warning("%s: its number is of what is there, which is not the whole benchmark and no more: %s", score.title, told)
 
 
 def _part_of_it(score: BenchmarkScore) -> str:
