@@ -24,6 +24,8 @@ from rewardproof.stages.stress_best_of_n import sharing_trunk
 from rewardproof.stages.stress_pools import PoolSettings, read_pools
 from rewardproof.stages.train import Train
 
+TOLD = ("constrained", "feedback", "metarm", "cooper", "redistribution")
+"""What a policy's report has of the method's own, kept in the row of each run."""
 Known = dict[tuple[str, str], Floats]
 """Scores by a model or by an ensemble's members, `(M,)`, of an answer to a prompt."""
 
@@ -114,11 +116,12 @@ def policies_found(folder: Path, config: Align, runs: int) -> dict[str, Any]:
     for record in (json.loads(line) for one in folders for line in (one / LOG).read_text().splitlines()):
         if record["phase"] == "optimising":
             seconds.update(record["seconds"])
-    constrained = [json.loads((one / "report.json").read_text()).get("constrained") for one in folders]
+    reports = [json.loads((one / "report.json").read_text()) for one in folders]
+    told = {part: [report.get(part) for report in reports] for part in TOLD}
     judged = "" if found.end_gold is None else f"gold {format_interval(found.end_gold, percent=False)}, "
     return {
         "headline": f"{judged}{found.end_kl:.2f} nats from the start after {together.steps[-1]} updates",
         "policies": together.stored(),
         "seconds_by_phase": {name: round(value, 1) for name, value in seconds.items()},
-        **({"constrained": constrained} if any(constrained) else {}),
+        **{part: own for part, own in told.items() if any(own)},
     }

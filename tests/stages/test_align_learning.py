@@ -255,7 +255,23 @@ def test_a_program_cannot_learn(recipe: str, made: Callable[..., Align], tmp_pat
         run(made(recipe, reward=["embedded:checkable"], gold=""), tmp_path / "out")
 
 
-def test_the_study_that_compares_them_unfolds() -> None:
-    cells = unfold(parse(Study, load_yaml(Path("studies/learning_rewards.yaml").read_text(), origin="study")))
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [
+        (
+            "learning_rewards",
+            {"rloo", "r2m", "r2m_untrained", "metarm", "metarm_plain", "rloo_tokens", "red_rloo", "red_ppo", "cooper", "rule"},
+        ),
+        ("direct_alignment", {"rloo", "dpo_001", "ipo_001", "slic_001", "dpo_length_001", "rpo_001"}),
+        ("constrained", {"look_both", "ppo_sum", "mu", "xi", "all", "sat", "nm"}),
+    ],
+)
+def test_the_studies_of_policies_unfold_to_runs_that_are_judged_on_the_same_held_out_prompts(name: str, methods: set[str]) -> None:
+    cells = unfold(parse(Study, load_yaml(Path(f"studies/{name}.yaml").read_text(), origin="study")))
     assert {cell.seed for cell in cells} == {0, 1}
-    assert {"rloo", "cooper", "cooper_frozen", "metarm", "r2m"} <= {cell.method for cell in cells}
+    assert methods <= {cell.method for cell in cells}
+    for cell in cells:
+        if cell.align is not None and not cell.method.startswith("look"):
+            check_settings(cell.align)
+            assert cell.align.eval_prompts == ("embedded:checkable/heldout",), cell.method
+            assert (cell.align.evaluate.prompts, cell.align.evaluate.answers) == (24, 4), cell.method
