@@ -69,24 +69,28 @@ def collect(study: Path, results: Path) -> list[Path]:
         raise CheckpointError(f"{study} has no rows in cells/, expected the directory of a study; run `rewardproof study` first.")
     target = results / json.loads(rows[0].read_text())["study"]
     wanted = {f"pairs/{row['pairs']}.json" for row in (json.loads(file.read_text()) for file in rows) if "pairs" in row}
-    cells, pairs = {target / file.name: file for file in rows}, {target / name: study / name for name in sorted(wanted)}
-    for place, file in cells.items():
-        found = first_difference(json.loads(place.read_text()), json.loads(file.read_text())) if place.exists() else None
-        if found:
+    files = {target / file.name: file for file in rows} | {target / name: study / name for name in sorted(wanted)}
+    richer: list[Path] = []
+    for place, file in files.items():
+        if not place.exists():
+            continue
+        old, now = json.loads(place.read_text()), json.loads(file.read_text())
+        if place.parent.name == "pairs" and ("categories" in old) != (
+            "categories" in now
+        ):  # a name of pairs is older than their categories
+            if now.pop("categories", None):
+                richer.append(place)
+            old.pop("categories", None)
+        if found := first_difference(old, now):
             raise CheckpointError(
                 f"{place} has {found.key}={str(found.old)[:80]!r} where {file} has {str(found.new)[:80]!r}, expected equal rows: a row "
                 "is never overwritten. Give the method or setting a new name, or delete the row that is wrong."
             )
-    new = {place: file for place, file in cells.items() if not place.exists()}
-    new |= {place: file for place, file in pairs.items() if not place.exists() or len(_read(place)) < len(_read(file))}
-    for place, file in new.items():
+    new = [place for place in files if not place.exists() or place in richer]
+    for place in new:
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(file.read_text())
-    return list(new)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text())
+        place.write_text(files[place].read_text())
+    return new
 
 
 def built(text: str, results: Path) -> str:

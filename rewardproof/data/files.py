@@ -58,16 +58,19 @@ def data_files(folder: Path) -> list[Path]:
         )
     if len(known) < len(paths):
         logger.info("%s: %d files are not data and were left out", folder, len(paths) - len(known))
-    copies = {path for path in known if _is_copy(path, known)}
+    copies = _copies(known)
     if copies:
         names = ", ".join(sorted(path.name for path in copies))
         logger.warning("%s: left out %s, further forms of rows that are read; name a file to read it", folder, names)
     return [path for path in known if path not in copies]
 
 
-def _is_copy(path: Path, paths: list[Path]) -> bool:
-    beside = [other.name for other in paths if other.parent == path.parent]
-    return any(copy.match(path.name) and any(map(original.match, beside)) for original, copy in _COPIES)
+def _copies(paths: list[Path]) -> set[Path]:
+    found: set[Path] = set()
+    for original, copy in _COPIES:
+        folders = {path.parent for path in paths if original.match(path.name)}
+        found |= {path for path in paths if path.parent in folders and copy.match(path.name)}
+    return found
 
 
 def records(path: Path) -> Iterator[Record]:

@@ -239,9 +239,9 @@ def _example(case: Case, scores: CaseScores, name: str, place: int, scale: Scale
 
 def extremes(groups: Sequence[Group], rewards: Sequence[Sequence[float]], scale: Scale) -> list[Extreme]:
     """The answers of highest and of lowest reward, as they were given."""
-    ranked = sorted((reward, number, place) for number, row in enumerate(rewards) for place, reward in enumerate(row))
+    every = [(reward, number, place) for number, row in enumerate(rewards) for place, reward in enumerate(row)]
     made: list[Extreme] = []
-    for name, (reward, number, place) in (("highest reward", ranked[-1]), ("lowest reward", ranked[0])):
+    for name, (reward, number, place) in (("highest reward", max(every)), ("lowest reward", min(every))):
         alone = dataclasses.replace(groups[number], answers=(groups[number].answers[place],), scores=None)
         made.append(Extreme(name, alone, float(scale.standardised([reward])[0])))
     return made

@@ -62,7 +62,7 @@ def write_audit_page(
         sections.append(_side_by_side(audits, compared))
     for name, one in audits.items():
         of_whom = f": {name}" if len(audits) > 1 else ""
-        sections += [_numbers(one, of_whom), *_examples(one, of_whom), _bias(one, of_whom), _serving(one, of_whom)]
+        sections += [_numbers(one, of_whom), _examples(one, of_whom), _words(one, of_whom), _bias(one, of_whom), _serving(one, of_whom)]
     first = next(iter(audits.values()))
     facts: list[tuple[str, Any]] = [("prompts", len(first.cases)), ("changed answers scored", sum(one.changed for one in audits.values()))]
     if first.accuracy is not None:
@@ -167,10 +167,9 @@ def _share(interval: Interval | None) -> str:
     return "–" if interval is None else format_interval(interval)
 
 
-def _examples(one: ModelAudit, of_whom: str) -> list[Section]:
+def _examples(one: ModelAudit, of_whom: str) -> Section:
     if not one.examples:
-        text = "No change is paid for or overlooked beyond chance, so there is none to show."
-        return [Section(f"Examples{of_whom}", (text,)), _words(one, of_whom)]
+        return Section(f"Examples{of_whom}", ("No change is paid for or overlooked beyond chance, so there is none to show.",))
     pairs = [
         side_by_side(
             f"{PERTURBATIONS[example.name].way}: {example.pair.prompt_text}",
@@ -180,7 +179,7 @@ def _examples(one: ModelAudit, of_whom: str) -> list[Section]:
         for example in one.examples
     ]
     text = "The answers that gain most, as given and as changed; what differs is marked. Rewards count from the model's mean."
-    return [Section(f"What it looks like{of_whom}", (text,), comparisons=pairs), _words(one, of_whom)]
+    return Section(f"What it looks like{of_whom}", (text,), comparisons=pairs)
 
 
 def _words(one: ModelAudit, of_whom: str) -> Section:

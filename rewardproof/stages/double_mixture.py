@@ -40,7 +40,6 @@ from rewardproof.scoring import DoubleMixture, Scale
 from rewardproof.scoring.double_mixture import BASE, EXPERTS, ROUTER, CategoryEntry, DoubleMixtureFile, load_category, write_file
 from rewardproof.stages.member_context import Member, MemberContext, fitted
 from rewardproof.stages.training_report import scored
-from rewardproof.training.arguments import TRAINER_DEFAULTS
 from rewardproof.training.batches import TrainingSet
 from rewardproof.training.double_mixture import (
     Capabilities,
@@ -258,10 +257,8 @@ class _Course:
     def general(self, sets: Mapping[str, CategorySets]) -> None:
         """Train, once, the model that judges the categories without experts: on all that every category learns from."""
         if GENERAL not in self.summary:
-            train, validation = (
-                TrainingSet([group for some in sets.values() for group in part(some).groups])
-                for part in (lambda found: found.both, lambda found: found.human["validation"])
-            )
+            train = TrainingSet([group for some in sets.values() for group in some.both.groups])
+            validation = TrainingSet([group for some in sets.values() for group in some.human["validation"].groups])
             self.summary[GENERAL] = self.base(GENERAL, train, validation, GENERAL)
 
     def base(self, folder: str, train: TrainingSet, validation: TrainingSet, what: str) -> dict[str, Any]:
@@ -304,7 +301,8 @@ class _Course:
             switch_to(model, number)
             what = f"{entry.name}: {point}"
             plan = self.plan(model, part, "experts", own.points[point], own.point_validation[point], what=what)
-            found[number] = fitted(replace(plan, lora={}, trainable=_parameters_of(number)))
+            # Without settings of its own the head learns at its adapter's rate: the network reads states, which it must not run ahead of.
+            found[number] = fitted(replace(plan, lora={}, head=None, trainable=_parameters_of(number)))
             if is_main():
                 save_expert(adapted, number, self.target / entry.folder / EXPERTS)
             self.finish(part, found[number] or {})
@@ -333,10 +331,7 @@ class _Course:
         if (len(validation) if phase == "router" else n_pairs(validation)) < self.settings.min_validation:
             validation = TrainingSet([])
             trainer["eval_strategy"] = "no"
-        own: dict[str, Any] = {"init": "keep"} if phase in ("router", "experts") else {}
-        if phase == "experts":  # the network reads states: a head that ran ahead of its adapter would leave them as they were
-            own["learning_rate"] = trainer.get("learning_rate", TRAINER_DEFAULTS["learning_rate"])
-        head = config.head.model_copy(update=own)
+        head = config.head.model_copy(update={"init": "keep"}) if phase == "router" else config.head
         return replace(plan, train=train, held_out=validation, trainer=trainer, head=head, patience=self.settings.patience)
 
     def fresh_base(self) -> PreTrainedModel:

@@ -87,15 +87,18 @@ class SettingRows:
             categories_G += _spread(pairs.get("categories", [["", len(prompts)]]))
         return Outcomes(np.concatenate(values), tuple(seeds_G), tuple(prompts_G), tuple(subsets_G), tuple(categories_G))
 
-    def difference(self, method: str, baseline: str, category: str | None = None) -> Interval | None:
+    def difference(self, method: str, baseline: str) -> Interval | None:
         """Accuracy minus a baseline's over the seeds of both, pair by pair; `None` where a seed's held-out pairs differ."""
+        found = self.gaps(method, baseline)
+        return found.mean() if found else None
+
+    def gaps(self, method: str, baseline: str) -> Outcomes | None:
+        """Outcomes minus a baseline's over the seeds of both; `None` where a seed's held-out pairs differ."""
         seeds = sorted(set(self.rows[method]) & set(self.rows[baseline]))
         if not seeds or any(self.rows[method][seed]["pairs"] != self.rows[baseline][seed]["pairs"] for seed in seeds):
             return None
         mine, other = self.outcomes(method, seeds), self.outcomes(baseline, seeds)
-        if category is not None and category not in mine.categories:
-            return None
-        return replace(mine, value_G=mine.value_G - other.value_G).mean(category=category)
+        return replace(mine, value_G=mine.value_G - other.value_G)
 
     def mean(self, method: str, *path: str) -> float:
         """Mean of a number of the rows over seeds."""
@@ -187,11 +190,12 @@ def _record(setting: SettingRows, method: str, baselines: Sequence[str], categor
     seeds = sorted(setting.rows[method])
     record: dict[str, Cell] = {"method": f"`{method}`", **_accuracies(setting.outcomes(method, seeds), categories)}
     for baseline in baselines:
-        for category in (None, *categories):
-            found = None if method == baseline else setting.difference(method, baseline, category)
-            missing = "–" if method == baseline else OTHER_PAIRS
-            name = f"minus {baseline}, points" if category is None else f"{category} minus {baseline}, points"
-            record[name] = points(found) if found else missing
+        gaps = None if method == baseline else setting.gaps(method, baseline)
+        missing = "–" if method == baseline else OTHER_PAIRS
+        record[f"minus {baseline}, points"] = points(gaps.mean()) if gaps else missing
+        for category in categories:
+            found = points(gaps.mean(category=category)) if gaps and category in gaps.categories else missing
+            record[f"{category} minus {baseline}, points"] = found
     record["reward spread"] = f"{setting.mean(method, 'accuracy', 'reward_std'):.2f}"
     if baselines:
         own, dense = setting.mean(method, "training", "seconds"), setting.mean(baselines[0], "training", "seconds")

@@ -74,7 +74,7 @@ class Fit:
         trainer: Settings for `TrainingArguments`.
         loss: The objective.
         compute: Precision, budgets, cache.
-        head: How the head starts and its learning rate, or `None` where it does not train.
+        head: How the head starts and its learning rate; with `None` it stays as it is and, if it trains at all, has the trainer's rate.
         head_seed: Of a head that is drawn; `seed` where left out.
         trunk_precision: Of the frozen layers, where it differs from that of the layers that train; empty where it does not.
         router_learning_rate: The routers' own rate.
