@@ -270,8 +270,8 @@ def test_the_studies_of_policies_unfold_to_runs_that_are_judged_on_the_same_held
     cells = unfold(parse(Study, load_yaml(Path(f"studies/{name}.yaml").read_text(), origin="study")))
     assert {cell.seed for cell in cells} == {0, 1}
     assert methods <= {cell.method for cell in cells}
-    for cell in cells:
-        if cell.align is not None and not cell.method.startswith("look"):
-            check_settings(cell.align)
-            assert cell.align.eval_prompts == ("embedded:checkable/heldout",), cell.method
-            assert (cell.align.evaluate.prompts, cell.align.evaluate.answers) == (24, 4), cell.method
+    runs = {cell.method: cell.align for cell in cells if cell.align is not None and not cell.method.startswith("look")}
+    for align in runs.values():
+        check_settings(align)
+    judged = {(align.eval_prompts, align.evaluate.prompts, align.evaluate.answers) for align in runs.values()}
+    assert [prompts for prompts, _, _ in judged] == [("embedded:checkable/heldout",)], judged
