@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from rewardproof.evaluation import BestOfNRuns, Hacking
 from rewardproof.models.precision import Precision
 from rewardproof.report import format_interval
 from rewardproof.scoring import RetryCount, Scorer, kept_retries, load_scorer, share_trunks
+from rewardproof.stages.stress_picks import Picks, picks_of
 from rewardproof.stages.stress_pools import Pools, whole_rows
 from rewardproof.statistics import Interval
 
@@ -37,8 +39,7 @@ class BestOfN:
 
     Attributes:
         pools: Prompts with their answers.
-        gold: Gold scores.
-        scores: Scores by model, in the order of `Stress.models`.
+        picks: Of each method's first model.
         methods: Places of each method's models.
         hacking: By method.
         gain: Gold at the largest n less the first method's, where seeds pair.
@@ -47,8 +48,7 @@ class BestOfN:
     """
 
     pools: Pools
-    gold: Scores
-    scores: list[Scores]
+    picks: dict[str, Picks]
     methods: Mapping[str, Sequence[int]]
     hacking: dict[str, Hacking]
     gain: dict[str, Interval | None]
@@ -93,13 +93,18 @@ def best_of_n_stress(
     Raises:
         EvaluationError: A score is not finite, or a model gives all answers the same one.
     """
-    gold, _ = _scored(directory, "gold", config.gold, pools.groups, config, progress)
+    gold, _ = _scored(directory, "gold", config.gold, _loading(config.gold, config), pools.groups, progress)
     scores: list[Scores] = []
     seconds: list[float] = []
-    for name, spec in _numbered(config.models):
-        made, spent = _scored(directory, name, spec, pools.groups, config, progress)
+    picks: dict[str, Picks] = {}
+    first_of = {places[0]: method for method, places in methods.items()}
+    for place, (name, spec) in enumerate(_numbered(config.models)):
+        scorer = _loading(spec, config)
+        made, spent = _scored(directory, name, spec, scorer, pools.groups, progress)
         scores.append(made)
         seconds.append(spent)
+        if place in first_of:
+            picks[first_of[place]] = picks_of(pools.groups, made, gold, scorer, name=spec)
     keys = [group.prompt_key for group in pools.groups]
     runs = {
         name: BestOfNRuns([scores[place] for place in places], gold, pools.ns, keys, lengths=pools.lengths)
@@ -109,7 +114,7 @@ def best_of_n_stress(
     gain = {name: made.minus(runs[first]) for name, made in runs.items() if name != first}
     hacking = {name: made.summary(seed=config.seed) for name, made in runs.items()}
     asked = {spec: kept_retries(directory.path / _retries_name(name)) for name, spec in (("gold", config.gold), *_numbered(config.models))}
-    return BestOfN(pools, gold, scores, methods, hacking, gain, seconds, {spec: count for spec, count in asked.items() if count})
+    return BestOfN(pools, picks, methods, hacking, gain, seconds, {spec: count for spec, count in asked.items() if count})
 
 
 def _numbered(models: Sequence[str]) -> list[tuple[str, str]]:
@@ -120,8 +125,13 @@ def _retries_name(name: str) -> str:
     return f"scores/{name}.retries"
 
 
+def _loading(spec: str, config: Stress) -> Callable[[], Scorer]:
+    """Gives a scorer, loaded when it is first asked for."""
+    return cache(partial(sharing_trunk, spec, precision=config.precision, layers=config.layers, limit_gb=config.trunk_cache_gb))
+
+
 def _scored(
-    directory: RunDirectory, name: str, spec: str, pools: Sequence[Group], config: Stress, progress: Progress
+    directory: RunDirectory, name: str, spec: str, scorer: Callable[[], Scorer], pools: Sequence[Group], progress: Progress
 ) -> tuple[Scores, float]:
     """Scores of all pools by one scorer, from `scores/NAME.jsonl` as far as they are there, and the seconds that this call spent."""
     file = directory.path / "scores" / f"{name}.jsonl"
@@ -129,9 +139,8 @@ def _scored(
     kept = _kept(file, pools)
     started = time.perf_counter()
     if len(kept) < len(pools):
-        scorer = sharing_trunk(spec, precision=config.precision, layers=config.layers, limit_gb=config.trunk_cache_gb)
-        with RetryCount(directory, _retries_name(name), [scorer]).following(progress) as told:
-            kept = score_pools(scorer, file, pools, progress=lambda _, done, total: told(f"scoring with {spec}", done, total))
+        with RetryCount(directory, _retries_name(name), [scorer()]).following(progress) as told:
+            kept = score_pools(scorer(), file, pools, progress=lambda _, done, total: told(f"scoring with {spec}", done, total))
     return kept, time.perf_counter() - started
 
 

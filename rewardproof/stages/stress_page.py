@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rewardproof.artifacts import RunDirectory
 from rewardproof.report import (
     Page,
@@ -16,6 +14,7 @@ from rewardproof.report import (
     format_gain,
     format_interval,
     hacking_figure,
+    heat_maps,
     policy_figure,
     provenance_rows,
     save_figure,
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     from rewardproof.stages.stress import Stress
     from rewardproof.stages.stress_best_of_n import BestOfN
     from rewardproof.stages.stress_policies import Policies
-
-EXAMPLES = 3
-"""Prompts shown of either kind for each method."""
 
 
 def write_stress_page(
@@ -106,25 +102,27 @@ def _curves(directory: RunDirectory, found: BestOfN) -> Section:
 
 
 def _examples(found: BestOfN) -> list[Section]:
-    golds = np.concatenate([np.asarray(row) for row in found.gold])
     sections = []
     for name, places in found.methods.items():
-        scores = found.scores[places[0]]
-        flat = np.concatenate([np.asarray(row) for row in scores])
-        picks = []
-        for number, (group, row) in enumerate(zip(found.pools.groups, scores, strict=True)):
-            place = int(np.argmax(row))
-            promised = (row[place] - flat.mean()) / (flat.std() or 1.0)
-            delivered = (found.gold[number][place] - golds.mean()) / (golds.std() or 1.0)
-            picks.append((promised - delivered, group.prompt_text, group.answer_texts[place], promised, found.gold[number][place]))
-        picks.sort(key=lambda pick: -pick[0])
+        picks = found.picks[name]
         rows = [
-            (kind, prompt, answer, f"{promised:+.2f}", f"{gold:.3f}")
-            for kind, some in (("gamed most", picks[:EXAMPLES]), ("served best", picks[-EXAMPLES:]))
-            for _, prompt, answer, promised, gold in some
+            (pick.kind, pick.group.prompt_text, pick.group.answer_texts[0], f"{pick.promised:+.2f}", f"{pick.gold:.3f}")
+            for pick in picks.shown
         ]
         table = Table(("", "prompt", f"what {name} likes best", "proxy, SD", "gold"), tuple(rows))
-        sections.append(Section(f"What {name} picks", (f"Among all answers of a pool; first seed of {len(places)}.",), table))
+        told = [f"Among all answers of a pool; first seed of {len(places)}."]
+        words = [
+            (f"{pick.kind}: {pick.group.prompt_text}", pick.group.answer_texts[0], pick.tokens)
+            for pick in picks.shown
+            if pick.tokens is not None
+        ]
+        if words:
+            told.append(
+                "Below the table, each piece is coloured by how far it moves the score of what stands there so far. A reward model is "
+                "trained on whole answers; what it says before their end may be noise."
+            )
+        maps = heat_maps(words, mean=picks.scale.mean, std=picks.scale.std, unit="standard deviations over all answers")
+        sections.append(Section(f"What {name} picks", told, table, heat_maps=maps))
     return sections
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,7 @@ from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.scoring import Combine, ModelEnsemble, Scale, load_scorer, method_names
 from rewardproof.stages import stress_pools
 from rewardproof.stages.stress import Stress, run
+from rewardproof.stages.stress_picks import picks_of
 from rewardproof.stages.stress_policies import plan
 
 
@@ -67,6 +69,29 @@ def test_every_model_picks_from_the_same_pools_and_gold_judges(models, pool_file
     assert all(text in page for text in ("gamed most", "served best", "lost since the peak", pools[0].prompt_text.split()[0]))
     assert "gold of the best of 8: a " in report.headline
     assert (tmp_path / "out" / "figures" / "best-of-n.svg").is_file()
+
+
+def test_picks_are_those_that_promise_most_and_least_beyond_gold_read_word_by_word(models, pool_file: Path, tmp_path: Path) -> None:
+    pools = read_groups(str(pool_file), purpose="score").groups
+    scorer = load_scorer(models[0])
+    scores, gold = scorer.score(pools), [group.scores or () for group in pools]
+    picks = picks_of(pools, scores, gold, lambda: scorer, name="a")
+    flat, golds = ([value for row in rows for value in row] for rows in (scores, gold))
+    beyond = {}
+    for group, row, truth in zip(pools, scores, gold, strict=True):
+        promised = (max(row) - statistics.fmean(flat)) / statistics.pstdev(flat)
+        delivered = (truth[row.index(max(row))] - statistics.fmean(golds)) / statistics.pstdev(golds)
+        beyond[group.prompt_key, group.answer_texts[row.index(max(row))]] = promised - delivered
+    ranked = sorted(beyond, key=lambda pick: -beyond[pick])
+    assert [(pick.group.prompt_key, *pick.group.answer_texts) for pick in picks.shown] == [*ranked[:3], *ranked[-3:]]
+    assert [pick.kind for pick in picks.shown] == ["gamed most"] * 3 + ["served best"] * 3
+    for pick in picks.shown:
+        assert pick.tokens is not None
+        assert picks.scale.standardised([pick.tokens.score])[0] == pytest.approx(pick.promised, abs=1e-4)
+    run(settings(models[:1], pool_file), tmp_path / "out")
+    assert "raises</span> or <span" in (tmp_path / "out/report.html").read_text()
+    program = picks_of(pools, gold, gold, lambda: load_scorer("embedded:checkable"), name="gold")
+    assert {pick.tokens for pick in program.shown} == {None}
 
 
 def test_methods_with_as_many_seeds_compare(models, pool_file: Path, tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def test_every_policy_recipe_stands_in_the_report(
     for model, methods in ((reward_dir, [name for name in recipes if name != "cooper"]), (tmp_path / "verifier/model", ["cooper"])):
         config = Stress(
             models=(str(model),), pool=(str(judged),), methods=tuple(methods), gold=str(reward_dir), policy=str(base_dir), precision="fp32",
-            policy_prompts=(str(judged),), optimise={"steps": 4, "prompts_per_step": 3, "answers": 3, "minibatches": 1, "max_new_tokens": 5},
+            policy_prompts=(str(judged),),
+            optimise={"steps": 4, "prompts_per_step": 3, "answers": 3, "minibatches": 1, "max_new_tokens": 5},
             direct={"steps": 2, "groups_per_step": 4, "max_new_tokens": 5}, evaluate={"every": 2, "prompts": 4, "answers": 3},
             align={name: given[name] for name in methods if name in given},
         )  # fmt: skip
