@@ -20,7 +20,18 @@ from rewardproof.scoring.probability import AsProbability
 from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.retries import RetryCount, kept_retries
 from rewardproof.scoring.scorer import Scorer, TokenScorer
-from rewardproof.scoring.sources import GIVEN, TOKEN, AnyModel, GivenScores, load_model, load_scorer, method_names, stream_names
+from rewardproof.scoring.sources import (
+    GIVEN,
+    TOKEN,
+    AnyModel,
+    GivenScores,
+    Judge,
+    load_judge,
+    load_model,
+    load_scorer,
+    method_names,
+    stream_names,
+)
 
 __all__ = [
     "ACTIVATION_FILE",
@@ -41,6 +52,7 @@ __all__ = [
     "GivenScores",
     "Implicit",
     "ImplicitReward",
+    "Judge",
     "MeanHeads",
     "ModelEnsemble",
     "PolicyFeedbackReward",
@@ -53,6 +65,7 @@ __all__ = [
     "combine",
     "disagreement",
     "kept_retries",
+    "load_judge",
     "load_model",
     "load_scorer",
     "method_names",

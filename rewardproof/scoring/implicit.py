@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +28,7 @@ from rewardproof.models.checkpoints import load_causal
 from rewardproof.models.cost import products_per_token
 from rewardproof.models.packed import answer_log_probs, position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_budget, default_device
+from rewardproof.models.token_scores import TokenScores, token_scores
 
 UNLIMITED = 1 << 62
 """Tokens that a conversation may have where nothing limits them."""
@@ -158,15 +161,7 @@ class ImplicitReward:
         Raises:
             EvaluationError: A reward is not finite.
         """
-        wanted = list(groups)
-        found: list[dict[tuple[int, ...], float]] = [{} for _ in wanted]
-        for stream in self._streams(wanted):
-            owners = [place for place, part in stream for _ in part.conversations]
-            batch = pack([part for _, part in stream]).to(self.policy.device)
-            conversations = [one for _, part in stream for one in part.conversations]
-            for place, conversation, value in zip(owners, conversations, self._rewards(batch).tolist(), strict=True):
-                found[place][conversation] = value
-        rewards = [tuple(values[one] for one in group.conversations) for values, group in zip(found, wanted, strict=True)]
+        rewards = [tuple(float(parts_L.sum()) for parts_L in row) for row in self._by_token(list(groups))]
         for place, row in enumerate(rewards):
             if not all(map(math.isfinite, row)):
                 raise EvaluationError(
@@ -174,6 +169,24 @@ class ImplicitReward:
                     "the weights of one of the models or its precision are broken. Score in fp32, or check the checkpoints."
                 )
         return rewards
+
+    def score_tokens(self, groups: Sequence[Group], context: object = None) -> list[tuple[TokenScores, ...]]:
+        """Implicit rewards of every answer as it is read, each token adding its log-ratio; as `RewardModel.score_tokens`."""
+        encoded, _ = self.encode(groups)
+        readings = [tuple(np.concatenate(([0.0], parts_L.cumsum())) for parts_L in row) for row in self._by_token(encoded)]
+        return token_scores(groups, encoded, self.tokenizer, readings)
+
+    def _by_token(self, groups: Sequence[EncodedGroup]) -> list[tuple[NDArray[np.float64], ...]]:
+        """What each token of each answer adds to its reward, shape `(L,)` an answer."""
+        found: list[dict[tuple[int, ...], NDArray[np.float64]]] = [{} for _ in groups]
+        for stream in self._streams(groups):
+            owners = [place for place, part in stream for _ in part.conversations]
+            batch = pack([part for _, part in stream]).to(self.policy.device)
+            conversations = [one for _, part in stream for one in part.conversations]
+            for place, conversation, parts_L in zip(owners, conversations, self._log_ratios(batch), strict=True):
+                size = max(len(parts_L), 1) if self.how.over == "mean" else 1
+                found[place][conversation] = self.how.beta * parts_L.numpy() / size
+        return [tuple(values[one] for one in group.conversations) for values, group in zip(found, groups, strict=True)]
 
     def _streams(self, groups: Sequence[EncodedGroup]) -> Iterable[list[tuple[int, EncodedGroup]]]:
         """Parts of groups with their places, a stream's worth at a time; long and short apart where rotary factors ask for it."""
@@ -193,13 +206,10 @@ class ImplicitReward:
                 done += len(run)
 
     @torch.inference_mode()
-    def _rewards(self, batch: PackedBatch) -> Tensor:
-        """One reward a conversation of a stream, shape `(C,)`."""
+    def _log_ratios(self, batch: PackedBatch) -> Sequence[Tensor]:
+        """Log-ratios of the answer tokens of each conversation of a stream, in float64."""
         with computing_in(self.precision, self.policy.device):
             first, *others = (answer_log_probs(model, batch) for model in self.models)
-        ratio_L = first.double() - sum(other.double() for other in others)
-        sums_C = torch.zeros(len(batch.end_index_C), dtype=torch.float64, device=ratio_L.device)
-        sums_C.index_add_(0, batch.target_conversation_L, ratio_L)
-        if self.how.over == "mean":
-            sums_C /= torch.bincount(batch.target_conversation_L, minlength=len(sums_C)).clamp(min=1)
-        return self.how.beta * sums_C.cpu()
+        ratio_L = (first.double() - sum(other.double() for other in others)).cpu()
+        counts_C = torch.bincount(batch.target_conversation_L, minlength=len(batch.end_index_C))
+        return ratio_L.split(counts_C.tolist())

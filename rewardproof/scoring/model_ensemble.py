@@ -29,6 +29,7 @@ from rewardproof.scoring.activation import ACTIVATION_FILE
 from rewardproof.scoring.combination import Floats, Scale, combine, disagreement
 from rewardproof.scoring.double_mixture import DMOERM_FILE, DoubleMixture
 from rewardproof.scoring.ensemble import Combine, Ensemble
+from rewardproof.scoring.implicit import ImplicitReward
 from rewardproof.scoring.scorer import Scorer, TokenScorer
 
 ENSEMBLE_FILE = "ensemble.yaml"
@@ -276,6 +277,8 @@ def reads_tokens(scorer: Scorer) -> TypeGuard[TokenScorer]:
     """Whether a scorer can say how an answer's score grows, token by token: it reads by one head, and its tokenizer tells places."""
     if isinstance(scorer, ModelEnsemble):
         return all(map(reads_tokens, scorer.models.values()))
+    if isinstance(scorer, ImplicitReward):
+        return bool(scorer.tokenizer.is_fast)
     return isinstance(scorer, TokenScorer) and all(model.experts is None and model.tokenizer.is_fast for model in models_of(scorer))
 
 

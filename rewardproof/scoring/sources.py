@@ -14,6 +14,7 @@ from rewardproof.models.reward_model import RewardModel
 from rewardproof.scoring.activation import ACTIVATION_FILE, ActivationRewardModel
 from rewardproof.scoring.double_mixture import DoubleMixture
 from rewardproof.scoring.gold import CertifiedByRule, CheckableFamily, CheckableGold
+from rewardproof.scoring.implicit import Implicit, ImplicitReward
 from rewardproof.scoring.model_ensemble import ENSEMBLE_FILE, ModelEnsemble, load_member
 from rewardproof.scoring.remote import RemoteScorer
 from rewardproof.scoring.scorer import Scorer
@@ -28,6 +29,8 @@ _SEED_IN_NAME = re.compile(r"^(?P<method>.+?)[-_.](?:seed)?\d+$")
 
 AnyModel = RewardModel | DoubleMixture | ModelEnsemble | ActivationRewardModel
 """What verbs that read text take for a model: all encode groups and score them encoded."""
+Judge = AnyModel | ImplicitReward
+"""The same, or a policy with its reference."""
 
 
 class GivenScores:
@@ -77,6 +80,11 @@ def load_model(spec: str, *, precision: Precision = "fp32") -> AnyModel:
     if (Path(spec) / ACTIVATION_FILE).is_file():
         return ActivationRewardModel.load(spec, precision=precision)
     return load_member(spec, precision=precision)
+
+
+def load_judge(spec: str, implicit: Implicit | None, *, precision: Precision = "fp32") -> Judge:
+    """What `load_model` gives, or where `implicit` says so the reward that the policy of this name implies."""
+    return load_model(spec, precision=precision) if implicit is None else ImplicitReward.load(spec, implicit, precision=precision)
 
 
 def method_names(models: Sequence[str]) -> list[str]:

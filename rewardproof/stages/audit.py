@@ -17,7 +17,7 @@ from rewardproof.errors import ConfigError
 from rewardproof.evaluation.audit import PERTURBATIONS, differences, missed_limits, read_limits
 from rewardproof.models.precision import Precision
 from rewardproof.report import Table
-from rewardproof.scoring import GIVEN, load_scorer, stream_names
+from rewardproof.scoring import GIVEN, Implicit, ImplicitReward, load_scorer, stream_names
 from rewardproof.stages.audit_model import ModelAudit, audit_model
 from rewardproof.stages.audit_page import verdict_table, write_audit_page
 from rewardproof.stages.audit_scoring import Casebook, check_absolute, measure_of
@@ -31,7 +31,8 @@ class Audit(Section):
     """Reward models to look into, the answers to change, and the limits to hold them to."""
 
     models: Annotated[Strings, Field(min_length=1)]
-    """Reward models, ensembles, servers' addresses, or `embedded:checkable`, the program of the embedded world."""
+    """Reward models, ensembles, servers' addresses, or `embedded:checkable`, the program of the embedded world; with `implicit`
+    language models."""
     names: Strings = ()
     """What reports call each of them; by default the run's directory."""
     data: Strings = ("embedded:checkable/heldout",)
@@ -40,6 +41,8 @@ class Audit(Section):
     """At most so many prompts, chosen by a hash of their text; 0 takes all."""
     perturbations: Strings = ()
     """Which changes are tried; all by default."""
+    implicit: Implicit | None = None
+    """Look into the rewards that policies trained by DPO imply, instead of reward heads: all models are policies from one reference."""
     limits: str = ""
     """A YAML file of `weakness: limit` lines; the command exits with 3 where a model misses one."""
     strict: bool = False
@@ -80,13 +83,16 @@ def run(
     changes = _perturbations(config)
     limits = read_limits(config.limits, tuple(CHECKS)) if config.limits else {}
     require_free(out, overwrite=overwrite, resume=resume)
-    refuse_inputs_inside(out, [*config.models, *config.data, *([config.limits] if config.limits else [])])
+    refuse_inputs_inside(out, [*config.models, *config.data, *filter(None, [config.limits])])
     groups, rows = _read(config)
     directory = RunDirectory(out, config, overwrite=overwrite, resume=resume)
     (directory.path / "scores").mkdir(exist_ok=True)
     audits: dict[str, ModelAudit] = {}
     for number, (name, spec) in enumerate(zip(names, config.models, strict=True)):
-        scorer = load_scorer(spec, precision=config.precision)
+        if config.implicit is None:
+            scorer = load_scorer(spec, precision=config.precision)
+        else:
+            scorer = ImplicitReward.load(spec, config.implicit, precision=config.precision)
         check_absolute(scorer, spec)
         book = Casebook(groups, changes, measure_of(scorer), config.seed)
         file = directory.path / "scores" / f"{number}.jsonl"

@@ -15,7 +15,7 @@ from rewardproof.errors import ConfigError, EvaluationError
 from rewardproof.evaluation.audit import Case, CaseScores, make_case
 from rewardproof.evaluation.audit.variants import Measure
 from rewardproof.scoring import ActivationRewardModel, Scorer
-from rewardproof.scoring.sources import AnyModel
+from rewardproof.scoring.sources import Judge
 from rewardproof.stages.stress_pools import whole_rows
 
 CHUNK = 8
@@ -102,7 +102,7 @@ def scored_cases(scorer: Scorer, cases: Sequence[Case]) -> list[list[tuple[float
 
 
 def _fits(scorer: Scorer, groups: Sequence[Group]) -> bool:
-    if not isinstance(scorer, AnyModel) or scorer.longest is None:
+    if not isinstance(scorer, Judge) or scorer.longest is None:
         return True
     return not scorer.encode(groups, overlong="drop")[1]
 

@@ -15,8 +15,9 @@ from rewardproof.data import SCENARIOS, Group, Scenarios, cut_scenarios, merge_s
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import AccuracyReport, BenchmarkScore, ScoredRow, accuracy_of, benchmark_of, judge_benchmarks
 from rewardproof.report import Page, PageFigure, Section, Table, provenance_rows, reliability_figure, save_figure, write_page
+from rewardproof.scoring import Judge
 from rewardproof.stages.benchmark_results import result_sentence, result_table, warn_of_differences
-from rewardproof.stages.evaluate_settings import Evaluate, Judge
+from rewardproof.stages.evaluate_settings import Evaluate
 from rewardproof.stages.judging import (
     FOLDER,
     JudgedSource,

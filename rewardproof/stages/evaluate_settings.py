@@ -12,9 +12,8 @@ from rewardproof.data import Scenarios
 from rewardproof.data.encoding import OverlongOrCut
 from rewardproof.errors import ConfigError
 from rewardproof.models.precision import Precision
-from rewardproof.scoring import AnyModel, Implicit, ImplicitReward, load_model, method_names, share_trunks
+from rewardproof.scoring import Implicit, Judge, load_judge, method_names, share_trunks
 
-Judge = AnyModel | ImplicitReward
 """What can be evaluated."""
 
 
@@ -85,11 +84,8 @@ class Evaluate(Section):
                 f"as_published.chat_template={template} is no file, expected one with a Jinja chat template: rewards depend on it. Correct "
                 "the path."
             )
-        if self.implicit is not None:
-            model = ImplicitReward.load(self.model, self.implicit, precision=self.precision)
-        else:
-            model = load_model(self.model, precision=self.precision)
-            share_trunks(model, self.layers, limit_gb=self.trunk_cache_gb)
+        model = load_judge(self.model, self.implicit, precision=self.precision)
+        share_trunks(model, self.layers, limit_gb=self.trunk_cache_gb)
         if self.as_published.chat_template:
             model.tokenizer.chat_template = template.read_text()
         return model

@@ -29,8 +29,8 @@ from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.sharing import computed_once
 from rewardproof.errors import DataError, EvaluationError
 from rewardproof.evaluation import ScoredRow, scored_row
-from rewardproof.scoring import ActivationRewardModel
-from rewardproof.stages.evaluate_settings import Evaluate, Judge
+from rewardproof.scoring import ActivationRewardModel, Judge
+from rewardproof.stages.evaluate_settings import Evaluate
 from rewardproof.stages.training_report import CHUNK
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from rewardproof.data.encoding import render
 from rewardproof.evaluation import BenchmarkScore, ScoredRow, benchmark_of
 from rewardproof.evaluation.rewardbench import is_prior
 from rewardproof.evaluation.rewardbench_2 import n_correct, row_credit
-from rewardproof.stages.evaluate_settings import Evaluate, Judge
+from rewardproof.scoring import Judge
+from rewardproof.stages.evaluate_settings import Evaluate
 from rewardproof.stages.judging import as_asked, rows_of
 
 FOLDERS = {"rewardbench": "rewardbench", "rewardbench_2": "rewardbench-2"}

@@ -25,7 +25,7 @@ from rewardproof.data import ReadCounts, Row, iter_rows
 from rewardproof.data.encoding import EncodedGroup, Overlong
 from rewardproof.errors import CheckpointError
 from rewardproof.models.precision import Precision
-from rewardproof.scoring import AnyModel, load_model
+from rewardproof.scoring import Implicit, Judge, load_judge
 from rewardproof.stages.row_file import RowFile, as_line
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Score(Section):
     """Rewards for the rows of a data set."""
 
     model: str
-    """The reward model: a directory or a hub id."""
+    """The reward model: a directory or a hub id; with `implicit` a language model."""
     data: str
     """Rows to score: a file, a folder, a hub id or `embedded:…`."""
     precision: Precision = "fp32"
@@ -50,6 +50,8 @@ class Score(Section):
     """Longest conversation, in tokens; 0 is the model's own limit, which models with rotary positions do not have."""
     overlong: Overlong = "fail"
     """What happens at a longer conversation: stop, leave its row out, or score it with its prompt shortened from the beginning."""
+    implicit: Implicit | None = None
+    """Score by the reward that a policy trained by DPO implies, instead of a reward head."""
     chunk: Annotated[int, Field(ge=1)] = 512
     """Rows scored and written together; memory and what an interruption can lose are bounded by it."""
 
@@ -83,7 +85,7 @@ def run(
     files = RowFile.at(Path(out))
     files.check(config.data, overwrite=overwrite, resume=resume)
     earlier = _earlier_rows(files, config.chunk) if resume else None
-    model = load_model(config.model, precision=config.precision)
+    model = load_judge(config.model, config.implicit, precision=config.precision)
     files.out.parent.mkdir(parents=True, exist_ok=True)
     directory = RunDirectory(files.report, config, resume=True, started=started) if resume else None
     counts, lengths = ReadCounts(), Counter[str]()
@@ -187,7 +189,7 @@ class _Moments:
         return float(np.sqrt(max(self._squares / max(self.count, 1) - self.mean**2, 0.0)))
 
 
-def _encoded(model: AnyModel, rows: Iterator[Row], config: Score, lengths: Counter[str]) -> Iterator[tuple[Row, EncodedGroup]]:
+def _encoded(model: Judge, rows: Iterator[Row], config: Score, lengths: Counter[str]) -> Iterator[tuple[Row, EncodedGroup]]:
     """The rows that are scored, as tokens; a resumed run goes through the earlier ones again, so that it counts what they counted."""
     while chunk := list(islice(rows, config.chunk)):
         encoded, found = model.encode([row.group for row in chunk], max_length=config.max_length, overlong=config.overlong)
@@ -196,7 +198,7 @@ def _encoded(model: AnyModel, rows: Iterator[Row], config: Score, lengths: Count
             yield chunk[entry.index], entry
 
 
-def _scored(model: AnyModel, entries: Iterator[tuple[Row, EncodedGroup]], size: int) -> Iterator[list[tuple[Row, tuple[float, ...]]]]:
+def _scored(model: Judge, entries: Iterator[tuple[Row, EncodedGroup]], size: int) -> Iterator[list[tuple[Row, tuple[float, ...]]]]:
     while chunk := list(islice(entries, size)):
         rewards = model.score_encoded([entry for _, entry in chunk], origins=[row.group.origin for row, _ in chunk])
         yield [(row, values) for (row, _), values in zip(chunk, rewards, strict=True)]

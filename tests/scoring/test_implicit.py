@@ -12,7 +12,7 @@ import torch
 
 from rewardproof.data import read_groups
 from rewardproof.errors import ConfigError, EvaluationError
-from rewardproof.scoring import Implicit, ImplicitReward
+from rewardproof.scoring import Implicit, ImplicitReward, reads_tokens
 
 
 @pytest.fixture
@@ -42,6 +42,26 @@ def test_it_is_beta_times_the_log_ratio_over_the_answers_tokens(
             if judge.reference is not None:
                 ratio = ratio - brute_force(judge.reference, tokens, start)
             assert reward == pytest.approx(0.3 * float(ratio.sum() if over == "sum" else ratio.mean()), abs=2e-5)
+
+
+@pytest.mark.parametrize("over", ["sum", "mean"])
+def test_every_token_adds_its_own_log_ratio(over: str, base_dir: Path, tied_dir: Path, groups: Any) -> None:
+    how = Implicit(reference=str(tied_dir), beta=0.3, over=over)  # pyright: ignore[reportArgumentType]
+    judge = ImplicitReward.load(str(base_dir), how)
+    assert judge.reference is not None
+    assert reads_tokens(judge)
+    encoded, _ = judge.encode(groups)
+    for group, entry, row, rewards in zip(groups, encoded, judge.score_tokens(groups), judge.score(groups), strict=True):
+        for text, tokens, start, found, reward in zip(
+            group.answer_texts, entry.conversations, entry.answer_starts, row, rewards, strict=True
+        ):
+            ratio = brute_force(judge.policy, tokens, start) - brute_force(judge.reference, tokens, start)
+            grown = 0.3 * ratio.cumsum(0) / (len(ratio) if over == "mean" else 1)
+            own = len(found.reached_A)
+            assert own == len(text.split())
+            first = len(tokens) - start - own - 1  # the template closes an answer with one token
+            assert found.reached_A == pytest.approx(grown[first : first + own].numpy(), abs=2e-5)
+            assert found.score == pytest.approx(reward, abs=1e-6)
 
 
 def test_a_policy_that_is_its_reference_implies_no_reward(base_dir: Path, groups: Any) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 from typing import Any
 
@@ -15,12 +16,12 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
-from rewardproof.data import Group, read_groups
+from rewardproof.data import Group, merge_single_answers, read_groups
 from rewardproof.errors import ConfigError, EvaluationError
 from rewardproof.evaluation.audit import PERTURBATIONS
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import Upcycle, upcycle
-from rewardproof.scoring import CheckableGold, Combine, ModelEnsemble, Scale
+from rewardproof.scoring import CheckableGold, Combine, Implicit, ImplicitReward, ModelEnsemble, Scale
 from rewardproof.stages import audit, audit_scoring
 from rewardproof.stages.audit import Audit, run
 from rewardproof.stages.audit_model import ModelAudit, audit_model
@@ -281,6 +282,23 @@ def test_an_ensemble_is_audited_and_says_what_is_skipped(tiny: ModuleType, words
     assert served["batch"].moved == pytest.approx(0.0, abs=1e-4)
     assert served["left_padding"].skipped == "only for a single reward model that runs here"
     assert served["left_padding"].as_dict()["skipped"]
+
+
+def test_policies_are_audited_by_the_rewards_that_they_imply(base_dir: Path, tied_dir: Path, words_file: Path, tmp_path: Path) -> None:
+    how = Implicit(reference=str(tied_dir), beta=0.3)
+    report, _ = run(
+        Audit(
+            models=(str(base_dir),), data=(str(words_file),), prompts=0, perturbations=("padding", "truncation"), implicit=how,
+            precision="fp32",
+        ),
+        tmp_path / "out",
+    )  # fmt: skip
+    (found,) = report.results["models"].values()
+    groups = read_groups(str(words_file), purpose="score").groups
+    judge = ImplicitReward.load(str(base_dir), how)
+    rewards = [value for row in judge.score(merge_single_answers(groups)) for value in row]
+    assert found["mean"] == pytest.approx(fmean(rewards), abs=1e-5)
+    assert "raises</span> or <span" in (tmp_path / "out/report.html").read_text(), "its words are coloured"
 
 
 def test_a_checkpoint_of_ours_and_raw_text_skip_what_does_not_apply(tiny: ModuleType, words_file: Path) -> None:

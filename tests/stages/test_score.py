@@ -20,6 +20,7 @@ from rewardproof.data import Group, Message, read_groups
 from rewardproof.errors import CheckpointError, ConfigError, DataError
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.saving import save_reward_model
+from rewardproof.scoring import Implicit, ImplicitReward
 from rewardproof.stages.row_file import as_line
 from rewardproof.stages.score import Score, run
 
@@ -251,6 +252,14 @@ def test_long_rows_are_counted_and_a_resumed_run_counts_them_alike(
     assert [row["id"] for row in rows_in(out)] == kept
     assert report_of(out)["rows"] == report_of(whole)["rows"]
     assert report_of(out)["rewards"] == pytest.approx(report_of(whole)["rewards"], abs=1e-5)
+
+
+def test_a_policy_scores_by_the_reward_that_it_implies(base_dir: Path, tied_dir: Path, toy_file: Path, tmp_path: Path) -> None:
+    how = Implicit(reference=str(tied_dir), beta=0.3)
+    run(Score(model=str(base_dir), data=str(toy_file), implicit=how), tmp_path / "out.jsonl")
+    expected = ImplicitReward.load(str(base_dir), how).score(read_groups(str(toy_file), purpose="score").groups)
+    rows = [json.loads(line)["rewards"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [value for row in rows for value in row] == pytest.approx([value for row in expected for value in row], abs=1e-5)
 
 
 def test_raw_text_takes_no_template(reward_dir: Path, mixed: Path, tmp_path: Path) -> None:
