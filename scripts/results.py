@@ -6,10 +6,11 @@
     python scripts/results.py judged benchmarks runs/benchmarks/judged '$DATA=/data'     # what `evaluate` said in METHOD/SEED/RUN there
 
 A table stands between `<!-- table study=NAME setting=NAME -->` and `<!-- end of table -->`; `methods=a,b` and `columns="minus dense,
-points;seeds"` choose and order its rows and columns, `pool=NAME` makes it one of best of n, and `of=policies` one of policies; `<!-- table
-judged=NAME -->` is one of benchmarks over seeds. A figure of either is drawn for `<!-- figure study=NAME setting=NAME pool=NAME
-methods=a,b name=FILE -->`. `build` rewrites what is between such lines and nothing else. Where `publish` or `judged` is given further
-arguments `NAME=PATH`, NAME is written wherever PATH stands, so that results name no machine's folders.
+points;seeds"` choose and order its rows and columns, `pool=NAME` makes it one of best of n, `of=policies` one of policies, `of=laws` one
+of the laws fitted to policies that learned from preferences; `<!-- table judged=NAME -->` is one of benchmarks over seeds. A figure is
+drawn for `<!-- figure study=NAME setting=NAME pool=NAME methods=a,b name=FILE -->`. `build` rewrites what is between such lines and nothing
+else. Where `publish` or `judged` is given further arguments `NAME=PATH`, NAME is written wherever PATH stands, so that results name no
+machine's folders.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from rewardproof.errors import CheckpointError, ConfigError, RewardproofError
+from rewardproof.errors import CheckpointError, ConfigError, EvaluationError, RewardproofError
 from rewardproof.evaluation import BenchmarkScore, ScoredRow, judge_benchmarks, over_seeds
 from rewardproof.report import Table, format_interval, hacking_figure, markdown_table, policy_figure, regimes_figure
 from rewardproof.stages.judging import FOLDER
-from rewardproof.stages.optimisation_tables import picks, picks_table, policies, policies_table
+from rewardproof.stages.optimisation_tables import laws_table, picks, picks_table, policies, policies_table
 from rewardproof.stages.study_settings import first_difference
 from rewardproof.stages.study_tables import BASELINES, SettingRows, load_settings, points, setting_table
 from rewardproof.statistics import Interval
@@ -108,8 +109,12 @@ def _table(options: str, results: Path) -> str:
     asked = _Asked.read(options, results)
     if asked.pool:
         return markdown_table(picks_table(asked.rows, asked.pool, asked.methods, asked.columns))
-    if asked.policies:
+    if asked.of == "policies":
         return markdown_table(policies_table(asked.rows, asked.methods, asked.columns))
+    if asked.of == "laws":
+        if (laws := laws_table(asked.rows, asked.methods)) is None:
+            raise EvaluationError(f"Got {options!r} without methods=, expected some that learned from preferences; name them.")
+        return markdown_table(laws)
     return markdown_table(setting_table(asked.rows, asked.methods, asked.columns))
 
 
@@ -119,7 +124,7 @@ class _Asked(NamedTuple):
     name: str
     rows: SettingRows
     pool: str
-    policies: bool
+    of: Literal["", "policies", "laws"]
     methods: list[str]
     columns: list[str]
 
@@ -128,9 +133,9 @@ class _Asked(NamedTuple):
         given = dict(token.split("=", 1) for token in shlex.split(options) if "=" in token)
         unknown = set(given) - {"study", "setting", "methods", "columns", "pool", "of", "name"}
         of = given.get("of", "")
-        if unknown or not {"study", "setting"} <= set(given) or of not in ("", "policies") or (of and "pool" in given):
+        if unknown or not {"study", "setting"} <= set(given) or of not in ("", "policies", "laws") or (of and "pool" in given):
             raise ConfigError(
-                f"Got {options!r}, expected study=, setting= and where wanted pool= or of=policies, methods=, columns=; correct its line."
+                f"Got {options!r}, expected study=, setting=, where wanted pool= or of=policies|laws, methods=, columns=; correct its line."
             )
         settings = load_settings(results / given["study"], results / given["study"] / "pairs")
         if given["setting"] not in settings:
@@ -142,7 +147,7 @@ class _Asked(NamedTuple):
         columns = [name.strip() for name in given.get("columns", "").split(";") if name]
         pool = given.get("pool", "")
         name = given.get("name") or f"{given['study']}-{given['setting']}-{pool or 'policies'}".replace("_", "-")
-        return cls(name, settings[given["setting"]], pool, of == "policies", methods, columns)
+        return cls(name, settings[given["setting"]], pool, of, methods, columns)
 
 
 def build(root: Path) -> list[str]:

@@ -116,6 +116,7 @@ def test_columns_are_chosen(script: ModuleType, out: Path, tmp_path: Path) -> No
         ("study=small setting=mixed sort=yes", "Got .*sort=yes', expected study="),
         ("study=small setting=mixed of=everything", "Got .*of=everything', expected study="),
         ("study=small setting=mixed of=policies", "No policies, expected those of one method"),
+        ("study=small setting=mixed of=laws", "Got .*of=laws' without methods=, expected some that learned from preferences"),
         ("study=small setting=mixed pool=p", "No row with the pool 'p'"),
         ("study=small setting=pure", "has no row of the setting 'pure', expected one of mixed"),
     ],
