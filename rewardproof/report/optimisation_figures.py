@@ -56,6 +56,8 @@ SPREAD = "standard deviations"
 def policy_figure(methods: Mapping[str, PolicyHacking], *, unit: str = SPREAD) -> Figure:
     """Gold and proxy against the root of the KL of trained policies, bands over runs and prompts.
 
+    The bands of two runs can be many times what the lines move: they then end at the frame.
+
     Args:
         methods: Name of the method to how it fared; all optimised in one way, since distances of different ways do not compare.
         unit: What the proxy is counted in.
@@ -81,6 +83,9 @@ def policy_figure(methods: Mapping[str, PolicyHacking], *, unit: str = SPREAD) -
         proxy.set_title("Proxy: what is optimised")
         proxy.set_ylabel(f"{unit} above the start")
         _distance_axes(figure, "square root of KL, nats")
+        _cut_bands(proxy, [one.proxy for one in methods.values()])
+        if gold is not None:
+            _cut_bands(gold, [one.gain for one in methods.values()])
         legend_above(figure, proxy)
     return figure
 
@@ -155,6 +160,20 @@ def _distance_axes(figure: Figure, label: str) -> None:
     for axes in figure.axes:
         axes.set_xlabel(label)
         axes.margins(x=0.03)
+
+
+WIDEST = 2.0
+"""Beyond the lines, in units of what they span, a frame has no more of the bands."""
+
+
+def _cut_bands(axes: Axes, lines: Sequence[Sequence[Interval]]) -> None:
+    """Keep lines legible under bands that are many times as wide."""
+    values = [0.0, *(one.estimate for line in lines for one in line)]
+    low, high = min(values), max(values)
+    reach = WIDEST * (high - low)
+    bottom, top = axes.get_ylim()
+    if reach:
+        axes.set_ylim(max(bottom, low - reach), min(top, high + reach))
 
 
 def _band(

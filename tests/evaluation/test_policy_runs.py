@@ -9,6 +9,7 @@ import pytest
 
 from rewardproof.errors import EvaluationError
 from rewardproof.evaluation import IMPLICIT, Evaluation, PolicyRuns, win_rate
+from rewardproof.report import policy_figure
 from rewardproof.statistics import local_linear
 
 ALPHA, BETA = 0.35, 0.15
@@ -55,6 +56,18 @@ def test_the_law_and_the_peak_are_found_again() -> None:
     assert found.peak_kl == pytest.approx(3.79**2, rel=0.3)
     assert found.distance[-1] == pytest.approx(6.0)
     assert (found.n_runs, found.n_prompts, found.tokens, found.end_kl) == (2, 12, (10.0, 19.0), pytest.approx(36.0))
+
+
+def test_a_figure_keeps_its_lines_legible_under_wide_bands_and_leaves_narrow_ones_whole() -> None:
+    far, near = ([0.0, 1.0, 2.0, 3.0], [0.0, 0.9, 1.9, 3.0])
+    wide = PolicyRuns([made(far, shift=0.9), made(near, seed=1, shift=-0.9)], models=[0, 1]).summary()
+    narrow = PolicyRuns([made(far), made(near, seed=1)], models=[0, 1]).summary()
+    for found, cut in ((wide, True), (narrow, False)):
+        axes = policy_figure({"one": found}).axes[0]
+        values = [one.estimate for one in found.gain]
+        bottom, top = axes.get_ylim()
+        assert bottom <= min(values) <= max(values) <= top
+        assert (max(one.high for one in found.gain) > top) == cut
 
 
 def test_the_proxy_is_in_units_of_the_first_answers_and_the_gap_is_what_it_promised_in_vain() -> None:
