@@ -256,22 +256,25 @@ def test_a_program_cannot_learn(recipe: str, made: Callable[..., Align], tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "methods"),
+    ("name", "methods", "prompts"),
     [
         (
             "learning_rewards",
             {"rloo", "r2m", "r2m_untrained", "metarm", "metarm_plain", "rloo_tokens", "red_rloo", "red_ppo", "cooper", "rule"},
+            24,
         ),
-        ("direct_alignment", {"rloo", "dpo_001", "ipo_001", "slic_001", "dpo_length_001", "rpo_001"}),
-        ("constrained", {"look_both", "ppo_sum", "mu", "xi", "all", "sat", "nm"}),
+        ("direct_alignment", {"rloo", "dpo_001", "ipo_001", "slic_001", "dpo_length_001", "rpo_001"}, 32),
+        ("constrained", {"look_both", "ppo_sum", "mu", "xi", "all", "sat", "nm"}, 24),
     ],
 )
-def test_the_studies_of_policies_unfold_to_runs_that_are_judged_on_the_same_held_out_prompts(name: str, methods: set[str]) -> None:
+def test_the_studies_of_policies_unfold_to_runs_that_are_judged_on_the_same_held_out_prompts(
+    name: str, methods: set[str], prompts: int
+) -> None:
     cells = unfold(parse(Study, load_yaml(Path(f"studies/{name}.yaml").read_text(), origin="study")))
     assert {cell.seed for cell in cells} == {0, 1}
     assert methods <= {cell.method for cell in cells}
-    runs = {cell.method: cell.align for cell in cells if cell.align is not None and not cell.method.startswith("look")}
-    for align in runs.values():
-        check_settings(align)
-    judged = {(align.eval_prompts, align.evaluate.prompts, align.evaluate.answers) for align in runs.values()}
-    assert [prompts for prompts, _, _ in judged] == [("embedded:checkable/heldout",)], judged
+    for cell in cells:
+        if cell.align is not None and not cell.method.startswith("look"):
+            check_settings(cell.align)
+            assert cell.align.eval_prompts == ("embedded:checkable/heldout",), cell.method
+            assert (cell.align.evaluate.prompts, cell.align.evaluate.answers) == (prompts, 4), cell.method
