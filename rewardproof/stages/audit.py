@@ -83,7 +83,8 @@ def run(
     changes = _perturbations(config)
     limits = read_limits(config.limits, tuple(CHECKS)) if config.limits else {}
     require_free(out, overwrite=overwrite, resume=resume)
-    refuse_inputs_inside(out, [*config.models, *config.data, *filter(None, [config.limits])])
+    further = [config.limits, config.implicit.reference if config.implicit else ""]
+    refuse_inputs_inside(out, [*config.models, *config.data, *filter(None, further)])
     groups, rows = _read(config)
     directory = RunDirectory(out, config, overwrite=overwrite, resume=resume)
     (directory.path / "scores").mkdir(exist_ok=True)

@@ -68,7 +68,8 @@ def run(
         raise ConfigError("Got --resume without --out, expected the run directory to go on with: nothing else is kept. Name it with --out.")
     if out is not None:
         require_free(out, overwrite=overwrite, resume=resume)
-        refuse_inputs_inside(out, [config.model, *config.data])
+        further = [config.implicit.reference] if config.implicit and config.implicit.reference else []
+        refuse_inputs_inside(out, [config.model, *config.data, *further])
     directory = None if out is None else _Directory(out, config, overwrite=overwrite, resume=resume, started=started)
     model = config.load()
     if config.scenarios is None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
 from rewardproof.data import Group, merge_single_answers, read_groups
-from rewardproof.errors import ConfigError, EvaluationError
+from rewardproof.errors import CheckpointError, ConfigError, EvaluationError
 from rewardproof.evaluation.audit import PERTURBATIONS
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.models.upcycling import Upcycle, upcycle
@@ -299,6 +299,9 @@ def test_policies_are_audited_by_the_rewards_that_they_imply(base_dir: Path, tie
     rewards = [value for row in judge.score(merge_single_answers(groups)) for value in row]
     assert found["mean"] == pytest.approx(fmean(rewards), abs=1e-5)
     assert "raises</span> or <span" in (tmp_path / "out/report.html").read_text(), "its words are coloured"
+    inside = Audit(models=(str(base_dir),), data=(str(words_file),), implicit=Implicit(reference=str(tmp_path / "out")))
+    with pytest.raises(CheckpointError, match="lies in the output directory"):
+        run(inside, tmp_path / "out", overwrite=True)
 
 
 def test_a_checkpoint_of_ours_and_raw_text_skip_what_does_not_apply(tiny: ModuleType, words_file: Path) -> None:

@@ -75,6 +75,9 @@ def test_an_input_inside_the_output_directory_is_refused(reward_dir: Path, toy_f
     mine.write_bytes(toy_file.read_bytes())
     with pytest.raises(CheckpointError, match=r"mine.jsonl lies in the output directory"):
         run(Evaluate(model=str(reward_dir), data=(str(mine),)), tmp_path / "e", overwrite=True)
+    reference = Implicit(reference=str(tmp_path / "e"))
+    with pytest.raises(CheckpointError, match="lies in the output directory"):
+        run(Evaluate(model=str(reward_dir), data=(str(toy_file),), implicit=reference), tmp_path / "e", overwrite=True)
     assert mine.exists()
 
 
