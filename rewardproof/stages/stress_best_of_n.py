@@ -104,7 +104,8 @@ def best_of_n_stress(
         scores.append(made)
         seconds.append(spent)
         if place in first_of:
-            picks[first_of[place]] = picks_of(pools.groups, made, gold, scorer, name=spec)
+            words = directory.path / "scores" / f"{name}.words.json"
+            picks[first_of[place]] = picks_of(pools.groups, made, gold, scorer, words, name=spec)
     keys = [group.prompt_key for group in pools.groups]
     runs = {
         name: BestOfNRuns([scores[place] for place in places], gold, pools.ns, keys, lengths=pools.lengths)

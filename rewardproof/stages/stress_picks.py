@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from rewardproof.artifacts import plain, write_whole
 from rewardproof.data import Group
 from rewardproof.models.token_scores import TokenScores
 from rewardproof.scoring import Scale, Scorer, reads_tokens
@@ -48,7 +52,13 @@ class Picks:
 
 
 def picks_of(
-    pools: Sequence[Group], scores: Sequence[Sequence[float]], gold: Sequence[Sequence[float]], scorer: Callable[[], Scorer], *, name: str
+    pools: Sequence[Group],
+    scores: Sequence[Sequence[float]],
+    gold: Sequence[Sequence[float]],
+    scorer: Callable[[], Scorer],
+    file: Path,
+    *,
+    name: str,
 ) -> Picks:
     """The picks that promise most beyond gold, both in standard deviations over the pools, and those that promise least beyond it.
 
@@ -56,7 +66,8 @@ def picks_of(
         pools: Prompts with their answers.
         scores: The model's, by pool.
         gold: Gold's, by pool.
-        scorer: Gives the model, to read its picks word by word.
+        scorer: Gives the model, to read its picks word by word; not asked where they were read before.
+        file: Where what it reads is kept, beside the scores that it belongs to.
         name: What messages call it by.
 
     Raises:
@@ -72,8 +83,18 @@ def picks_of(
     found.sort(key=lambda pick: (pick.gold - golds_N.mean()) / (golds_N.std() or 1.0) - pick.promised)
     kinds = (("gamed most", found[:EXAMPLES]), ("served best", found[-EXAMPLES:]))
     shown = [replace(pick, kind=kind) for kind, some in kinds for pick in some]
-    judge = scorer()
-    if reads_tokens(judge):
-        read = judge.score_tokens([pick.group for pick in shown])
-        shown = [replace(pick, tokens=one) for pick, (one,) in zip(shown, read, strict=True)]
-    return Picks(scale, tuple(shown))
+    words = _words(file, scorer, [pick.group for pick in shown])
+    return Picks(scale, tuple(replace(pick, tokens=one) for pick, one in zip(shown, words, strict=True)))
+
+
+def _words(file: Path, scorer: Callable[[], Scorer], groups: Sequence[Group]) -> list[TokenScores | None]:
+    """How the scores of single answers grow, from the file if it is there."""
+    if not file.exists():
+        judge = scorer()
+        read = [one for (one,) in judge.score_tokens(groups)] if reads_tokens(judge) else [None] * len(groups)
+        write_whole(file, json.dumps(plain(read)))
+    return [None if row is None else _token_scores(**row) for row in json.loads(file.read_text())]
+
+
+def _token_scores(*, reached_A: Sequence[float], ends_A: Sequence[int], **rest: Any) -> TokenScores:
+    return TokenScores(reached_A=np.array(reached_A, dtype=np.float64), ends_A=np.array(ends_A, dtype=np.intp), **rest)

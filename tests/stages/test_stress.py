@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +77,7 @@ def test_picks_are_those_that_promise_most_and_least_beyond_gold_read_word_by_wo
     pools = read_groups(str(pool_file), purpose="score").groups
     scorer = load_scorer(models[0])
     scores, gold = scorer.score(pools), [group.scores or () for group in pools]
-    picks = picks_of(pools, scores, gold, lambda: scorer, name="a")
+    picks = picks_of(pools, scores, gold, lambda: scorer, tmp_path / "a.json", name="a")
     flat, golds = ([value for row in rows for value in row] for rows in (scores, gold))
     beyond = {}
     for group, row, truth in zip(pools, scores, gold, strict=True):
@@ -88,10 +90,21 @@ def test_picks_are_those_that_promise_most_and_least_beyond_gold_read_word_by_wo
     for pick in picks.shown:
         assert pick.tokens is not None
         assert picks.scale.standardised([pick.tokens.score])[0] == pytest.approx(pick.promised, abs=1e-4)
-    run(settings(models[:1], pool_file), tmp_path / "out")
-    assert "raises</span> or <span" in (tmp_path / "out/report.html").read_text()
-    program = picks_of(pools, gold, gold, lambda: load_scorer("embedded:checkable"), name="gold")
+    program = picks_of(pools, gold, gold, lambda: load_scorer("embedded:checkable"), tmp_path / "gold.json", name="gold")
     assert {pick.tokens for pick in program.shown} == {None}
+
+
+def test_a_page_is_drawn_again_word_by_word_without_the_model(models, pool_file: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(models[0], tmp_path / "model")
+    config = settings([str(model)], pool_file)
+    run(config, tmp_path / "out")
+    shutil.rmtree(model)
+    page = tmp_path / "out" / "report.html"
+    gains = re.findall(r'title="([^"]*), then', page.read_text())
+    page.unlink()
+    run(config, tmp_path / "out", resume=True)
+    assert gains
+    assert re.findall(r'title="([^"]*), then', page.read_text()) == gains
 
 
 def test_methods_with_as_many_seeds_compare(models, pool_file: Path, tmp_path: Path) -> None:
