@@ -2,7 +2,7 @@
 # Public benchmarks of models trained on real preferences, three seeds: studies/benchmarks.sh DATA OUT [PART …]
 # DATA: a folder with hh-rlhf/, webgpt_comparisons/, llamafactory/, llmbar/, rm-bench/ and rmb/ in their published formats. LLMBar and RM-Bench
 # are judged whole, RMB and HH-RLHF on the fifth of prompts that training holds out; reform and activation, beside dense, by LLMBar and
-# HH-RLHF alone.
+# HH-RLHF alone, activation also by LLMBar's natural pairs with a bias on one answer.
 # PART: train, whole, fifth (dense and umm), reform (and the model that it searched), activation (and dense); all in this order if none is
 # named. Then:
 #   python scripts/results.py judged benchmarks OUT/judged '$DATA=DATA' '$OUT=OUT'
@@ -53,8 +53,11 @@ for part in "${parts[@]}"; do
       activation)
         trained dense "$seed" "${tuned[@]}"
         trained activation "$seed"
+        [[ -f $out/biased.jsonl ]] || python examples/preference_hack.py "$out/biased.jsonl" "$data"/llmbar/*Natural*
         few "dense/$seed/model" judged_activation dense layers=top:4
+        judge "dense/$seed/model" "judged_activation/dense/$seed/biased" "$out/biased.jsonl" layers=top:4
         few "activation/$seed/model" judged_activation activation
+        judge "activation/$seed/model" "judged_activation/activation/$seed/biased" "$out/biased.jsonl"
         ;;
     esac
   done
