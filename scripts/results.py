@@ -7,10 +7,10 @@
 
 A table stands between `<!-- table study=NAME setting=NAME -->` and `<!-- end of table -->`; `methods=a,b` and `columns="minus dense,
 points;seeds"` choose and order its rows and columns, `pool=NAME` makes it one of best of n, `of=policies` one of policies, `of=laws` one
-of the laws fitted to policies that learned from preferences; `<!-- table judged=NAME -->` is one of benchmarks over seeds. A figure is
-drawn for `<!-- figure study=NAME setting=NAME pool=NAME methods=a,b name=FILE -->`. `build` rewrites what is between such lines and nothing
-else. Where `publish` or `judged` is given further arguments `NAME=PATH`, NAME is written wherever PATH stands, so that results name no
-machine's folders.
+of the laws fitted to policies that learned from preferences; `<!-- table judged=NAME -->` is one of benchmarks over seeds, `<!-- table
+suites=a,b,c -->` one of REFORM's perturbation suites over published runs of recipe `reform`. A figure is drawn for `<!-- figure study=NAME
+setting=NAME pool=NAME methods=a,b name=FILE -->`. `build` rewrites what is between such lines and nothing else. Where `publish` or `judged`
+is given further arguments `NAME=PATH`, NAME is written wherever PATH stands, so that results name no machine's folders.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,7 +35,7 @@ from rewardproof.stages.judging import FOLDER
 from rewardproof.stages.optimisation_tables import laws_table, picks, picks_table, policies, policies_table
 from rewardproof.stages.study_settings import first_difference
 from rewardproof.stages.study_tables import BASELINES, SettingRows, load_settings, points, setting_table
-from rewardproof.statistics import Interval
+from rewardproof.statistics import Interval, seed_interval
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "docs/results.md")
@@ -106,6 +108,9 @@ def built(text: str, results: Path) -> str:
 def _table(options: str, results: Path) -> str:
     if options.startswith("judged="):
         return markdown_table(_judged_table(json.loads((results / f"{options.removeprefix('judged=')}.json").read_text())))
+    if options.startswith("suites="):
+        runs = options.removeprefix("suites=").split(",")
+        return markdown_table(_suites_table([json.loads((results / f"{run}.json").read_text()) for run in runs]))
     asked = _Asked.read(options, results)
     if asked.pool:
         return markdown_table(picks_table(asked.rows, asked.pool, asked.methods, asked.columns))
@@ -298,6 +303,18 @@ def _judged_table(found: dict[str, Any]) -> Table:
         shown = ["–" if one is None else _shown(Interval(**one), what) for what, one in intervals]
         rows.append((label, *shown, f"{100 * line['longest']:.1f}", line["rows"]))
     return Table(("data", *names, "longest wins, %", "rows"), tuple(rows))
+
+
+def _suites_table(runs: Sequence[dict[str, Any]]) -> Table:
+    """Accuracy under REFORM's suites of the searched model and the corrected one; intervals over seeds."""
+    by_run = [run["members"][0]["reform"]["robustness"] for run in runs]
+    rows: list[tuple[Any, ...]] = []
+    for name in by_run[0]:
+        before, after, gain = (seed_interval([run[name][when]["estimate"] for run in by_run]) for when in ("before", "after", "gain"))
+        before, after = (replace(share, low=max(share.low, 0.0), high=min(share.high, 1.0)) for share in (before, after))
+        pairs = sum(run[name]["gain"]["n"] for run in by_run)
+        rows.append((name, _shown(before, "number"), _shown(after, "number"), points(gain), pairs))
+    return Table(("pairs", "searched model, %", "corrected, %", "gain, points", "pairs of all seeds"), tuple(rows))
 
 
 def _shown(interval: Interval, what: str) -> str:

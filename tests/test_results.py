@@ -176,6 +176,16 @@ def test_the_documents_are_up_to_date(name: str, script: ModuleType) -> None:
     assert script.built(text, ROOT / "results") == text, "run: make results"
 
 
+def test_the_suites_of_corrected_models_are_averaged_over_seeds(script: ModuleType, tmp_path: Path) -> None:
+    for seed, after in enumerate((0.5, 0.6, 0.7)):
+        told = {when: {"estimate": value, "n": 50} for when, value in (("before", 0.5), ("after", after), ("gain", after - 0.5))}
+        run = {"members": [{"reform": {"robustness": {"repetition/preferred": told}}}]}
+        (tmp_path / f"run_{seed}.json").write_text(json.dumps(run))
+    table = script.built(document("suites=run_0,run_1,run_2"), tmp_path)
+    # Student's t with two degrees of freedom, 4.303, times the standard error of .5, .6, .7, which is .1 / sqrt(3).
+    assert "| repetition/preferred | 50.0 [50.0, 50.0] | 60.0 [35.2, 84.8] | +10.0 [-14.8, +34.8] | 150 |" in table
+
+
 def judged_run(folder: Path, method: str, seed: int, right: list[bool]) -> None:
     """What `evaluate` leaves: LLMBar rows of a model that has so many right."""
     run = folder / method / str(seed) / "whole"
