@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import tracemalloc
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -365,6 +366,28 @@ def test_no_text_or_tensor_is_kept_of_a_row(reward_dir: Path, tmp_path: Path, wr
     run(Evaluate(model=str(reward_dir), data=(str(write_jsonl(tmp_path / "rb.jsonl", rows)),)), tmp_path / "e")
     kept = (tmp_path / "e" / "judged" / "0.jsonl").read_text()
     assert not any(row[part] in kept for row in rows for part in ("prompt", "chosen", "rejected"))
+
+
+def test_memory_does_not_grow_with_the_texts_of_the_rows(
+    reward_dir: Path, tmp_path: Path, write_jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "CHUNK", 8)
+    model = RewardModel.load(reward_dir)
+    long = [{**row, "chosen": f"{row['chosen']} {'x' * 20_000}"} for row in first_version(72)]
+
+    def peak(count: int) -> int:
+        file = str(write_jsonl(tmp_path / f"{count}.jsonl", long[:count]))
+        config = Evaluate(model=str(reward_dir), data=(file,))
+        tracemalloc.start()
+        try:
+            judging.judged_source(model, config, file, judging.KeptRows(), lambda *_: None)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(8)  # what the first run imports and keeps
+    of_a_chunk, of_nine = peak(8), peak(72)
+    assert of_nine - of_a_chunk < 64 * 20_000 / 4
 
 
 def test_a_system_prompt_and_a_template_of_ones_own(reward_dir: Path, tmp_path: Path, write_jsonl: Callable[..., Path]) -> None:
