@@ -77,6 +77,11 @@ def check_feedback(feedback: PolicyFeedback, optimise: OnPolicy) -> None:
             f"optimise.answers={answers} with feedback.learning: expected 2 or more, since it learns from the highest and the lowest "
             "reward of a prompt's answers. Raise it, or write feedback.learning.trains=none."
         )
+    if learning.trains == "all" and feedback.floor == 1:
+        raise ConfigError(
+            "feedback.floor=1 with feedback.learning.trains=all: expected a floor below 1, since at 1 the policy is never read and the "
+            "attention to it gets no gradient. Lower it, or write feedback.learning.trains=head."
+        )
     if learning.trains != "none" and learning.alpha and answers == 2:
         raise ConfigError(
             f"optimise.answers=2 with feedback.learning.alpha={learning.alpha:g}: expected 3 or more answers, since two rewards in units "

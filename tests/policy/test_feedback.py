@@ -264,6 +264,12 @@ def test_prompts_that_processes_cannot_share_are_refused(monkeypatch: pytest.Mon
     check_feedback(PolicyFeedback(learning=FeedbackLearning(groups=4)), OnPolicy(answers=4))
 
 
+def test_attention_to_a_policy_that_is_never_read_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"feedback\.floor=1 .* write feedback\.learning\.trains=head"):
+        check_feedback(PolicyFeedback(floor=1.0), OnPolicy(answers=4))
+    check_feedback(PolicyFeedback(floor=1.0, learning=FeedbackLearning(trains="head")), OnPolicy(answers=4))
+
+
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(tiny: ModuleType) -> None:
     loop = loop_of(tiny, {})
     loop.update()
