@@ -97,7 +97,7 @@ class OnPolicy(Optimisation):
     whiten_streams: bool = False
     """PPO: the same for each stream's own advantages, before they are weighed; its unit and its size then count for nothing."""
     value_clip: Positive = 0.2
-    """PPO: how far values may move in an update, in standard deviations of the reward."""
+    """PPO: how far values may move in an update, in rewards' units: their spread, or the scorer's with `constrained.units=own`."""
     value_coefficient: NotNegative = 0.1
     """PPO: weight of the values' loss."""
     penalty_value_coefficient: NotNegative = 0.1
