@@ -4,7 +4,7 @@
 # are judged whole, RMB and HH-RLHF on the fifth of prompts that training holds out; reform and activation, beside dense, by LLMBar and
 # HH-RLHF alone, activation also by LLMBar's natural pairs with a bias on one answer.
 # PART: train, whole, fifth (dense and umm), reform (and the model that it searched), activation (and dense); all in this order if none is
-# named. Then:
+# named. SEEDS="0 1" in the environment runs some. Then:
 #   python scripts/results.py judged benchmarks OUT/judged '$DATA=DATA' '$OUT=OUT'
 #   python scripts/results.py judged benchmarks_few OUT/judged_few '$DATA=DATA' '$OUT=OUT'
 #   python scripts/results.py judged benchmarks_activation OUT/judged_activation '$DATA=DATA' '$OUT=OUT'
@@ -34,7 +34,7 @@ policy() {  # NAME key=value…: what REFORM's failures are written by
     direct.read.on_bad=drop_unfit direct.read.overlong=drop direct.read.max_groups=480 evaluate.every=30 evaluate.prompts=4 evaluate.answers=2 "${@:2}"
 }
 for part in "${parts[@]}"; do
-  for seed in 0 1 2; do
+  for seed in ${SEEDS:-0 1 2}; do
     case $part in
       train)
         trained dense "$seed" "${tuned[@]}"
