@@ -53,7 +53,7 @@ for part in "${parts[@]}"; do
       activation)
         [[ -f $out/biased.jsonl ]] || python examples/preference_hack.py "$out/biased.jsonl" "$data"/llmbar/*Natural*
         trained dense "small/dense/$seed" "${tuned[@]}" read.max_groups=500
-        trained activation "small/activation/$seed" read.max_groups=500
+        trained activation "small/activation/$seed" read.max_groups=500 activation.heads.masks=1  # another by every seed
         judge "small/dense/$seed/model" "judged_activation/dense/$seed/llmbar" "$data/llmbar" layers=top:4
         judge "small/dense/$seed/model" "judged_activation/dense/$seed/biased" "$out/biased.jsonl" layers=top:4
         judge "small/activation/$seed/model" "judged_activation/activation/$seed/llmbar" "$data/llmbar"
