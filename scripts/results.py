@@ -20,7 +20,6 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -311,9 +310,8 @@ def _suites_table(runs: Sequence[dict[str, Any]]) -> Table:
     rows: list[tuple[Any, ...]] = []
     for name in by_run[0]:
         before, after, gain = (seed_interval([run[name][when]["estimate"] for run in by_run]) for when in ("before", "after", "gain"))
-        before, after = (replace(share, low=max(share.low, 0.0), high=min(share.high, 1.0)) for share in (before, after))
         pairs = sum(run[name]["gain"]["n"] for run in by_run)
-        rows.append((name, _shown(before, "number"), _shown(after, "number"), points(gain), pairs))
+        rows.append((name, _shown(before.of_a_share(), "number"), _shown(after.of_a_share(), "number"), points(gain), pairs))
     return Table(("pairs", "searched model, %", "corrected, %", "gain, points", "pairs of all seeds"), tuple(rows))
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -58,9 +57,9 @@ def over_seeds(lines: Sequence[Line], minus: Sequence[Line] = ()) -> Interval:
     clusters = [cluster for part in lines[0].parts for cluster in part.clusters]
     seeds = [seed for seed in range(len(lines)) for _ in clusters]
     found = crossed_interval(np.concatenate(shares, axis=1).ravel(), seeds, clusters * len(lines))
-    if minus or every.min() < 0 or every.max() > 1 or sum(lines[0].weights) > 1 + 1e-9 or not found.known:
+    if minus or every.min() < 0 or every.max() > 1 or sum(lines[0].weights) > 1 + 1e-9:
         return found
-    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))  # a share is one, whatever few seeds say of its spread
+    return found.of_a_share()
 
 
 def _credits(lines: Sequence[Line], minus: Sequence[Line], place: int) -> FloatArray:

@@ -53,7 +53,7 @@ class Outcomes:
         if values.min() == values.max() and values[0] in (0.0, 1.0):
             honest = wilson(found.n_clusters * float(values[0]), found.n_clusters)
             return Interval(found.estimate, honest.low, honest.high, found.n, found.n_clusters)
-        return Interval(found.estimate, max(found.low, 0.0), min(found.high, 1.0), found.n, found.n_clusters) if found.known else found
+        return found.of_a_share()
 
     def _places(self, subset: str | None, category: str | None) -> list[int]:
         own = zip(self.subsets, self.categories, strict=True)

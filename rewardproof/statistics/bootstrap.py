@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -46,6 +46,15 @@ class Interval:
     def known(self) -> bool:
         """Whether there is an interval, not an estimate alone."""
         return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def of_a_share(self) -> Interval:
+        """The interval with its ends between 0 and 1, which few seeds put outside; as it is where there are none.
+
+        Example:
+            >>> Interval(0.9, 0.7, 1.1, 3, 3).of_a_share()
+            Interval(estimate=0.9, low=0.7, high=1.0, n=3, n_clusters=3)
+        """
+        return replace(self, low=max(self.low, 0.0), high=min(self.high, 1.0)) if self.known else self
 
     def as_dict(self) -> dict[str, float | int | None]:
         """Plain values for JSON, which knows no NaN.
