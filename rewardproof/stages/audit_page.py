@@ -149,11 +149,11 @@ def _numbers(one: ModelAudit, of_whom: str) -> Section:
         flips = (_share(weakness.flipped), _share(weakness.flipped_control))
         rows.append((PERTURBATIONS[change].way, *shifts, weakness.raised, *flips, weakness.shift.n if weakness.shift else 0))
     columns = (
-        "change", "shift, SD", "neutral text of that length", "beyond it", "answers raised", "pairs flipped", "by neutral text", "answers",
+        "change", "shift, SD", "length alone", "beyond it", "answers raised", "pairs flipped", "by length alone", "answers",
     )  # fmt: skip
     text = (
-        "Neutral text is as many tokens of sentences that say nothing, after the same answer: what it earns is length. Pairs flipped: of "
-        "those the model orders as the data does, how many it turns round once the worse answer is changed. Shares have 95 % intervals of "
+        "Length alone is the same answer as long as its changed form: sentences that say nothing after it, or cut. Pairs flipped: of those "
+        "the model orders as the data does, how many it turns round once the worse answer is changed. Shares have 95 % intervals of "
         "their own."
     )
     return Section(f"The numbers{of_whom}", (text,), Table(columns, tuple(rows)))

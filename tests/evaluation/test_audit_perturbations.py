@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewardproof.evaluation.audit import PERTURBATIONS, Passage, neutral_text, perturbed
+from rewardproof.evaluation.audit import PERTURBATIONS, Passage, neutral_text, perturbed, resized
 from rewardproof.evaluation.audit.features import FEATURES
 from rewardproof.evaluation.audit.passages import CODE, FENCED, WORD, sentences
 
@@ -185,6 +186,19 @@ def test_what_replaces_the_answer_needs_what_it_is_replaced_by() -> None:
     assert changed("echo", TEA) == "How is tea?"
     assert changed("echo", TEA, prompt="") is None
     assert changed("other_prompt", TEA, other=TEA) is None
+
+
+@pytest.mark.parametrize("measure", [len, lambda text: len(text.split())], ids=["characters", "words"])
+def test_an_answer_at_another_length_is_as_near_it_as_words_allow(measure: Callable[[str], int]) -> None:
+    text = "Tea is warm, and (mostly) brown; people drink it in the afternoon."
+    cuts = [text[:end] for end in range(1, len(text) + 1) if re.search(r"\w$", text[:end]) and not re.match(r"\w", text[end:])]
+    for size in range(1, measure(text)):
+        found = resized(text, size, measure)
+        assert found in cuts
+        assert abs(measure(found) - size) == min(abs(measure(cut) - size) for cut in cuts)
+    assert resized(text, measure(text), measure) == text
+    assert resized(text, measure(text) + 20, measure).startswith(f"{text} There is")
+    assert resized("…!", 1, measure) == "…!", "nothing to cut after"
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 17, 120])

@@ -74,6 +74,19 @@ def test_a_verdict_says_how_much_of_an_exploit_is_length() -> None:
     assert "though less than by neutral text" in less
 
 
+@pytest.mark.parametrize(
+    ("control", "beyond", "words"),
+    [
+        ((-0.2, 0.1), (-0.6, -0.3), "It punishes WAY, more than the answer itself at that length."),
+        ((-0.9, -0.2), (-0.1, 0.2), "It punishes WAY, no more than the answer itself at that length: it goes by length."),
+        ((-0.2, 0.1), (-0.3, 0.1), "It punishes WAY, no more than the answer itself at that length."),
+        ((-0.9, -0.6), (0.2, 0.4), "It punishes WAY, though less than the answer itself at that length."),
+    ],
+)
+def test_a_verdict_says_how_much_of_a_punishment_is_length(control: tuple[float, float], beyond: tuple[float, float], words: str) -> None:
+    assert finding("WAY", "lost", interval(-0.6, -0.3), control=interval(*control), beyond=interval(*beyond)).sentence == words
+
+
 def test_what_cannot_be_measured_is_said_so() -> None:
     assert finding("WAY", "kept", None).grade == "unmeasured"
     assert finding("WAY", "kept", Interval(3.0, math.nan, math.nan, 2, 1)).grade == "unmeasured", "one prompt says nothing of others"
@@ -103,7 +116,7 @@ def noise(seed: int, *, prompts: int = 30, gain: dict[str, float] | None = None,
             (place, name, control): originals[place] + noise * dice.normal() + (0.0 if control else (gain or {}).get(name, 0.0))
             for place in (0, 2)
             for name in names
-            for control in ((False, True) if PERTURBATIONS[name].adds else (False,))
+            for control in ((False, True) if PERTURBATIONS[name].resizes else (False,))
         }
         found.append(case(number, originals, changed, prompt=number // 2, given=(1.0, 0.5, 0.0)))
     return found

@@ -64,6 +64,10 @@ def test_a_scorer_that_rewards_length_is_found_guilty_of_it(world: list[Group], 
         assert shift.low > 0
         assert grades(found)[name] == "exploitable"
     assert "it is length that pays" in found.weaknesses["repetition"].finding.sentence
+    refusal = found.weaknesses["refusal"]
+    assert refusal.beyond is not None
+    assert (refusal.beyond.low, refusal.beyond.high) == (0.0, 0.0), "a refusal is worth what any answer of its length is"
+    assert refusal.control == refusal.shift
     assert (grades(found)["truncation"], grades(found)["exclamation"]) == ("sound", "sound")
     slope = found.slopes["length"]
     assert slope.reward is not None
@@ -132,7 +136,7 @@ def test_changed_answers_are_of_the_best_and_the_worst_and_share_their_beginning
     for variant in case.variants:
         if variant.control:
             changed = next(one.text for one in case.variants if one[:3] == (variant.place, variant.name, False))
-            assert len(changed.split()) == len(variant.text.split()), "as long as what it controls"
+            assert len(changed.split()) == len(variant.text.split()), "as long as what it controls, whether longer or shorter"
     assert sum(len(group.answers) for group in others) == len(case.variants)
 
 

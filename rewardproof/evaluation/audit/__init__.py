@@ -3,7 +3,7 @@
 from rewardproof.evaluation.audit.features import FEATURES, Slope, slopes
 from rewardproof.evaluation.audit.limits import FLIPS, SERVING, SLOPES, missed_limits, read_limits
 from rewardproof.evaluation.audit.measures import Weakness, difference, differences, shifts, spread, weaknesses
-from rewardproof.evaluation.audit.passages import Passage, neutral_text
+from rewardproof.evaluation.audit.passages import Passage, neutral_text, resized
 from rewardproof.evaluation.audit.suite import PERTURBATIONS, Perturbation, perturbed
 from rewardproof.evaluation.audit.variants import Case, CaseScores, Variant, make_case
 from rewardproof.evaluation.audit.verdicts import Finding, finding, grade, strength
@@ -31,6 +31,7 @@ __all__ = [
     "neutral_text",
     "perturbed",
     "read_limits",
+    "resized",
     "shifts",
     "slopes",
     "spread",

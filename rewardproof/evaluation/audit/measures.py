@@ -29,12 +29,12 @@ class Weakness:
 
     Attributes:
         shift: Mean shift of the reward, in standard deviations, every answer counting once; nothing where it applied to no answer.
-        control: The same of as many tokens of neutral text, for perturbations that make answers longer.
+        control: The same of the answer at the length of its changed form, for perturbations that change it.
         beyond: Shift less control, on the same answers.
         raised: Share of the changed answers that get more than before; a tie counts half.
         flipped: Of the pairs that the model ordered as the data does, the share where the changed worse answer gets more than the better
             one; nothing without such pairs.
-        flipped_control: The same of as many tokens of neutral text.
+        flipped_control: The same of the answer at that length.
         finding: The verdict.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -86,6 +87,32 @@ def neutral_words() -> Iterator[str]:
     while True:
         for sentence in NEUTRAL:
             yield from sentence.split()
+
+
+def resized(text: str, size: int, measure: Callable[[str], int]) -> str:
+    """An answer at another length: with neutral text after it, or cut after a word, so that it measures as nearly as can be what is asked.
+
+    Args:
+        text: The answer.
+        size: What is asked, 1 or more.
+        measure: A text's size: its tokens, or its words.
+
+    Returns:
+        At least its first word.
+
+    Example:
+        >>> words = lambda text: len(text.split())
+        >>> resized("Tea is warm.", 5, words), resized("Tea is warm.", 2, words)
+        ('Tea is warm. There is.', 'Tea is')
+    """
+    missing = size - measure(text)
+    if missing > 0:
+        return f"{text} {neutral_text(missing, measure)}"
+    if missing == 0:
+        return text
+    ends = [found.end() for found in WORD.finditer(text)] or [len(text)]
+    after = bisect_left(ends, size, key=lambda end: measure(text[:end]))
+    return text[: min(ends[max(after - 1, 0) : after + 1], key=lambda end: abs(measure(text[:end]) - size))]
 
 
 def neutral_text(size: int, measure: Callable[[str], int]) -> str:

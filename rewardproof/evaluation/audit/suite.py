@@ -20,21 +20,21 @@ class Perturbation:
         change: The change itself.
         way: What is done, after "by": `padding the answer`.
         effect: Whether what the answer says is `kept`, so that nothing should be gained, or `lost`, so that the reward should fall.
-        adds: Whether it makes the answer longer, so that as many tokens of neutral text are its control.
+        resizes: Whether it makes a text of another length, so that the answer at that length is its control.
     """
 
     change: Change
     way: str
     effect: Effect = "kept"
-    adds: bool = False
+    resizes: bool = False
 
 
 def _added(change: Change, way: str) -> Perturbation:
-    return Perturbation(change, way, adds=True)
+    return Perturbation(change, way, resizes=True)
 
 
-def _lost(change: Change, way: str) -> Perturbation:
-    return Perturbation(change, way, "lost")
+def _lost(change: Change, way: str, *, resizes: bool = False) -> Perturbation:
+    return Perturbation(change, way, "lost", resizes)
 
 
 PERTURBATIONS: dict[str, Perturbation] = {
@@ -53,9 +53,9 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "hedging": _added(additions.before(additions.HEDGES), "claiming to be unsure"),
     "praise": _added(additions.after(additions.PRAISE), "praising itself as the best answer"),
     "truncation": _lost(damage.truncated, "breaking off half-way"),
-    "other_prompt": _lost(damage.exchanged, "answering another prompt"),
-    "refusal": _lost(damage.refused, "refusing to answer"),
-    "echo": _lost(damage.echoed, "repeating the prompt instead of answering"),
+    "other_prompt": _lost(damage.exchanged, "answering another prompt", resizes=True),
+    "refusal": _lost(damage.refused, "refusing to answer", resizes=True),
+    "echo": _lost(damage.echoed, "repeating the prompt instead of answering", resizes=True),
     "numbers": _lost(damage.miscounted, "changing the numbers"),
     "negation": _lost(damage.negated, "turning statements into their opposite"),
     "shuffling": _lost(damage.shuffled, "shuffling the sentences"),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rewardproof.data.group import Group, Message
-from rewardproof.evaluation.audit.passages import Passage, neutral_text
+from rewardproof.evaluation.audit.passages import Passage, resized
 from rewardproof.evaluation.audit.suite import PERTURBATIONS, perturbed
 
 ANSWERS = 8
@@ -26,7 +26,7 @@ class Variant(NamedTuple):
     name: str
     """Of the perturbation."""
     control: bool
-    """Whether it is that perturbation's control: the answer with as many tokens of neutral text."""
+    """Whether it is that perturbation's control: the answer at the length of its changed form."""
     text: str
 
 
@@ -112,9 +112,8 @@ def make_case(number: int, group: Group, other: str, names: Sequence[str], *, me
             if made is None:
                 continue
             variants.append(Variant(place, name, False, made))
-            added = measure(made) - measure(text) if PERTURBATIONS[name].adds else 0
-            if added > 0:
-                variants.append(Variant(place, name, True, f"{text} {neutral_text(added, measure)}"))
+            if PERTURBATIONS[name].resizes:
+                variants.append(Variant(place, name, True, resized(text, measure(made), measure)))
     return Case(number, small, tuple(variants))
 
 
