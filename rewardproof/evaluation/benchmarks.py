@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rewardproof.evaluation import alpaca_eval, human_pairs, llmbar, rewardbench, rewardbench_2, rm_bench, rmb
+from rewardproof.evaluation import alpaca_eval, human_pairs, llmbar, preference_hack, rewardbench, rewardbench_2, rm_bench, rmb
 from rewardproof.evaluation.published import BenchmarkScore
 from rewardproof.evaluation.scored import ScoredRow
 
@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "hh": Benchmark(human_pairs.is_hh, human_pairs.judge_hh),
     "webgpt": Benchmark(human_pairs.is_webgpt, human_pairs.judge_webgpt),
     "alpaca_eval": Benchmark(alpaca_eval.is_row, alpaca_eval.judge),
+    "biased_pairs": Benchmark(preference_hack.is_row, preference_hack.judge),
 }
 """Every benchmark, in the order of the table."""
 

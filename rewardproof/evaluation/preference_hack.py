@@ -19,6 +19,8 @@ from rewardproof.data import Group
 from rewardproof.data.pairs import ordered_pairs, widest_pair
 from rewardproof.evaluation.audit.passages import Passage, neutral_text
 from rewardproof.evaluation.audit.suite import perturbed
+from rewardproof.evaluation.published import BenchmarkScore, Line, best_beats_all, by_name, line_of, mean_line, part_of
+from rewardproof.evaluation.scored import ScoredRow
 
 Side = Literal["rejected", "chosen"]
 SIDES: tuple[Side, ...] = ("rejected", "chosen")
@@ -98,6 +100,36 @@ def biased_pairs(
                     continue
                 found.groups.append(_with_text(own, 0 if side == "chosen" else 1, made, f"{name}/{side}"))
     return found
+
+
+def is_row(row: ScoredRow) -> bool:
+    """Whether a row is one of these pairs."""
+    bias, _, side = row.subset.partition("/")
+    return row.format == "rows" and (row.subset == PLAIN or (bias in BIASES and side in SIDES))
+
+
+def judge(rows: Sequence[ScoredRow]) -> BenchmarkScore:
+    """Accuracy by bias and side. A bias' number is the mean of its sides, which to like or to dislike that bias alone leaves at a half.
+
+    No lines without a biased pair: rows that others call plain are not of these.
+    """
+    parts = {name: part_of(name, own, best_beats_all, stratum="pairs") for name, own in by_name(rows, lambda row: row.subset).items()}
+    lines: list[Line] = []
+    missing: list[str] = []
+    for bias in BIASES:
+        sides = {side: parts[f"{bias}/{side}"] for side in SIDES if f"{bias}/{side}" in parts}
+        if sides:
+            lines.append(mean_line(bias, list(sides.values()), depth=1))
+            lines += [line_of(f"{bias}, on the {side} answer", part, depth=2) for side, part in sides.items()]
+            missing += [f"{bias}: no pair has it on the {side} answer" for side in SIDES if side not in sides]
+    if not lines:
+        return BenchmarkScore("Biased pairs", "", ())
+    if PLAIN in parts:
+        lines.append(line_of("as they are (not counted)", parts[PLAIN], depth=1))
+    biased = [line for line in lines if line.depth == 1 and line.label in BIASES]
+    weights = tuple(weight / len(biased) for line in biased for weight in line.weights)
+    first = Line("Biased pairs", weights, tuple(part for line in biased for part in line.parts))
+    return BenchmarkScore("Biased pairs", "mean of the biases, and of each bias' sides", (first, *lines), tuple(missing))
 
 
 def _changed(passage: Passage, names: Sequence[str], seed: int) -> str | None:

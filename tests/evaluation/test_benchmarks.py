@@ -197,6 +197,7 @@ def test_every_benchmark_has_a_line_for_one_row_and_no_other_benchmark_takes_it(
         "rewardbench_2": row("rewardbench", [1, 0, 0, 0], subset="Focus"),
         "rm_bench": row("rm_bench", range(6), (1.0,) * 3 + (0.0,) * 3, facts={"domain": "chat"}),
         **{name: row(name, [1, 0]) for name in ("rmb", "llmbar", "hh", "webgpt", "alpaca_eval")},
+        "biased_pairs": row("rows", [1, 0], subset="length/chosen"),
     }
     assert list(rows) == list(BENCHMARKS)
     for name, one in rows.items():

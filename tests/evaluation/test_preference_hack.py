@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rewardproof.data import Group, Message, read_groups, to_row
+from rewardproof.evaluation import ScoredRow, judge_benchmarks
 from rewardproof.evaluation.preference_hack import BIASES, SIDES, biased_pairs
 
 ANSWERS = (
@@ -84,3 +85,35 @@ def test_rows_are_read_back_with_their_subsets(tmp_path: Path, write_jsonl: Call
     assert [one.subset for one in read.groups] == [one.subset for one in found.groups]
     assert [one.answers for one in read.groups] == [one.answers for one in found.groups]
     assert not read.counts.dropped
+
+
+def scored(likes: Callable[[str], float], groups: list[Group]) -> list[ScoredRow]:
+    return [
+        ScoredRow(
+            tuple(map(likes, one.answer_texts)), one.scores, tuple(map(len, one.answer_texts)), one.answer_texts, one.prompt_key,
+            subset=one.subset, format="rows",
+        )
+        for one in groups
+    ]  # fmt: skip
+
+
+def test_to_like_or_dislike_a_bias_alone_is_worth_a_half() -> None:
+    pairs = biased_pairs([group(number) for number in range(5)]).groups
+    for sign, right in ((1, "chosen"), (-1, "rejected")):
+        score = judge_benchmarks(scored(lambda text, sign=sign: sign * len(text), pairs))["biased_pairs"]
+        by_label = {line.label: line.estimate() for line in score.lines}
+        assert by_label["length"] == 0.5
+        assert [by_label[f"length, on the {side} answer"] for side in SIDES] == [float(side == right) for side in SIDES]
+        assert score.lines[0].estimate() == pytest.approx(sum(by_label[bias] for bias in BIASES) / len(BIASES))
+        assert score.complete
+    knowing = judge_benchmarks(scored(lambda text: float("leaves" in text.lower()), pairs))["biased_pairs"]
+    assert knowing.lines[0].estimate() == pytest.approx(1.0)
+    assert (knowing.lines[0].n, len(knowing.lines)) == (30, 1 + 3 * len(BIASES) + 1), "the pairs as they are stand by, and do not count"
+
+
+def test_one_side_is_said_to_be_one_and_plain_rows_are_nobodys() -> None:
+    pairs = biased_pairs([group()], biases=["length"], sides=["rejected"]).groups
+    score = judge_benchmarks(scored(len, pairs))["biased_pairs"]
+    assert score.differences == ("length: no pair has it on the chosen answer",)
+    assert [line.label for line in score.lines] == ["Biased pairs", "length", "length, on the rejected answer", "as they are (not counted)"]
+    assert judge_benchmarks(scored(len, pairs[:1])) == {}
