@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from rewardproof.config import parse
 from rewardproof.errors import EvaluationError
 from rewardproof.evaluation import Evaluation, ProxyPoints, SeenRun, find_proxy_points
-from rewardproof.report import proxy_points_figure
+from rewardproof.report import proxy_points_figure, save_figure
 
 Gold = Callable[[float, float], float]
 
@@ -75,7 +76,7 @@ def test_where_no_policy_has_been_the_surface_is_not_believed() -> None:
     assert np.isnan(narrow.believed(np.array([[1.0, -0.5]]))).all()
 
 
-def test_correlation_moves_the_joint_points_away_from_each_reward_s_own() -> None:
+def test_correlation_moves_the_joint_points_away_from_each_reward_s_own(tmp_path: Path) -> None:
     """Gold wants a + b near 0.8: a run that raises a alone may raise it to 0.8, one that raises both to 0.4 each."""
 
     def together(a: float, b: float) -> float:
@@ -98,6 +99,7 @@ def test_correlation_moves_the_joint_points_away_from_each_reward_s_own() -> Non
     figure = proxy_points_figure(found)
     assert figure.axes[0].get_title(loc="left") == f"correlation {found.correlation_NN[0, 1]:+.2f}"
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("a", "b")
+    assert save_figure(figure, tmp_path, "points").png.read_bytes().startswith(b"\x89PNG")
 
 
 def test_columns_are_taken_by_name() -> None:

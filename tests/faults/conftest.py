@@ -31,11 +31,9 @@ def command_line(arguments: list[str], output: str, largest_file: int) -> None:
     from matplotlib.figure import Figure
 
     from rewardproof.cli.main import app
+    from tests.undrawn import blank
 
-    def blank(figure: Figure, file: Any, **_: Any) -> None:
-        Path(file).write_text("<svg/>")
-
-    Figure.savefig = blank  # drawing takes most of a tiny run's time, and is tested elsewhere
+    Figure.savefig = blank
     if largest_file:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))

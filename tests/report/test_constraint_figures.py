@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rewardproof.errors import EvaluationError
-from rewardproof.report import constraints_figure
+from rewardproof.report import constraints_figure, save_figure
 
 
 def records(*, weighed: bool) -> list[dict[str, Any]]:
@@ -21,13 +22,14 @@ def records(*, weighed: bool) -> list[dict[str, Any]]:
     return found
 
 
-def test_each_value_stands_against_its_threshold_above_the_weights() -> None:
+def test_each_value_stands_against_its_threshold_above_the_weights(tmp_path: Path) -> None:
     figure = constraints_figure(records(weighed=True), ["length", "weights"])
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["length", "weights", "Weights by the multipliers"]
     value, threshold = figure.axes[1].lines
     assert list(value.get_ydata()) == pytest.approx([0.1, 0.2, 0.3])
     assert list(threshold.get_ydata()) == [0.5] * 3
     assert [line.get_label() for line in figure.axes[2].lines][1:] == ["length", "weights", "objective"]
+    assert save_figure(figure, tmp_path, "constraints").png.read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_multipliers_there_are_no_weights() -> None:

@@ -9,19 +9,23 @@ import numpy as np
 import pytest
 
 from rewardproof.errors import EvaluationError
-from rewardproof.evaluation import BestOfNRuns, Hacking
+from rewardproof.evaluation import BestOfNRuns, Evaluation, Hacking, PolicyRuns, StateSimilarity
 from rewardproof.report import (
     accuracy_figure,
     coefficients_figure,
+    course_figure,
     hacking_figure,
+    policy_figure,
+    regimes_figure,
     reliability_figure,
     routing_figure,
     save_figure,
+    similarity_figure,
     strength_figure,
     training_figure,
     weight_figure,
 )
-from rewardproof.statistics import Interval, reliability, wilson
+from rewardproof.statistics import Interval, KindSimilarity, reliability, wilson
 
 GENERATOR = np.random.default_rng(0)
 POOLS = GENERATOR.normal(size=(2, 6, 40)).tolist()
@@ -31,6 +35,21 @@ def picked(ns: list[int]) -> Hacking:
     return BestOfNRuns([POOLS[0]], POOLS[1], ns, [f"p{number}" for number in range(6)]).summary()
 
 
+def optimised() -> PolicyRuns:
+    """Two runs of three evaluations."""
+    columns = ("gold", "proxy/reward", "tokens")
+
+    def run(model: int) -> list[Evaluation]:
+        return [
+            Evaluation(step, tuple({"prompt": f"p{place}", "kl": [float(step)] * 4, "finished": [True] * 4,
+                                    **{name: GENERATOR.normal(step + model, size=4).tolist() for name in columns}} for place in range(6)))
+            for step in range(3)
+        ]  # fmt: skip
+
+    return PolicyRuns([run(0), run(1)], models=[0, 1])
+
+
+SIMILAR = KindSimilarity(Interval(0.6, 0.5, 0.7, 9, 9), Interval(0.4, 0.3, 0.5, 9, 9), Interval(0.5, math.nan, math.nan, 9, 1))
 FIGURES = {
     "best_of_n": lambda: hacking_figure({"dense": picked([1, 2, 4, 8, 16, 32])}),
     "accuracy": lambda: accuracy_figure({"dense": {"all": wilson(6, 9), "hard": wilson(1, 3)}, "umm": {"all": wilson(7, 9)}}),
@@ -40,6 +59,10 @@ FIGURES = {
     "strength": lambda: strength_figure(GENERATOR.normal(0.5, size=300), GENERATOR.uniform(size=300)),
     "strength of one pair": lambda: strength_figure([0.5], [0.0]),
     "weight": lambda: weight_figure([0.0, 0.5, 1.0], [wilson(6, 9), wilson(7, 9), Interval(0.5, math.nan, math.nan, 9, 1)], chosen=0.5),
+    "policies": lambda: policy_figure({"dense": optimised().summary()}),
+    "course": lambda: course_figure(optimised().table()),
+    "similarity": lambda: similarity_figure([StateSimilarity(step, SIMILAR) for step in range(2)]),
+    "regimes": lambda: regimes_figure({"helpful": [[0.5, 0.1]], "harmless": [[0.1, 0.5]]}, [1.0], ["0"], expert_names=["1", "2"]),
     "training": lambda: training_figure([{"step": i, "loss": 0.7, "eval_accuracy": 0.5} for i in range(50)]),
 }
 

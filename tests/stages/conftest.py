@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -13,6 +13,14 @@ from rewardproof.config import dump_yaml
 from rewardproof.policy.off_policy import OffPolicyLoop
 from rewardproof.policy.on_policy import OnPolicyLoop
 from rewardproof.stages.align import Align, run
+from tests.undrawn import blank
+
+
+@pytest.fixture(scope="package", autouse=True)
+def undrawn() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("matplotlib.figure.Figure.savefig", blank)
+        yield
 
 
 @pytest.fixture
