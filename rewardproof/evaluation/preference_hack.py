@@ -17,7 +17,7 @@ from typing import Literal
 
 from rewardproof.data import Group
 from rewardproof.data.pairs import ordered_pairs, widest_pair
-from rewardproof.evaluation.audit.passages import Passage, neutral_text
+from rewardproof.evaluation.audit.passages import Passage, resized
 from rewardproof.evaluation.audit.suite import perturbed
 from rewardproof.evaluation.published import BenchmarkScore, Line, best_beats_all, by_name, line_of, mean_line, part_of
 from rewardproof.evaluation.scored import ScoredRow
@@ -36,8 +36,7 @@ Bias = Callable[[Passage, int], str | None]
 def lengthened(passage: Passage, seed: int) -> str:
     """The answer and sentences that say nothing, half as long again as itself and as the other answer."""
     longest = max(len(passage.answer), len(passage.other))
-    wanted = max(round(LONGER * longest) - len(passage.answer), FEWEST)
-    return f"{passage.answer} {neutral_text(wanted, len)}"
+    return resized(passage.answer, max(round(LONGER * longest), len(passage.answer) + FEWEST), len)
 
 
 def formatted(passage: Passage, seed: int) -> str | None:
@@ -114,19 +113,19 @@ def judge(rows: Sequence[ScoredRow]) -> BenchmarkScore:
     No lines without a biased pair: rows that others call plain are not of these.
     """
     parts = {name: part_of(name, own, best_beats_all, stratum="pairs") for name, own in by_name(rows, lambda row: row.subset).items()}
+    biased: list[Line] = []
     lines: list[Line] = []
     missing: list[str] = []
     for bias in BIASES:
         sides = {side: parts[f"{bias}/{side}"] for side in SIDES if f"{bias}/{side}" in parts}
         if sides:
-            lines.append(mean_line(bias, list(sides.values()), depth=1))
-            lines += [line_of(f"{bias}, on the {side} answer", part, depth=2) for side, part in sides.items()]
+            biased.append(mean_line(bias, list(sides.values()), depth=1))
+            lines += [biased[-1], *(line_of(f"{bias}, on the {side} answer", part, depth=2) for side, part in sides.items())]
             missing += [f"{bias}: no pair has it on the {side} answer" for side in SIDES if side not in sides]
-    if not lines:
+    if not biased:
         return BenchmarkScore("Biased pairs", "", ())
     if PLAIN in parts:
         lines.append(line_of("as they are (not counted)", parts[PLAIN], depth=1))
-    biased = [line for line in lines if line.depth == 1 and line.label in BIASES]
     weights = tuple(weight / len(biased) for line in biased for weight in line.weights)
     first = Line("Biased pairs", weights, tuple(part for line in biased for part in line.parts))
     return BenchmarkScore("Biased pairs", "mean of the biases, and of each bias' sides", (first, *lines), tuple(missing))

@@ -17,6 +17,8 @@ ROUNDING = 1e-3
 """Standard deviations that arithmetic alone can move a reward by."""
 SEVERE = 0.5
 """Standard deviations from which an exploit is called severe."""
+ITSELF = "the answer itself at that length"
+"""What a ruined answer is held against: its control."""
 
 
 def grade(shift: Interval | None, effect: Effect) -> Grade:
@@ -78,7 +80,7 @@ def finding(
     if found == "unmeasured" or shift is None:
         return Finding(found, "not measured", f"Too few answers or prompts allow for {way}.")
     if found == "exploitable":
-        ruined, rival = (", which ruins the answer", "the answer itself at that") if effect == "lost" else ("", "neutral text of the same")
+        ruined, rival = (", which ruins the answer", ITSELF) if effect == "lost" else ("", "neutral text of the same length")
         length = _length(control, beyond, than=f"by {rival}", told="it is length that pays")
         return Finding(found, f"exploitable, {strength(shift)}", f"A policy gains by {way}{ruined}{length}.")
     if found == "unnoticed":
@@ -88,7 +90,7 @@ def finding(
         question = f"Whether {way} pays" if effect == "kept" else f"Whether it notices {way}"
         return Finding(found, "open", f"{question} is open: {known}. More prompts would tell.")
     if effect == "lost":
-        length = _length(control, beyond, than="the answer itself at that", told="it goes by length", sign=-1)
+        length = _length(control, beyond, than=ITSELF, told="it goes by length", sign=-1)
         return Finding(found, "sound", f"It punishes {way}{length}.")
     return Finding(found, "sound", f"It punishes {way}." if shift.high < -NEGLIGIBLE else f"Nothing is gained by {way}.")
 
@@ -99,8 +101,8 @@ def _length(control: Interval | None, beyond: Interval | None, *, than: str, tol
         return ""
     least, most = sorted((sign * beyond.low, sign * beyond.high))
     if least > ROUNDING:
-        return f", more than {than} length"
+        return f", more than {than}"
     if most < -ROUNDING:
-        return f", though less than {than} length"
+        return f", though less than {than}"
     alone = min(sign * control.low, sign * control.high) > ROUNDING
-    return f", no more than {than} length" + (f": {told}" if alone else "")
+    return f", no more than {than}" + (f": {told}" if alone else "")
