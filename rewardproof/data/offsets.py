@@ -7,7 +7,7 @@ finest that tokenizers tell: one that several tokens spell is there when the las
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,17 @@ _UNFINISHED = "\ufffd"
 """What a tokenizer writes for a character of which bytes are missing."""
 
 
-def characters_read(group: Group, answer: Sequence[Message], token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Places | None:
+class Read(NamedTuple):
+    """How much of an answer's text has been read when each of a conversation's N tokens begins, and when it ends, in characters.
+
+    All tokens of a character that several spell begin before it and end after it.
+    """
+
+    before_N: Places
+    after_N: Places
+
+
+def characters_read(group: Group, answer: Sequence[Message], token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Read | None:
     """Characters of an answer's text (its turns joined by a newline) among a conversation's first tokens, for each of them.
 
     Args:
@@ -37,15 +47,18 @@ def characters_read(group: Group, answer: Sequence[Message], token_ids: Sequence
         tokenizer: Whose tokens they are.
 
     Returns:
-        One number a token, never falling, from 0 within the prompt to the text's length from the answer's last token on; `None` where the
-        template does not write the answer as it is, so that its characters cannot be followed.
+        Never falling, from 0 within the prompt to the text's length after the answer, and equal at a token that has no character of it;
+        `None` where the template does not write the answer as it is, so that its characters cannot be followed.
 
     Raises:
         ModelError: The tokenizer cannot say which characters its tokens stand for.
     """
     text = render(group, answer, tokenizer)
     read = _answer_in(text, group, answer, tokenizer)
-    return None if read is None else read[_ends(text, token_ids, tokenizer, raw=group.raw)]
+    if read is None:
+        return None
+    starts, ends = _spans(text, token_ids, tokenizer, raw=group.raw)
+    return Read(read[starts], read[ends])
 
 
 def _answer_in(text: str, group: Group, answer: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> Places | None:
@@ -72,18 +85,21 @@ def _trimmed(content: str) -> tuple[str, ...]:
     return (content, content.strip(), content.rstrip(), content.lstrip())
 
 
-def _ends(text: str, token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, raw: bool) -> Places:
-    """Characters of the rendered text up to each token's end."""
+def _spans(text: str, token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, raw: bool) -> tuple[Places, Places]:
+    """Characters of the rendered text up to each token's start and up to its end."""
     if not tokenizer.is_fast:
         raise ModelError(
             f"Got a {type(tokenizer).__name__}, expected a fast tokenizer: scores of single tokens must know which characters each stands "
             "for, which slow ones do not tell. Save the model with its fast tokenizer (tokenizer.json)."
         )
     pairs = tokenizer(text, add_special_tokens=raw, return_offsets_mapping=True)["offset_mapping"]
-    ends = np.maximum.accumulate(np.array([end for _, end in pairs], dtype=np.intp))  # special tokens that are added have none
+    spans = np.array(pairs, dtype=np.intp).reshape(-1, 2)
+    ends = np.maximum.accumulate(spans[:, 1])
+    starts = np.where(spans[:, 0] < spans[:, 1], spans[:, 0], ends)  # special tokens that are added have no span
     # As `encode_text` makes conversations: a second BOS is left out, an end that is missing is added.
-    ends = ends[max(len(ends) - len(token_ids), 0) :]
-    return np.append(ends, np.full(len(token_ids) - len(ends), len(text), dtype=np.intp))
+    first = max(len(ends) - len(token_ids), 0)
+    added = np.full(len(token_ids) - len(ends[first:]), len(text), dtype=np.intp)
+    return np.append(starts[first:], added), np.append(ends[first:], added)
 
 
 def characters_written(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[Places, str]:

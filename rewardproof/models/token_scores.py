@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewardproof.data.encoding import EncodedGroup
 from rewardproof.data.group import Group
-from rewardproof.data.offsets import Places, characters_read
+from rewardproof.data.offsets import Places, Read, characters_read
 from rewardproof.data.packing import PackedBatch
 from rewardproof.models.packed import PackedRewards, head_rewards
 
@@ -73,20 +73,18 @@ def token_scores(
     """
     return [
         tuple(
-            _of_answer(characters_read(group, answer, tokens, tokenizer), len(text), start, found)
-            for answer, text, tokens, start, found in zip(
-                group.answers, group.answer_texts, own.conversations, own.answer_starts, rows, strict=True
-            )
+            _of_answer(characters_read(group, answer, tokens, tokenizer), start, found)
+            for answer, tokens, start, found in zip(group.answers, own.conversations, own.answer_starts, rows, strict=True)
         )
         for group, own, rows in zip(groups, encoded, readings, strict=True)
     ]
 
 
-def _of_answer(read: Places | None, length: int, start: int, readings: Readings) -> TokenScores:
+def _of_answer(read: Read | None, start: int, readings: Readings) -> TokenScores:
     whole = float(readings[-1])
-    if read is None or not length:
+    own = [] if read is None else np.flatnonzero(read.before_N < read.after_N)
+    if read is None or not len(own):
         return TokenScores(float(readings[0]), readings[:0], whole, np.zeros(0, dtype=np.intp), located=read is not None)
     first = max(start, 1) - 1  # the token whose reading comes first
-    begin = max(int(np.searchsorted(read, 1)), start)
-    end = int(np.searchsorted(read, length)) + 1
-    return TokenScores(float(readings[max(begin - first - 1, 0)]), readings[begin - first : end - first], whole, read[begin:end])
+    begin, end = max(int(own[0]), start), int(own[-1]) + 1
+    return TokenScores(float(readings[max(begin - first - 1, 0)]), readings[begin - first : end - first], whole, read.after_N[begin:end])

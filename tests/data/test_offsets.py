@@ -27,7 +27,8 @@ def group_of(*turns: str, prompt: str = "say the cat", raw: bool = False) -> Gro
 
 def read_of(group: Group, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], np.ndarray | None]:
     tokens = list(encode_group(group, tokenizer).conversations[0])
-    return tokens, characters_read(group, group.answers[0], tokens, tokenizer)
+    found = characters_read(group, group.answers[0], tokens, tokenizer)
+    return tokens, None if found is None else found.after_N
 
 
 @pytest.mark.parametrize("template", [CHATML, PLAIN_TEMPLATE, CHATML.replace("}}<|im_end|>", "| trim }}<|im_end|>")])
@@ -55,6 +56,20 @@ def test_each_token_of_a_character_of_several_bytes_has_read_all_of_it() -> None
     assert len(tokens) == len(read)
     assert own[:6] == [1, 2, 2, 2, 2, 3]
     assert set(own[6:]) == {3}
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "🙂 b 🙂", "🙂"])
+@pytest.mark.parametrize("raw", [False, True])
+def test_the_tokens_that_have_characters_of_an_answer_spell_it(text: str, raw: bool) -> None:
+    """Every byte of its first and last character, and nothing of what stands around it."""
+    tokenizer = byte_tokenizer()
+    group = group_of(text, raw=raw)
+    tokens = list(encode_group(group, tokenizer).conversations[0])
+    found = characters_read(group, group.answers[0], tokens, tokenizer)
+    assert found is not None
+    own = np.flatnonzero(found.before_N < found.after_N)
+    assert own.tolist() == list(range(own[0], own[-1] + 1))
+    assert str(tokenizer.decode([tokens[place] for place in own])) == text
 
 
 def test_turns_that_follow_are_read_one_after_the_other() -> None:
@@ -162,5 +177,5 @@ def test_word_level_tokenizers_too(tiny: ModuleType, tmp_path: Path) -> None:
     tokens = encode_group(group, tokenizer).conversations[0]
     read = characters_read(group, group.answers[0], tokens, tokenizer)
     assert read is not None
-    assert read.tolist() == [0, 0, 0, 0, 0, 2, 7, 10, 10]
+    assert read.after_N.tolist() == [0, 0, 0, 0, 0, 2, 7, 10, 10]
     assert json.loads(tokenizer.backend_tokenizer.to_str())["model"]["type"] == "WordLevel"

@@ -119,6 +119,24 @@ def test_the_prompts_score_the_tokens_and_the_suffix() -> None:
             assert token_scores.located
 
 
+@pytest.mark.parametrize("text", ["a b🙂", "🙂 at", "é", "the 🙂 cat"])
+def test_a_character_of_several_tokens_is_the_answers_to_its_last_byte(text: str) -> None:
+    """What the template writes after it begins after that byte, what stands before the answer ends before its first."""
+    tokenizer = tiny.byte_tokenizer()
+    model = tiny.classifier("llama", vocab_size=len(tokenizer))
+    group = Group(prompt=(Message("user", "say"),), answers=((Message("assistant", text),),))
+    ((one,),) = RewardModel(model, tokenizer).score_tokens([group])
+    around = "<|im_start|>user\nsay<|im_end|>\n<|im_start|>assistant\n"
+    ids = tuple(tokenizer(f"{around}{text}<|im_end|>\n", add_special_tokens=False)["input_ids"])
+    before = len(tokenizer(around, add_special_tokens=False)["input_ids"])
+    own = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    alone = prefix_by_prefix(model, ids, before)
+    assert one.before == pytest.approx(alone[0], abs=CLOSE)
+    np.testing.assert_allclose(one.reached_A, alone[1 : own + 1], atol=CLOSE)
+    assert one.score == pytest.approx(alone[-1], abs=CLOSE)
+    assert len(set(alone.round(4).tolist())) == len(alone), "no two readings are alike"
+
+
 def test_the_gains_telescope_to_the_score_less_the_prompts() -> None:
     for row in RewardModel(tiny.classifier("qwen3"), tiny.word_tokenizer()).score_tokens([chat(("w3 w4 w5",), ("w7",))])[0]:
         assert np.diff([row.before, *row.scores_A]).sum() == pytest.approx(row.score - row.before, abs=1e-5)

@@ -72,12 +72,11 @@ def _sharpen(model: PreTrainedModel, seed: int) -> None:
                 )
 
 
-def classifier(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A random reward model of a family, eager attention as the stock reference."""
+def classifier(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> PreTrainedModel:
+    """A random reward model of a family, eager attention as the stock reference, some entries of its configuration changed."""
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_config(
-        CONFIGS[family].__class__(**CONFIGS[family].to_dict()), attn_implementation="eager"
-    )
+    settings = {**CONFIGS[family].to_dict(), **changes}
+    model = AutoModelForSequenceClassification.from_config(CONFIGS[family].__class__(**settings), attn_implementation="eager")
     _sharpen(model, seed)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)  # not model.to(dtype), which would round the rotary frequencies as well
