@@ -22,12 +22,13 @@ HEAVIEST = 10.0
 
 @dataclass(frozen=True, slots=True)
 class LawRange:
-    """95 % percentile ranges of a fitted law over resampled seeds and prompts.
+    """95 % percentile ranges of a fitted law over resampled seeds and prompts; too narrow where seeds, or models, are fewer than five or so.
 
     Attributes:
         alpha: Of the gain.
         beta: Of what over-optimisation takes; a range that holds 0 does not tell whether gold bends at all.
-        bends: Share of resamples in which gold has a peak inside the measured distances.
+        bends: Share of resamples in which gold has a peak between the nearest and the farthest distance that the law was fitted to: nearer
+            than that nothing was measured but the start, and a peak there says that gold only falls.
     """
 
     alpha: tuple[float, float]
@@ -77,7 +78,8 @@ def law_with_range(
     kl_SPL = np.broadcast_to(kl_SPL, gold_SPL.shape)
     distance_SL, weight_SL = _distance(kl_SPL), _weights(above_SPL)
     nearest = NEAR_ZERO if law == "rl" else 0.0
-    if (distance_SL > nearest).sum() < 3:
+    fitted_to = distance_SL[distance_SL > nearest]
+    if len(fitted_to) < 3:
         return MeasuredLaw(None, None)
     found = fit_law(distance_SL.ravel(), above_SPL.mean(axis=1).ravel(), law, weights_L=weight_SL.ravel())
     draw = np.random.default_rng(seed)
@@ -98,7 +100,7 @@ def law_with_range(
         return MeasuredLaw(found, None)
     alpha, beta = (_range([getattr(one, name) for one in fitted]) for name in ("alpha", "beta"))
     peaks = [one.peak[0] if one.peak else math.inf for one in fitted]
-    return MeasuredLaw(found, LawRange(alpha, beta, float(np.mean([peak < distance_SL.max() for peak in peaks]))))
+    return MeasuredLaw(found, LawRange(alpha, beta, float(np.mean([fitted_to.min() < peak < fitted_to.max() for peak in peaks]))))
 
 
 def _distance(kl_SPL: FloatArray) -> FloatArray:

@@ -80,6 +80,12 @@ class DirectAlignment(Optimisation):
         form = f"{self.form}_length" if self.length_penalty else self.form
         return {"dpo": "rpo"}.get(form, f"{form}_rpo") if self.eta else f"{form}_sft" if self.sft_weight else form
 
+    @property
+    def weighted_name(self) -> str:
+        """The name, and the weights of what is added to the loss."""
+        added = {"η": self.eta, "α": self.length_penalty, "sft": self.sft_weight}
+        return ", ".join([self.name, *(f"{name} {weight:g}" for name, weight in added.items() if weight)])
+
     def updates(self, groups: int) -> int:
         """Updates of a run on so many prompts with preferences."""
         return self.steps or max(1, int(self.epochs * groups / self.groups_per_step))

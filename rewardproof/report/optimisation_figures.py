@@ -80,7 +80,7 @@ def policy_figure(methods: Mapping[str, PolicyHacking], *, unit: str = SPREAD) -
         if gold is not None:
             gold.axhline(0.0, color=MUTED, linestyle=":", linewidth=1.2)
             gold.set_ylabel("above the start")
-        proxy.set_title("Proxy: what is optimised")
+        proxy.set_title("Proxy: what the reward says")  # not every policy optimises it: some learn from preferences
         proxy.set_ylabel(f"{unit} above the start")
         _distance_axes(figure, "square root of KL, nats")
         _cut_bands(proxy, [one.proxy for one in methods.values()])

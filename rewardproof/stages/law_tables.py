@@ -11,7 +11,8 @@ from rewardproof.report.tables import Cell
 TEXT = (
     "R(d) = d (α − β log d) of the distance d = √KL, by least squares, points nearer than 0.3 left out. It is 0 at d = 0: above its start "
     "a measure is what the law speaks of; fitted as it is, it has a wrong intercept. A win rate is over the initial policy's answers to "
-    "the same prompts, one half at the start, ties half a win. Ranges are 95 %, over runs and prompts.",
+    "the same prompts, one half at the start, ties half a win. Ranges are 95 %, over runs and prompts, and too narrow where runs are few. "
+    "Inside is between the nearest point that is fitted and the farthest.",
 )
 
 

@@ -154,14 +154,17 @@ def laws_table(setting: SettingRows, methods: Sequence[str]) -> Table | None:
 
     Args:
         setting: The rows.
-        methods: Methods off policy. Those of one loss that were judged after other numbers of updates are fitted apart.
+        methods: Methods off policy. Those of one loss that differ in more than beta, or were judged after other numbers of updates, are
+            fitted apart, and named by what they add to the loss and how much.
     """
-    pooled: dict[tuple[str, tuple[int, ...]], list[tuple[int, Mapping[str, Any]]]] = {}
+    pooled: dict[tuple[str, str, tuple[int, ...]], list[tuple[int, Mapping[str, Any]]]] = {}
     for method in methods:
         for seed, row in setting.policies[method].items():
-            pooled.setdefault((way_of(row), tuple(row["policies"]["steps"])), []).append((seed, row))
+            direct = parse(DirectAlignment, row["config"]["align"]["direct"])
+            key = direct.weighted_name, direct.model_dump_json(exclude={"beta"}), tuple(row["policies"]["steps"])
+            pooled.setdefault(key, []).append((seed, row))
     records: list[dict[str, Cell]] = []
-    for (loss, steps), rows in pooled.items():
+    for (loss, _, steps), rows in pooled.items():
         models = [seed for seed, row in rows for _ in range(row["config"]["runs"])]
         runs = PolicyRuns.joined([row["policies"] for _, row in rows], models=models)
         for measure, found in runs.laws().items():

@@ -119,3 +119,20 @@ def test_a_loss_has_one_law_over_its_betas_and_seeds(setting: SettingRows) -> No
         f"{name}, {how}" for name in ("gold", "win rate") for how in ("above its start", "as it is")
     ]
     assert laws_table(setting, []) is None
+
+
+def test_methods_of_one_loss_that_differ_in_more_than_beta_have_laws_of_their_own(setting: SettingRows) -> None:
+    shares = (0.0, 0.3, 0.5, 0.8, 1.0)
+    kinds = {
+        "plain": {}, "rpo": {"eta": 0.2}, "sft": {"eta": 100.0}, "short": {"length_penalty": 0.05}, "fast": {"learning_rate": 1e-3},
+    }  # fmt: skip
+    for method, direct in kinds.items():
+        for seed in (0, 1):
+            setting.policies.setdefault(method, {})[seed] = policy_row(
+                seed, 4.0, 0.5, runs=1, direct={"beta": 0.1 * (1 + seed), **direct}, shares=shares
+            )
+    table = laws_table(setting, list(kinds))
+    assert table is not None
+    told = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [one["method"] for one in told[::4]] == ["`dpo`", "`rpo, η 0.2`", "`rpo, η 100`", "`dpo_length, α 0.05`", "`dpo`"]
+    assert {one["runs"] for one in told} == {"2"}
