@@ -22,7 +22,7 @@ HEAVIEST = 10.0
 
 @dataclass(frozen=True, slots=True)
 class LawRange:
-    """95 % percentile ranges of a fitted law over resampled seeds and prompts; too narrow where seeds, or models, are fewer than five or so.
+    """95 % percentile ranges of a fitted law over resampled seeds and prompts; too narrow where seeds, or models, are few.
 
     Attributes:
         alpha: Of the gain.

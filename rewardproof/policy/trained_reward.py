@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from rewardproof.data.packing import PackedBatch, fill, pack
 from rewardproof.data.pairs import Pair
 from rewardproof.errors import ConfigError
 from rewardproof.losses import over_processes
+from rewardproof.models.checkpoints import forget_reward_scale
 from rewardproof.models.families import family_of
 from rewardproof.models.packed import packed_rewards
 from rewardproof.models.precision import computing_in
@@ -87,6 +89,15 @@ class TrainedReward:
             with computing_in(self.model.precision, self.model.model.device):
                 rewards_C = packed_rewards(self.model.model, batch, backend=self.model.backend).rewards_C
             yield Scored(run, batch, rewards_C)
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+        """Write the reward model as it stands, as any is written.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        forget_reward_scale(self.model.model)
+        return self.model.save(folder, dtype=dtype)
 
     def fill_in(self) -> None:
         """Gradients of 0 where this process had nothing to learn from: the others wait for its part of the sum."""

@@ -15,22 +15,33 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rewardproof.artifacts import writing
+from rewardproof.config import parse
 from rewardproof.data.group import Group
-from rewardproof.errors import EvaluationError
+from rewardproof.errors import CheckpointError, EvaluationError
+from rewardproof.models.checkpoints import forget_reward_scale
 from rewardproof.models.cross_attention import AttentionShape, CrossAttention
 from rewardproof.models.packed import RewardsAndStates
+from rewardproof.models.precision import Precision
 from rewardproof.models.reward_model import RewardModel
 
 log = logging.getLogger(__name__)
 Feedback = Literal["policy", "noise"]
+FEEDBACK_FILE = "policy_feedback.safetensors"
+"""Beside a saved reward model: the attention to the policy, its shape and what it was trained with in the header."""
 
 
 @runtime_checkable
@@ -110,6 +121,54 @@ class PolicyFeedbackReward:
         self.attention = CrossAttention(model.model.config.hidden_size, policy_width, shape, seed=seed).to(model.model.device)
         self.latest: RewardsAndStates | None = None
         self.without_policy = 0
+
+    @classmethod
+    def load(cls, folder: str | Path, *, precision: Precision = "fp32", device: torch.device | None = None) -> PolicyFeedbackReward:
+        """Load what `save` wrote.
+
+        Args:
+            folder: Of the reward model; `OUT/reward` of a run.
+            precision: Of the reward model's forward pass.
+            device: Where to put it; the accelerator if there is one.
+
+        Raises:
+            CheckpointError: The attention is missing, damaged, or of another reward model.
+            ModelError: The reward model cannot be loaded.
+        """
+        model, path = RewardModel.load(folder, precision=precision, device=device), Path(folder) / FEEDBACK_FILE
+        try:
+            with safe_open(path, "pt") as file:
+                told: dict[str, Any] = json.loads(file.metadata()["policy_feedback"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            shape = parse(AttentionShape, told.pop("attention"))
+            one = cls(model, told.pop("policy_width"), shape, **told)
+            one.attention.load_state_dict(tensors)
+        except (OSError, RuntimeError, SafetensorError, TypeError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({str(error).strip().splitlines()[0]}), expected the attention by which this reward model read a "
+                "policy, as `align r2m` leaves it. Copy the folder again, or score without a policy: RewardModel.load."
+            ) from error
+        return one
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+        """Write the reward model, its head as it stands, as any reward model is written, and the attention beside it.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        forget_reward_scale(self.model.model)
+        path = self.model.save(folder, dtype=dtype)
+        told = {
+            "policy_width": self.policy_width, "attention": self.attention.shape.model_dump(), "floor": self.floor,
+            "feedback": self.feedback, "seed": self.seed,
+        }  # fmt: skip
+        target = path / FEEDBACK_FILE
+        partial = target.with_name(target.name + ".partial")
+        with writing(target, discard=partial):
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.attention.state_dict().items()}
+            save_file(tensors, partial, metadata={"policy_feedback": json.dumps(told)})
+        os.replace(partial, target)
+        return path
 
     @property
     def parts(self) -> nn.ModuleDict:

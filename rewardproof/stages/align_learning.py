@@ -17,7 +17,6 @@ from rewardproof.data.references import Referenced, with_references
 from rewardproof.data.rules import Rule, checker_of
 from rewardproof.errors import ConfigError
 from rewardproof.evaluation import Evaluation
-from rewardproof.models.checkpoints import forget_reward_scale
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.policy.cooper import CooperLearner
 from rewardproof.policy.feedback import FeedbackLearner, check_feedback
@@ -26,7 +25,7 @@ from rewardproof.policy.meta_learning import MetaLearner, check_meta
 from rewardproof.policy.rewards import RewardSource, ScoredAnswers
 from rewardproof.policy.trained_reward import RewardLearning, TrainedReward, Turns
 from rewardproof.report import Section, Table
-from rewardproof.scoring import AsProbability, Scorer
+from rewardproof.scoring import AsProbability, PolicyFeedbackReward, Scorer
 from rewardproof.stages.align_feedback import feedback_results, feedback_sections, following
 from rewardproof.training.preparation import Prepared, Sources, prepare
 
@@ -46,14 +45,14 @@ class Learning:
     Attributes:
         scorers: Who rewards, by stream; some may change as the run goes on.
         given: Those that change, as they were given: evaluations need one yardstick for the whole run.
-        trained: Reward models whose own layers learn, which are saved.
+        saved: What learns and is a reward model afterwards.
         kind: How they learn; nothing where none does.
         make: Makes the learner of a stream, once the units of the rewards are known.
     """
 
     scorers: Mapping[str, Scorer]
     given: Mapping[str, Scorer] = field(default_factory=dict)
-    trained: Mapping[str, TrainedReward] = field(default_factory=dict)
+    saved: Mapping[str, TrainedReward | PolicyFeedbackReward] = field(default_factory=dict)
     kind: type[FeedbackLearner | CooperLearner | MetaLearner] | None = None
     make: Made | None = None
 
@@ -74,9 +73,8 @@ class Learning:
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write the reward models that have learned beside the policy: `reward`, or `rewards/NUMBER` where they are several."""
-        for number, one in enumerate(self.trained.values()):
-            forget_reward_scale(one.model.model)
-            one.model.save(folder / ("reward" if len(self.trained) == 1 else f"rewards/{number}"), dtype=dtype)
+        for number, one in enumerate(self.saved.values()):
+            one.save(folder / ("reward" if len(self.saved) == 1 else f"rewards/{number}"), dtype=dtype)
 
 
 def check_learning(config: Align) -> None:
@@ -141,7 +139,7 @@ def _following(config: Align, scorers: Mapping[str, Scorer], policy_width: int) 
         unit = scored.scales[name].std
         return FeedbackLearner(name, followers[name], feedback.learning, answers=config.optimise.answers, unit=unit)
 
-    return Learning(followers, {name: one.as_given for name, one in followers.items()}, kind=FeedbackLearner, make=make)
+    return Learning(followers, {name: one.as_given for name, one in followers.items()}, followers, FeedbackLearner, make)
 
 
 def _cooper(config: Align, scorers: Mapping[str, Scorer]) -> Learning:
@@ -243,7 +241,7 @@ def learning_sections(directory: RunDirectory, learning: Learning, evaluations: 
     cells = tuple((step, *(f"{record[name]:.4g}" if name in record else "–" for name in names)) for step, record in kept)
     columns = ("update", *(name.replace("_", " ") for name in names))
     told = ["What it found at some of the updates; log.jsonl has all of them."]
-    if learning.trained:
+    if learning.saved:
         told.append("The reward model as it stands at the end lies beside the policy; curves above are by the one that was given.")
     table = Section("What the reward model learned", tuple(told), table=Table(columns, cells))
     return [table, *feedback_sections(directory, evaluations)]

@@ -233,6 +233,15 @@ def weights_of(table_SBT: Tensor) -> Tensor:
     return torch.ones(len(table_SBT), dtype=table_SBT.dtype)
 
 
+def test_from_the_first_token_on_an_answers_own_start_is_left_out_of_the_comparison(rollouts: Rollouts) -> None:
+    """`zero`: the return is the score less that of the first token, which differs from answer to answer; no potential's difference."""
+    model = own_reader()
+    dense = source_of(model, initial="zero").rewards(rollouts, NOW).double()
+    sparse = ScoredAnswers({"0": model}, {"0": SCALE}).rewards(rollouts, NOW).double()
+    one, other = (by_comparison(table, rollouts.mask_BT, weights_of(table), answers=3, scaled=None) for table in (dense, sparse))
+    assert (one.advantages_BT - other.advantages_BT).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("scaled", [None, True, False])
 @pytest.mark.parametrize("initial", ["keep", "drop"])
 def test_comparisons_of_whole_answers_do_not_see_redistribution(scaled: bool | None, initial: Any, rollouts: Rollouts) -> None:
@@ -250,11 +259,12 @@ def test_the_token_term_is_centred_and_its_weight_of_0_is_plain(rollouts: Rollou
     """Acceptance 4 and 5."""
     mask = rollouts.mask_BT
     table = source_of(own_reader()).rewards(rollouts, NOW).double()
-    plain, none, full = (
-        by_comparison(table, mask, weights_of(table), answers=3, scaled=None, token_weight=weight).advantages_BT for weight in (0.0, 0, 1.0)
+    plain, full = (
+        by_comparison(table, mask, weights_of(table), answers=3, scaled=None, token_weight=weight).advantages_BT for weight in (0.0, 1.0)
     )
-    assert torch.equal(plain, none)
-    assert torch.equal(plain, plain[:, :1] * mask), "the same for all tokens of an answer"
+    returns_PK = table[0].sum(dim=1).view(-1, 3)
+    others_PK = (returns_PK.sum(dim=1, keepdim=True) - returns_PK) / 2
+    torch.testing.assert_close(plain, (returns_PK - others_PK).reshape(-1, 1) * mask, atol=1e-6, rtol=0)
     term = full - plain
     torch.testing.assert_close(term.sum(dim=1), torch.zeros(12, dtype=torch.float64), atol=1e-6, rtol=0)
     lengths = mask.sum(dim=1, keepdim=True)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
 from rewardproof.config import load_recipe, parse
-from rewardproof.errors import ConfigError
+from rewardproof.data.encoding import encode_group
+from rewardproof.errors import CheckpointError, ConfigError
 from rewardproof.models.reward_model import RewardModel
 from rewardproof.policy.feedback import PolicyFeedback
+from rewardproof.policy.rewards import Moment
+from rewardproof.scoring import PolicyFeedbackReward
 from rewardproof.stages.align import Align, run
 from rewardproof.stages.stress import Stress
 from rewardproof.stages.stress import run as run_stress
@@ -112,6 +116,42 @@ def _groups(row: dict[str, Any]) -> Any:
 
     answers = tuple((Message("assistant", text),) for text in row["answers"])
     return [Group(prompt=(Message("user", row["text"]),), answers=answers)]
+
+
+def test_the_reward_that_has_learned_is_left_and_reads_the_policy_again(
+    base_dir: Path, reward_dir: Path, gold_dir: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """What the last evaluation shows as `followed` is found again from the files alone: the policy's states by the stock library."""
+    out = tmp_path / "out"
+    run(settings(base_dir, reward_dir, gold_dir, prompts, compute={"precision": "fp32", "save_dtype": "fp32"}), out)
+    rows = [json.loads(line) for line in (out / "evaluations/000004.jsonl").read_text().splitlines()]
+    reward, policy = PolicyFeedbackReward.load(out / "reward"), AutoModelForCausalLM.from_pretrained(out / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    (followed,) = (name for name in rows[0] if name.startswith("followed/"))
+    groups, states, expected = [], [], []
+    for row in rows:
+        (group,) = _groups(row)
+        encoded = encode_group(group, tokenizer)
+        # An answer that was cut off has no end, and one with a special token within does not read as it was written.
+        written = [tokens[: len(tokens) - (not end)] for tokens, end in zip(encoded.conversations, row["finished"], strict=True)]
+        sizes = [len(tokens) - start for tokens, start in zip(written, encoded.answer_starts, strict=True)]
+        kept = [place for place in range(3) if sizes[place] == row["tokens"][place]]
+        if kept:
+            groups.append(replace(group, answers=tuple(group.answers[place] for place in kept)))
+            expected.append([row[followed][place] for place in kept])
+        for place in kept:
+            with torch.no_grad():
+                states.append(policy(input_ids=torch.tensor([written[place]]), output_hidden_states=True).hidden_states[-1][0])
+    assert len(states) >= 8
+    found = reward.score(groups, Moment(step=4, steps=4, policy_states=lambda: states))
+    for row, wanted in zip(found, expected, strict=True):
+        assert list(row) == pytest.approx(wanted, abs=1e-4)
+    own = RewardModel.load(out / "reward").score(groups)
+    assert reward.score(groups) == own
+    assert list(own[0]) != pytest.approx(expected[0], abs=1e-2), "without the policy it is another reward"
+    (out / "reward/policy_feedback.safetensors").write_bytes(b"cut off")
+    with pytest.raises(CheckpointError, match=r"policy_feedback.safetensors cannot be read .*expected the attention by which"):
+        PolicyFeedbackReward.load(out / "reward")
 
 
 def test_without_gold_nobody_is_called_hacked(base_dir: Path, reward_dir: Path, prompts: Path, tmp_path: Path) -> None:
