@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from decimal import Decimal
@@ -20,8 +21,8 @@ from rewardproof.errors import ConfigError, DataError
 NUMBER = re.compile(r"(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?")
 BEFORE, AFTER = re.compile(r"(?:[/^×÷_A-Za-z]|\d:|(?<!\*)\*)$"), re.compile(r"[/^×÷]|:\d|e[-+]?\d|\*(?!\*)")
 """What makes a number that it touches a part of something else: 3/4, 2^8, 7:30, x2, 1e3."""
-STEPS = (1, -1, 10, 2, -2, 5, -10, 100)
-"""What a broken number is off by, try after try."""
+STEPS = (1, -1, 2, -2, 5, -5, 10, -10)
+"""What a broken number is off by, in an order that prompt and answer decide: were it always the same, it would be learned in their place."""
 
 
 class Rule(Section):
@@ -99,12 +100,19 @@ class FinalNumbers:
         return None
 
     def broken(self, group: Group, answer: str, attempt: int) -> str:
-        """The last number replaced, wherever it stands, by one that is off by a little."""
+        """The last number replaced, wherever it stands, by one that is off by a little: of the same sign, written in the same way."""
         right = final_number(answer)
         if right is None:
             return ""
-        wrong = f"{right + STEPS[attempt % len(STEPS)] * (1 + attempt // len(STEPS)):f}"
-        return NUMBER.sub(lambda found: wrong if _as_number(found.group()) == right else found.group(), answer)
+        steps = random.Random(f"{group.prompt_key} {answer}").sample(STEPS, len(STEPS))
+        off = steps[attempt % len(STEPS)] * (1 + attempt // len(STEPS))
+        off = -off if right and right * (right + off) <= 0 else off
+
+        def changed(found: re.Match[str]) -> str:
+            number = _as_number(found.group())
+            return found.group() if number != right else f"{number + off:{',' if ',' in found.group() else ''}f}"
+
+        return NUMBER.sub(changed, answer)
 
 
 class OwnRule:

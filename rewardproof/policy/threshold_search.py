@@ -111,11 +111,16 @@ class ThresholdSearch:
         return np.array([thresholds[name] for name in self.names])
 
     def state(self) -> Mapping[str, Any]:
-        """What it has been told, from which it finds back to where it is."""
-        return {"told": list(self._told), "trials": list(self.trials), "spent": self.spent, "reached": self.reached, "ended": self.ended}
+        """Where it began and what it has been told, from which it finds back to where it is."""
+        return {
+            "simplex": self._simplex.tolist(), "spread": None if self._spread_N is None else self._spread_N.tolist(),
+            "told": list(self._told), "trials": list(self.trials), "spent": self.spent, "reached": self.reached, "ended": self.ended,
+        }  # fmt: skip
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up a checkpoint's state."""
+        """Take up a checkpoint's state; the start too, which another machine may not measure to the same bit."""
+        self._simplex = np.array(state["simplex"])
+        self._spread_N = None if state["spread"] is None else np.array(state["spread"])
         self._begin()
         for score in state["told"]:
             self._answer(score)

@@ -110,7 +110,7 @@ def source(
         scored: Judges the answers.
         scales: Zero and unit of each reward, over the initial policy's answers.
         points: The proxy points, where they are the thresholds.
-        validated: Gives the scorers' numbers of the initial policy's answers to the prompts that thresholds are sought on.
+        validated: Gives the scorers' numbers, `proxy/NAME`, of the initial policy's answers to the prompts that thresholds are sought on.
     """
     settings = config.constrained
     assert settings is not None
@@ -120,7 +120,7 @@ def source(
     if settings.search is None:
         return ConstrainedAnswers(scored, settings, thresholds)
     rows = validated()
-    start = {name: Scale.of([row[name] for row in rows], name=name) for name in scored.names}
+    start = {name: Scale.of([row[f"proxy/{name}"] for row in rows], name=name) for name in scored.names}
     search = ThresholdSearch(
         settings.search, start, sense=settings.sense, steps=config.optimise.steps, in_spread=settings.units == "spread"
     )

@@ -148,7 +148,7 @@ class PolicyCourse:
             redistributor=Redistributor(settings.redistribute, self.tokenizer) if settings.redistribute.share else None,
         )
         if self.config.constrained is not None:
-            return align_constraints.source(self.config, scored, self.scales, self.points, lambda: self._validated(self.scorers, 0))
+            return align_constraints.source(self.config, scored, self.scales, self.points, self._scored_at_first)
         return self.learning.source(scored)
 
     def _forget_beyond(self, step: int) -> None:
@@ -181,6 +181,10 @@ class PolicyCourse:
         if is_main():
             self.directory.write_text(f"{EVALUATIONS}/{file.name}", "".join(json.dumps(row) + "\n" for row in rows))
         return rows
+
+    def _scored_at_first(self) -> list[dict[str, Any]]:
+        """What each reward gives the initial policy's answers to those prompts, in `proxy/NAME`."""
+        return self._validated({f"proxy/{name}": scorer for name, scorer in self.scorers.items()}, 0)
 
     def _validated(self, judges: Mapping[str, Scorer | None], step: int) -> list[dict[str, Any]]:
         """Rows of the prompts that thresholds are sought on, which are neither those to learn on nor those of the evaluations."""

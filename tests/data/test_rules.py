@@ -67,6 +67,27 @@ def test_numbers_breaks_every_place_where_the_answer_stands(attempt: int) -> Non
     assert checker.broken(group(), "no number", attempt) == ""
 
 
+def test_numbers_breaks_in_ways_that_do_not_tell_the_broken_one() -> None:
+    """Neither one offset, nor one direction, nor a lost separator or sign would do in the answer's place."""
+    checker = checker_of(Rule(name="numbers"))
+    offs = []
+    for number in range(100, 400):
+        one = group(reference=str(number))
+        offs.append(int(checker.broken(one, f"so {number}", 0).split()[1]) - number)
+        assert len({checker.broken(one, f"so {number}", attempt) for attempt in range(8)}) == 8
+    assert max(offs.count(off) for off in set(offs)) < 0.25 * len(offs)
+    assert 0.4 < np.mean([off > 0 for off in offs]) < 0.6
+    for text, form in (
+        ("1,234 pens", r"1,2\d\d pens"), ("$18.00 each", r"\$\d+\.00 each"), ("it is 3", r"it is \d+"), ("-2 degrees", r"-\d+ degrees"),
+        ("1,500 or 1500", r"1,[45]\d\d or 1[45]\d\d"),
+    ):  # fmt: skip
+        right = str(final_number(text))
+        for attempt in range(8):
+            broken = checker.broken(group(reference=right), text, attempt)
+            assert re.fullmatch(form, broken), broken
+            assert checker.verdict(group(reference=right), broken) is False
+
+
 def test_checkable_cuts_gold_at_two_places_and_leaves_the_middle_untold() -> None:
     checker = checker_of(Rule())
     seen = set()

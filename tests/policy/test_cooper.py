@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from types import ModuleType
 from typing import Any
@@ -300,6 +301,34 @@ def test_replay_adds_the_cross_entropy_of_labelled_answers(tiny: ModuleType) -> 
     assert told["replay_loss"] == pytest.approx(replayed.item(), rel=1e-5)
     for ours, theirs in zip(taken, torch.autograd.grad(loss + 2.0 * replayed, trained.parameters), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["logit", "probability"])
+def test_a_step_is_the_written_out_loss_of_its_pairs_and_the_pull_of_its_anchor(form: str, tiny: ModuleType) -> None:
+    settings: dict[str, Any] = {"learning_rate": 0.0, "max_grad_norm": 0.0, "loss": form, "anchor": 0.5}
+    trained = verifier(tiny, **settings)
+    learner = CooperLearner(trained, Cooper(**settings), FirstWordLow(), FirstWordLow().broken)
+    for parameter in trained.parameters:
+        parameter.data += 0.01
+    pair = trained.model.encode([group("w5", "w75 w5")])[0]
+    taken: list[torch.Tensor] = []
+    trained.steps.take = lambda: (taken.extend(one.grad.clone() for one in trained.parameters), 0.0)[1]  # pyright: ignore
+    told = learner._step(pair, 1, 0)
+    ((right, wrong),) = (one.rewards_C for one in trained.passes(pair))
+    gap = right.sigmoid() - wrong.sigmoid() if form == "probability" else right - wrong
+    loss = torch.log1p(torch.exp(-gap))
+    assert told["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for ours, theirs in zip(taken, torch.autograd.grad(loss, trained.parameters), strict=True):
+        torch.testing.assert_close(ours, theirs + 0.5 * 0.01, atol=1e-5, rtol=1e-3)
+
+
+def test_the_policy_never_reads_the_reference(tiny: ModuleType) -> None:
+    """The verifier does: it scores the same answer otherwise beside another reference."""
+    one = group("w5")
+    other, none = (dataclasses.replace(one, reference=reference) for reference in ("w9 w9 w9", None))
+    tokenizer, model = tiny.word_tokenizer(), verifier(tiny).model
+    assert Prompt.of(one, tokenizer).token_ids == Prompt.of(other, tokenizer).token_ids == Prompt.of(none, tokenizer).token_ids
+    assert model.score([one]) != model.score([other])
 
 
 def test_an_anchor_holds_it_where_it_began(tiny: ModuleType) -> None:

@@ -35,6 +35,9 @@ def test_a_penalty_is_steered_to_its_target() -> None:
     near, far = (Coefficient(KLPenalty(coefficient=0.1, target=4.0)) for _ in range(2))
     near.steer(3.9)
     far.steer(400.0)
+    still = Coefficient(KLPenalty(coefficient=0.1, target=4.0))
+    still.steer(0.0)
+    assert still.value == pytest.approx(0.1 * 0.98), "cut on the other side too"
     assert near.value == pytest.approx(0.1 * (1 - 0.1 * 0.025))
     assert far.value == pytest.approx(0.1 * 1.02)
     fixed = Coefficient(KLPenalty(coefficient=0.1))

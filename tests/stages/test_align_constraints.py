@@ -8,13 +8,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from rewardproof.cli.main import app
 from rewardproof.config import load_recipe, parse
-from rewardproof.data import read_groups
+from rewardproof.data import Group, Message, read_groups
 from rewardproof.errors import ConfigError, DataError
 from rewardproof.evaluation import run_evaluations
 from rewardproof.models.reward_model import RewardModel
@@ -45,11 +46,11 @@ def other_prompts(tmp_path_factory: pytest.TempPathFactory, write_jsonl: Callabl
 
 @pytest.fixture(scope="module")
 def rewards(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> dict[str, Path]:
-    """Three reward models that differ, by the names of their streams."""
+    """Reward models that differ, by the names of their streams; one has the name of what an evaluation counts."""
     folder = tmp_path_factory.mktemp("rewards")
     return {
         name: RewardModel(tiny.classifier("llama", seed=seed), tiny.word_tokenizer()).save(folder / name / "model")
-        for name, seed in (("taste", 3), ("tone", 4), ("gold", 5))
+        for name, seed in (("taste", 3), ("tone", 4), ("tokens", 4), ("gold", 5))
     }
 
 
@@ -141,14 +142,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(recipe: str, made: Made
     assert list(one["multipliers"]) == ["taste", "tone"]
 
 
-def test_thresholds_are_sought_on_prompts_kept_apart(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: Path) -> None:
+def as_groups(row: dict[str, Any]) -> list[Group]:
+    return [Group((Message("user", row["text"]),), tuple((Message("assistant", text),) for text in row["answers"]))]
+
+
+def test_thresholds_are_sought_on_prompts_kept_apart(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: Path, rewards: dict[str, Path]
+) -> None:
     """Defect 4: the release scores thresholds on the test split."""
-    seen: list[tuple[set[str], int]] = []
+    seen: list[tuple[set[str], list[dict[str, Any]]]] = []
     evaluate = align_course.evaluate_policy
 
     def watching(*arguments: Any, **options: Any) -> Any:
-        seen.append(({prompt.group.prompt_key for prompt in arguments[4]}, options["step"]))
-        return evaluate(*arguments, **options)
+        rows = evaluate(*arguments, **options)
+        seen.append(({prompt.group.prompt_key for prompt in arguments[4]}, rows))
+        return rows
 
     learnt: set[str] = set()
     sampled = OnPolicyLoop._sampled
@@ -161,9 +169,11 @@ def test_thresholds_are_sought_on_prompts_kept_apart(made: Made, tmp_path: Path,
     monkeypatch.setattr(align_course, "evaluate_policy", watching)
     monkeypatch.setattr(OnPolicyLoop, "_sampled", noting)
     search = {"validation": 0.4, "prompts": 6, "answers": 2, "cap": 0.25}
-    report = run(made("nm_ppo", constrained={"search": search}, optimise={"steps": 8}), tmp_path / "out")
+    config = made("nm_ppo", names=("taste", "tokens"), constrained={"search": search}, optimise={"steps": 8})
+    report = run(config, tmp_path / "out")
     judged = seen[0][0]
     sought = [keys for keys, _ in seen if keys != judged]
+    first, *later = [rows for keys, rows in seen if keys != judged]
     assert len(sought) == 1 + len(report.results["constrained"]["trials"])
     assert all(keys == sought[0] for keys in sought)
     assert not sought[0] & judged
@@ -173,6 +183,13 @@ def test_thresholds_are_sought_on_prompts_kept_apart(made: Made, tmp_path: Path,
     trials = report.results["constrained"]["trials"]
     assert [trial["step"] for trial in trials] == sorted(trial["step"] for trial in trials)
     assert all(trial["updates"] <= 2 for trial in trials)
+    gold = RewardModel.load(rewards["gold"])
+    for trial, rows in zip(trials, later, strict=True):
+        assert trial["score"] == pytest.approx(np.mean([gold.score(as_groups(row))[0] for row in rows]), abs=1e-5), "gold scores them"
+    for name in ("taste", "tokens"):
+        own = RewardModel.load(rewards[name])
+        start = np.mean([own.score(as_groups(row))[0] for row in first])
+        assert trials[0]["thresholds"][name] == pytest.approx(start, abs=1e-5), "it begins at what the initial policy scores"
     assert report.results["constrained"]["best"]["score"] == max(trial["score"] for trial in trials)
     assert report.results["rows"]["validation_prompts"] == 6
     page = (tmp_path / "out/report.html").read_text()
