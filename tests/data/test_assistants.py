@@ -23,7 +23,10 @@ def adds_one(conversation: Sequence[Mapping[str, str]], reference: str, answer: 
 
 
 def test_the_rules_own_program() -> None:
-    assert breaking(Assistant(), CHECKER)(ONE, "it is 4", 0) == "it is 5"
+    breaks = breaking(Assistant(), CHECKER)
+    tried = [breaks(ONE, "it is 4", attempt) for attempt in range(3)]
+    assert tried == [CHECKER.broken(ONE, "it is 4", attempt) for attempt in range(3)]
+    assert [CHECKER.verdict(ONE, text) for text in tried] == [False] * 3
 
 
 def test_a_function_of_ones_own() -> None:
