@@ -22,7 +22,7 @@ NUMBER = re.compile(r"(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?")
 BEFORE, AFTER = re.compile(r"(?:[/^×÷_A-Za-z]|\d:|(?<!\*)\*)$"), re.compile(r"[/^×÷]|:\d|e[-+]?\d|\*(?!\*)")
 """What makes a number that it touches a part of something else: 3/4, 2^8, 7:30, x2, 1e3."""
 STEPS = (1, -1, 2, -2, 5, -5, 10, -10)
-"""What a broken number is off by, in an order that prompt and answer decide: were it always the same, it would be learned in their place."""
+"""What a broken number is off by, in an order that prompt and answer decide: one that never changes would be learned instead."""
 
 
 class Rule(Section):
