@@ -256,24 +256,23 @@ def test_a_program_cannot_learn(recipe: str, made: Callable[..., Align], tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "methods", "prompts", "seeds"),
+    ("name", "methods", "prompts"),
     [
         (
             "learning_rewards",
             {"rloo", "r2m", "r2m_untrained", "metarm", "metarm_plain", "rloo_tokens", "red_rloo", "red_ppo", "cooper", "rule"},
             24,
-            {0, 1},
         ),
-        ("gamed", {"rloo", "r2m", "metarm", "dpo", "rpo", "sft"}, 24, {0, 1, 3}),
-        ("direct_alignment", {"rloo", "dpo_001", "ipo_001", "slic_001", "dpo_length_001", "rpo_001"}, 32, {0, 1}),
-        ("constrained", {"look_both", "ppo_sum", "mu", "xi", "all", "sat", "nm"}, 24, {0, 1}),
+        ("gamed", {"rloo", "r2m", "r2m_slow", "metarm", "dpo", "rpo", "sft"}, 24),
+        ("direct_alignment", {"rloo", "dpo_001", "ipo_001", "slic_001", "dpo_length_001", "rpo_001"}, 32),
+        ("constrained", {"look_both", "ppo_sum", "mu", "xi", "all", "sat", "nm"}, 24),
     ],
 )
 def test_the_studies_of_policies_unfold_to_runs_that_are_judged_on_the_same_held_out_prompts(
-    name: str, methods: set[str], prompts: int, seeds: set[int]
+    name: str, methods: set[str], prompts: int
 ) -> None:
     cells = unfold(parse(Study, load_yaml(Path(f"studies/{name}.yaml").read_text(), origin="study")))
-    assert {cell.seed for cell in cells} == seeds
+    assert {cell.seed for cell in cells} == {0, 1}
     assert methods <= {cell.method for cell in cells}
     for cell in cells:
         if cell.align is not None and not cell.method.startswith("look"):
