@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,6 +33,7 @@ from rewardproof.models.families import family_of, is_padded_only
 from rewardproof.models.packed import PackedRewards, end_states, position_boundary, position_table
 from rewardproof.models.precision import Precision, computing_in, default_budget
 from rewardproof.models.saving import save_model
+from rewardproof.models.tensor_files import save_whole
 from rewardproof.models.trunk import FrozenTrunk, group_key
 
 MIXER_FILE = "mixer.safetensors"
@@ -333,10 +334,7 @@ class CapabilityExperts(nn.Module):
     def save_mixer(self, folder: Path) -> Path:
         """Write the network, whole or not at all."""
         target = folder / MIXER_FILE
-        partial = target.with_name(target.name + ".partial")
-        with writing(target, discard=partial):
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.mixer.state_dict().items()}, partial)
-        os.replace(partial, target)
+        save_whole(target, self.mixer.state_dict())
         return target
 
     def load_mixer(self, folder: Path) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from rewardproof.artifacts import writing
 from rewardproof.errors import CheckpointError
 
 DTYPES = {
@@ -143,6 +146,19 @@ def write_tensors(path: Path | str, layout: Mapping[str, Tensor], tensors: Itera
             assert tensor.shape == layout[name].shape, f"{name}: {tuple(tensor.shape)} is not what the layout says"
             stream.write(_bytes_of(tensor.detach().to("cpu", layout[name].dtype).contiguous()))
     assert not starts, f"{next(iter(starts))} was laid out but never came"
+
+
+def save_whole(target: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors that are in memory, and words about them, into a file that is there whole or not at all.
+
+    Raises:
+        StorageError: The disk is full, or a limit on the size of files is reached.
+    """
+    partial = target.with_name(target.name + ".partial")
+    with writing(target, discard=partial):
+        own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(own, partial, metadata=dict(metadata) if metadata else None)
+    os.replace(partial, target)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -18,17 +18,14 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rewardproof.artifacts import writing
 from rewardproof.config import parse
 from rewardproof.data.group import Group
 from rewardproof.errors import CheckpointError, EvaluationError
@@ -37,6 +34,7 @@ from rewardproof.models.cross_attention import AttentionShape, CrossAttention
 from rewardproof.models.packed import RewardsAndStates
 from rewardproof.models.precision import Precision
 from rewardproof.models.reward_model import RewardModel
+from rewardproof.models.tensor_files import save_whole
 
 log = logging.getLogger(__name__)
 Feedback = Literal["policy", "noise"]
@@ -162,12 +160,7 @@ class PolicyFeedbackReward:
             "policy_width": self.policy_width, "attention": self.attention.shape.model_dump(), "floor": self.floor,
             "feedback": self.feedback, "seed": self.seed,
         }  # fmt: skip
-        target = path / FEEDBACK_FILE
-        partial = target.with_name(target.name + ".partial")
-        with writing(target, discard=partial):
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.attention.state_dict().items()}
-            save_file(tensors, partial, metadata={"policy_feedback": json.dumps(told)})
-        os.replace(partial, target)
+        save_whole(path / FEEDBACK_FILE, self.attention.state_dict(), metadata={"policy_feedback": json.dumps(told)})
         return path
 
     @property

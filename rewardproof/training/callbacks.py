@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rewardproof.artifacts import Progress, is_main, write_whole, writing
+from rewardproof.artifacts import Progress, is_main, write_whole
+from rewardproof.models.tensor_files import save_whole
 from rewardproof.training.checkpoints import load_trained_state, trained_state
 from rewardproof.training.sharding import whole
 
@@ -85,11 +86,7 @@ class BestStateCallback(TrainerCallback):
         if self.folder is None or not is_main():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        target = self.folder / BEST
-        partial = target.with_name(target.name + ".partial")
-        with writing(target, discard=partial):
-            save_file({name: tensor.cpu().contiguous() for name, tensor in self.best.items()}, partial)
-        partial.replace(target)
+        save_whole(self.folder / BEST, self.best)
 
 
 class ProgressCallbackTo(TrainerCallback):
